@@ -1,0 +1,1 @@
+"""Data sets, synthetic people, transforms, the identity-balanced sampler and loaders."""

@@ -1,0 +1,33 @@
+"""The errors that end a run, each with the exit status it ends with.
+
+0 is done, or stopped for a requeue; 1 the run failed; 2 a bad command line, config or data; 3 the ranks
+disagree. A message is one line: what is wrong, where, and what would be right.
+"""
+
+
+class AutoreidError(Exception):
+    """A failure that the user can act on; its message is one line."""
+
+    exit_status = 1
+
+
+class RunError(AutoreidError):
+    """The run itself failed: a loss that is not finite, a disk that is full."""
+
+
+class ConfigError(AutoreidError):
+    """The command line or the config is wrong; names file, key and value."""
+
+    exit_status = 2
+
+
+class DataError(AutoreidError):
+    """A data set, image or genotype file is missing or broken; names the path."""
+
+    exit_status = 2
+
+
+class DisagreementError(AutoreidError):
+    """Ranks that must hold equal values do not; names the step and the ranks."""
+
+    exit_status = 3

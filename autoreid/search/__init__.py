@@ -1,0 +1,1 @@
+"""Genotypes, spaces, candidate operations, supernets, relaxations, the architect and the search loop."""
