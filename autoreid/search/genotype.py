@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from autoreid.errors import DataError
+from autoreid.files import write_atomically
 
 #: Operations that a cell of the `reid_cell` space may use, in the order of the alphas' columns.
 #: `none` may take an edge's weight during the search but never an edge of a genotype.
@@ -40,10 +41,8 @@ class Genotype(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
     def save(self, path: Path) -> None:
-        """Writes the JSON text to a file, replacing it in one step."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(str(self), encoding="utf-8")
-        partial.replace(path)
+        """Writes the JSON text to a file, replacing it in one step; raises RunError when it cannot."""
+        write_atomically(path, str(self).encode())
 
     @staticmethod
     def load(path: Path) -> CellGenotype:
