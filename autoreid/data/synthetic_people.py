@@ -1,0 +1,200 @@
+"""Writes a data set of synthetic pedestrians in the layout of Market-1501, to run the whole way without one.
+
+Each image is drawn from numbers that its settings, identity and index alone decide, so equal settings give
+equal files, byte for byte, in whatever order they are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from autoreid.data.market1501 import FOLDERS
+from autoreid.data.people_cameras import BACKGROUNDS, Camera, draw_obstacle, pick_camera
+from autoreid.data.people_drawing import Person, draw_person, pick_colours, pick_person, pick_pose
+from autoreid.data.records import DISTRACTOR, JUNK
+from autoreid.errors import DataError, RunError
+
+SETTINGS_FILE = "synthetic.json"
+#: Raised when the same settings give other pictures than before, so that old folders are not taken for new.
+DRAWING_VERSION = 1
+#: Pictures are drawn this much larger than they are saved.
+_OVERSIZE = 2
+#: Sets of three colours that a domain's people share.
+_WARDROBES = 6
+
+
+class _Stream(IntEnum):
+    """What random numbers are for; no two uses share theirs."""
+
+    WARDROBES = 1
+    CAMERA = 2
+    PERSON = 3
+    IMAGE = 4
+    STRANGER = 5
+    JUNK = 6
+
+
+class SyntheticPeople(BaseModel):
+    """What to draw; equal settings give equal files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_identities: int = Field(64, ge=1)
+    test_identities: int = Field(32, ge=1)
+    images_per_identity: int = Field(16, ge=1, description="in training, and in query and gallery together")
+    cameras: int = Field(4, ge=2)
+    distractors: int = Field(32, ge=0, description="gallery images of people who are no query")
+    junk: int = Field(16, ge=0, description="badly cropped gallery images, which a ranking must ignore")
+    height: int = Field(128, ge=32, description="pixels")
+    width: int = Field(64, ge=16, description="pixels")
+    domain: int = Field(0, ge=0, description="shifts the style of all cameras, and shows other people")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _queries_have_matches(self) -> SyntheticPeople:
+        if self.images_per_identity < self.cameras + 2:
+            raise ValueError(
+                f"images_per_identity {self.images_per_identity} leaves queries without a match:"
+                f" with {self.cameras} cameras expected at least {self.cameras + 2}"
+            )
+        return self
+
+    def _rng(self, stream: _Stream, number: int = 0, image: int = 0) -> np.random.Generator:
+        # Always five numbers: numpy takes [1, 2] and [1, 2, 0] for the same seed.
+        return np.random.default_rng([self.seed, self.domain, stream, number, image])
+
+
+def write_synthetic_people(root: Path, people: SyntheticPeople) -> None:
+    """Draw the people and write them to the folder, in one step: it appears whole or not at all.
+
+    A folder that holds the same people already is left as it is.
+
+    Raises:
+        DataError: the folder exists and holds something else; it is never overwritten.
+        RunError: the folder cannot be written.
+    """
+    root = Path(root)
+    if root.exists():
+        _check_same(root, people)
+        return
+    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
+    try:
+        for folder in FOLDERS.values():
+            (partial / folder).mkdir(parents=True)
+        for name, image in _pictures(people):
+            image.save(partial / name, quality=90)
+        (partial / SETTINGS_FILE).write_text(json.dumps(_settings(people), indent=1) + "\n", encoding="utf-8")
+        try:
+            partial.rename(root)
+        except OSError:
+            if not root.exists():
+                raise
+            _check_same(root, people)  # another process was faster
+    except OSError as error:
+        raise RunError(f"{root}: cannot write the synthetic people: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _settings(people: SyntheticPeople) -> dict[str, int]:
+    return {"drawing_version": DRAWING_VERSION, **people.model_dump()}
+
+
+def _check_same(root: Path, people: SyntheticPeople) -> None:
+    advice = "name another folder, or remove this one"
+    try:
+        found = json.loads((root / SETTINGS_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root}: exists, without a readable {SETTINGS_FILE}; {advice}") from error
+    wanted = _settings(people)
+    if found == wanted:
+        return
+    found = found if isinstance(found, dict) else {}
+    differing = [
+        f"{key} is {found.get(key, 'missing')}, not {wanted.get(key, 'there at all')}"
+        for key in {**wanted, **found}
+        if found.get(key) != wanted.get(key)
+    ]
+    raise DataError(f"{root}: holds other synthetic people ({'; '.join(differing)}); {advice}")
+
+
+def _pictures(people: SyntheticPeople) -> Iterator[tuple[str, Image.Image]]:
+    """Every image of the data set, with its path below the root."""
+    studio = _Studio(people)
+    last = people.train_identities + people.test_identities
+    frame = 0
+    for identity in range(1, last + 1):
+        person = studio.person(_Stream.PERSON, identity)
+        for i in range(people.images_per_identity):
+            camera, frame = i % people.cameras, frame + 1
+            if identity <= people.train_identities:
+                folder = FOLDERS["train"]
+            else:  # the first image of each camera is the query
+                folder = FOLDERS["query"] if i < people.cameras else FOLDERS["gallery"]
+            picture = studio.picture(people._rng(_Stream.IMAGE, identity, i), camera, person)
+            yield f"{folder}/{_name(identity, camera, frame)}", picture
+    for i in range(people.distractors):
+        camera, frame = i % people.cameras, frame + 1
+        stranger = studio.person(_Stream.STRANGER, i)
+        picture = studio.picture(people._rng(_Stream.STRANGER, i, 1), camera, stranger)
+        yield f"{FOLDERS['gallery']}/{_name(DISTRACTOR, camera, frame)}", picture
+    for i in range(people.junk):
+        camera, frame = i % people.cameras, frame + 1
+        person = studio.person(_Stream.PERSON, last - i % people.test_identities)
+        picture = studio.picture(people._rng(_Stream.JUNK, i), camera, person, badly_cropped=True)
+        yield f"{FOLDERS['gallery']}/{_name(JUNK, camera, frame)}", picture
+
+
+def _name(identity: int, camera: int, frame: int) -> str:
+    number = f"{identity:04d}" if identity >= 0 else str(identity)
+    return f"{number}_c{camera + 1}s1_{frame:06d}_00.jpg"
+
+
+class _Studio:
+    """Draws people before the cameras of one domain."""
+
+    def __init__(self, people: SyntheticPeople) -> None:
+        self.people = people
+        self.size = (people.width * _OVERSIZE, people.height * _OVERSIZE)
+        rng = people._rng(_Stream.WARDROBES)
+        self.wardrobes = [pick_colours(rng, 3) for _ in range(_WARDROBES)]
+        self.cameras = [self._camera(index) for index in range(people.cameras)]
+
+    def person(self, stream: _Stream, number: int) -> Person:
+        return pick_person(self.people._rng(stream, number), self.wardrobes)
+
+    def _camera(self, index: int) -> Camera:
+        domain = self.people.domain
+        background = BACKGROUNDS[(2 * domain + index % 2) % len(BACKGROUNDS)]
+        rng = self.people._rng(_Stream.CAMERA, index)
+        return pick_camera(rng, background, 2.4 * domain if domain else None, self.size)
+
+    def picture(
+        self, rng: np.random.Generator, camera: int, person: Person, badly_cropped: bool = False
+    ) -> Image.Image:
+        """A person as a camera sees them: a pose, a crop, perhaps something in front."""
+        style = self.cameras[camera]
+        width, height = self.size
+        left = int(rng.integers(style.scene.width - width + 1))
+        top = int(rng.integers(style.scene.height - height + 1))
+        image = style.scene.crop((left, top, left + width, top + height))
+        size = height * rng.uniform(0.8, 1.0)
+        centre = width * (0.5 + rng.uniform(-0.1, 0.1))
+        head = (height - size) * rng.uniform(0.1, 0.9) + height * rng.uniform(-0.03, 0.03)
+        if badly_cropped:
+            size *= rng.uniform(1.6, 2.4)
+            centre += width * rng.choice((-0.4, 0.4))
+            head = -rng.uniform(0.1, 0.5) * size
+        draw_person(image, person, pick_pose(rng), centre, head, size)
+        if rng.random() < 0.25:
+            draw_obstacle(image, rng)
+        return style.develop(image.reduce(_OVERSIZE), rng)
