@@ -1,0 +1,355 @@
+"""The typed, strict schema of a run: YAML plus `section.key=value` overrides; every error names file and key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from autoreid.data.synthetic_people import SyntheticPeople
+from autoreid.errors import ConfigError
+from autoreid.search.genotype import CELL_OPERATIONS
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys and wrong types are refused, a loaded config never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """What is trained on, and how batches are made of it."""
+
+    root: Path
+    """Folder in Market-1501's layout: bounding_box_train, query, bounding_box_test."""
+    synthetic: SyntheticPeople | None = None
+    """Write these synthetic people to `root` first, if they are not there yet."""
+    height: Count = 256
+    """Image height in pixels."""
+    width: Count = 128
+    """Image width in pixels."""
+    batch_size: Count = 64
+    """Images in a global batch; each rank takes an equal share."""
+    images_per_identity: Count = 4
+    """K: images of each identity in a batch."""
+    alpha_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of each identity's training images that only the alphas see."""
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training identities kept from the search, to measure its retrieval on."""
+    padding: Annotated[int, Field(ge=0)] = 10
+    """Pixels of padding on every side before a random crop back to height × width."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    erasing: Fraction = 0.0
+    """Probability of random erasing (arXiv 1708.04896)."""
+    brightness: Fraction = 0.0
+    """Strength of random brightness."""
+    contrast: Fraction = 0.0
+    """Strength of random contrast."""
+    workers: Annotated[int, Field(ge=0)] = 4
+    """Loader processes a rank, for each of the two training streams; 0 loads in the main process."""
+
+
+class Search(Section):
+    """The space that is searched and how its alphas move."""
+
+    space: Literal["reid_cell"] = "reid_cell"
+    """Which space."""
+    operations: tuple[Literal[CELL_OPERATIONS], ...] = CELL_OPERATIONS[:7]  # type: ignore[valid-type]
+    """Candidate operations of every edge."""
+    stem: Literal["resnet", "darts"] = "resnet"
+    """resnet: 7×7 stride 2 and a pool, to 1/4 resolution. darts: 3×3 stride 1."""
+    channels: Count = 16
+    """C of the first cells; doubled by each reduction cell."""
+    cells_per_stage: tuple[Count, ...] = (2, 2, 2, 2)
+    """Cells in each stage; the first cell of every stage but the first is a reduction cell."""
+    nodes: Annotated[int, Field(ge=2)] = 4
+    """Nodes in a cell."""
+    parts: Count = 4
+    """M: horizontal body parts of the part-aware operation."""
+    relaxation: Literal["softmax"] = "softmax"
+    """How alphas become mixing weights."""
+    order: Literal["first", "second", "exact"] = "second"
+    """Gradient of the alphas: first order; second order by finite differences (DARTS eq. 8); or exact."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which only the weights are trained."""
+    alpha_learning_rate: Positive = 3e-4
+    """Adam's learning rate for the alphas."""
+    alpha_betas: tuple[Fraction, Fraction] = (0.5, 0.999)
+    """Adam's betas for the alphas."""
+    alpha_weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight decay of the alphas."""
+    stop_at_skips: Count | None = None
+    """Stop once the normal cell's genotype has so many skip_connect edges (DARTS+); null never stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Search:
+        if len(set(self.operations)) != len(self.operations):
+            raise ValueError("operations: each may stand once")
+        if not set(self.operations) - {"none"}:
+            raise ValueError("operations: at least one beside none is needed")
+        if not self.cells_per_stage:
+            raise ValueError("cells_per_stage: at least one stage is needed")
+        return self
+
+
+class Losses(Section):
+    """The retrieval loss: λ·cross-entropy + (1 - λ)·batch-hard triplet."""
+
+    classification_weight: Fraction = 0.5
+    """λ."""
+    margin: Annotated[float, Field(ge=0)] | None = 0.3
+    """The triplet's margin; null for the soft margin."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the cross-entropy."""
+    mine_across_ranks: bool = False
+    """Look for hard positives and negatives in the global batch instead of each rank's share."""
+
+
+class Training(Section):
+    """How weights are trained."""
+
+    epochs: Count = 50
+    """Epochs; one is a pass over the weights' images."""
+    learning_rate: Positive = 0.025
+    """SGD's learning rate at the start; a cosine leads to the final one, step by step."""
+    final_learning_rate: Annotated[float, Field(ge=0)] = 0.001
+    """SGD's learning rate at the end."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
+    weight_decay: Annotated[float, Field(ge=0)] = 3e-4
+    """Of the weights; the alphas have their own."""
+    gradient_clip: Positive | None = 5.0
+    """Largest norm of the weights' gradient; null does not clip."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 computes under autocast; weights, alphas and losses stay float32."""
+    channels_last: bool = False
+    """Memory layout that convolutions on GPUs prefer."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError("final_learning_rate: must not exceed learning_rate")
+        return self
+
+
+class Evaluation(Section):
+    """How retrieval is measured."""
+
+    every_epochs: Count = 1
+    """Measure after every so many epochs, and after the last."""
+    split: Literal["held_out", "test"] = "held_out"
+    """held_out: identities kept from the training set; test: the benchmark's own query and gallery."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance of embeddings."""
+    batch_size: Count = 128
+    """Images a rank embeds at once."""
+
+
+class Distributed(Section):
+    """Devices, and how ranks work together."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What to compute on; auto takes a GPU where there is one."""
+    share_batch_statistics: bool = True
+    """Normalise over the global batch, so that any number of ranks computes the same."""
+    digest_every_steps: Count = 50
+    """Compare the ranks' alphas after every so many steps."""
+    timeout_seconds: Positive = 600.0
+    """How long a rank waits for its peers before it gives up."""
+
+
+class Checkpoint(Section):
+    """What is saved."""
+
+    every_steps: Count = 500
+    """Save after every so many steps, beside the end of each epoch."""
+    keep_last: Count = 2
+    """How many checkpoints stay, beside the best."""
+
+
+class Reporting(Section):
+    """What a run shows."""
+
+    every_seconds: Positive = 30.0
+    """How often a plain line goes to the log."""
+    every_steps: Count = 20
+    """How often losses go to TensorBoard."""
+
+
+class Config(Section):
+    """A run."""
+
+    task: Literal["search"] = "search"
+    """What to do."""
+    task_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run's folders; a second run of the same name resumes."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random."""
+    output_dir: Path = Path("runs")
+    """Where run folders go."""
+    genotype_dir: Path = Path("searched_genotypes")
+    """Where genotypes and their pictures go."""
+    data: Data
+    search: Search = Search()
+    losses: Losses = Losses()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    distributed: Distributed = Distributed()
+    checkpoint: Checkpoint = Checkpoint()
+    reporting: Reporting = Reporting()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.data.batch_size % self.data.images_per_identity:
+            raise ValueError(
+                f"data.batch_size: {self.data.batch_size} is not a multiple of "
+                f"data.images_per_identity ({self.data.images_per_identity})"
+            )
+        if self.search.warmup_epochs >= self.training.epochs:
+            raise ValueError(
+                f"search.warmup_epochs: {self.search.warmup_epochs} leaves the alphas none of the "
+                f"{self.training.epochs} training.epochs"
+            )
+        if self.evaluation.split == "held_out" and not self.data.held_out_fraction:
+            raise ValueError("evaluation.split: held_out needs data.held_out_fraction above 0; or use test")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved config, every key with its value, as load_config reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a recipe and applies overrides such as `training.epochs=3`.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; one line that names file, key, value
+            and the nearest valid key.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the config: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections of keys such as data: and training:, found {tree!r}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        # JSON mode: strict about types, yet a list is a tuple and a string a path.
+        return Config.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        overridden = {override.partition("=")[0] for override in overrides}
+        raise ConfigError(_explain(error, path, overridden)) from error
+    except TypeError as error:  # a YAML date, say
+        raise ConfigError(f"{path}: a value is neither number, text, list nor section: {error}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"command line: {override!r} is not of the form section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if inner is None:
+            inner = tree[section] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"command line: {key}: {section} is a value, not a section")
+        tree = inner
+    try:
+        tree[last] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"command line: {key}: {text!r} is not a YAML value: {error}".replace("\n", " ")) from error
+
+
+def _explain(error: ValidationError, path: Path, overridden: set[str]) -> str:
+    """One line for the first problem, and how many more there are."""
+    first, *rest = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    where = "command line" if any(key == name or key.startswith(name + ".") for name in overridden) else str(path)
+    value = json.dumps(first["input"], ensure_ascii=False, default=str)
+    if first["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, list(option_names()), n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]}?" if nearest else "; --help lists the keys"
+        text = f"{key} = {value}: unknown key{hint}"
+    elif first["type"] == "missing":
+        text = f"{key}: missing, and it has no default"
+    elif first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+        text = f"{key}.{text}" if key else text
+    else:
+        text = f"{key} = {value}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    more = f" (and {len(rest)} more)" if rest else ""
+    return f"{where}: {text}{more}"
+
+
+def option_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every key of the schema, dotted, in order."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from option_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def describe_options() -> str:
+    """The schema as text for --help: a line a key, with default and meaning."""
+    return "\n".join(_describe(Config, ""))
+
+
+def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield f"\n{prefix}{name}: {(field.annotation.__doc__ or '').splitlines()[0]}"
+            yield from _describe(field.annotation, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else _shown(field.default)
+            yield f"  {prefix}{name} ({default}): {field.description or ''}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    return json.dumps(value.model_dump() if isinstance(value, BaseModel) else value)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,39 @@
+"""Process groups, collectives, shared batch statistics and the stop signal.
+
+Knows nothing of re-ID. Every function works without a process group as well, so that callers never branch.
+"""
+
+from autoreid.distributed.batch_norm import frozen_statistics, share_batch_statistics
+from autoreid.distributed.collectives import (
+    average_and_agree,
+    barrier,
+    broadcast_buffers,
+    check_agreement,
+    data_parallel,
+    gather,
+    gather_objects,
+    on_main,
+    sum_over_ranks,
+    world_size,
+)
+from autoreid.distributed.process_group import World, setup
+from autoreid.distributed.stop import StopSignal, ignore_stop_signals
+
+__all__ = [
+    "StopSignal",
+    "World",
+    "average_and_agree",
+    "barrier",
+    "broadcast_buffers",
+    "check_agreement",
+    "data_parallel",
+    "frozen_statistics",
+    "gather",
+    "gather_objects",
+    "ignore_stop_signals",
+    "on_main",
+    "setup",
+    "share_batch_statistics",
+    "sum_over_ranks",
+    "world_size",
+]

@@ -1,0 +1,94 @@
+"""Batch normalisation whose statistics are those of the batch over all ranks, on any device.
+
+torch's SyncBatchNorm refuses CPU tensors and cannot be differentiated twice; this one is made of
+differentiable collectives, so the rule that N ranks compute what one process computes can be tested over gloo
+and holds for the exact second-order architect too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from autoreid.distributed.collectives import gather, world_size
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch normalisation over (B, C) or (B, C, ...) of all ranks; every rank has the same B."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises with all ranks' statistics in training, with the running ones in evaluation."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+        others = [dim for dim in range(x.dim()) if dim != 1]
+        variance, mean = torch.var_mean(x, dim=others, correction=0)
+        # One collective for both; the spread of the ranks' means is exact where E[x²] - E[x]² would cancel.
+        everyone = gather(torch.stack([mean, variance])[None])
+        mean = everyone[:, 0].mean(0)
+        variance = everyone[:, 1].mean(0) + everyone[:, 0].var(0, correction=0)
+        self._track(mean, variance, x.numel() // x.shape[1] * world_size())
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        output = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output.to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        if not self.track_running_stats:
+            return
+        if self.running_mean is None or self.running_var is None or self.momentum is None:
+            raise ValueError("running statistics with a fixed momentum are what is supported")
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        unbiased = variance * (count / max(count - 1, 1))
+        self.running_mean.mul_(1 - self.momentum).add_(mean, alpha=self.momentum)
+        self.running_var.mul_(1 - self.momentum).add_(unbiased, alpha=self.momentum)
+
+
+def share_batch_statistics(module: AnyModule) -> AnyModule:
+    """Replaces every batch normalisation inside a module by a SharedBatchNorm with the same state.
+
+    Like torch's `SyncBatchNorm.convert_sync_batchnorm`, but in place, and for CPUs as well.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
+            shared = SharedBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            for key, value in [*child._parameters.items(), *child._buffers.items()]:
+                setattr(shared, key, value)
+            shared.train(child.training)
+            setattr(module, name, shared)
+        else:
+            share_batch_statistics(child)
+    return module
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Normalises with batch statistics as in training, but leaves the running ones as they are.
+
+    For forward passes that only ask for a gradient, such as the architect's.
+    """
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

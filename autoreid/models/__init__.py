@@ -1,0 +1,1 @@
+"""Re-ID heads, and later the fixed networks."""

@@ -1,0 +1,121 @@
+"""The alphas' gradient of the bilevel problem: min over α of L_alphas(w*(α), α) (DARTS, arXiv 1806.09055).
+
+L_weights is the loss on images that train the weights, L_alphas on those that only the alphas see. One step of SGD
+stands for w*: w' = w - ξ·∇w L_weights(w, α), momentum and weight decay included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import SGD
+
+from autoreid.data.loaders import Batch
+from autoreid.distributed import average_and_agree, frozen_statistics, sum_over_ranks, world_size
+from autoreid.search.alphas import Alphas
+from autoreid.search.objective import Objective
+from autoreid.search.relaxations import Relaxation
+
+Weights = dict[str, Tensor]
+
+
+class Architect:
+    """Computes this rank's share of the alphas' gradient; the loop averages it over the ranks.
+
+    Running batch statistics are left as they are: they belong to the weights' images.
+
+    Args:
+        order: "first": ∇α L_alphas(w, α). "second": the unrolled gradient, its Hessian-vector product by central
+            differences (DARTS, eq. 7 and 8). "exact": the unrolled gradient through autograd.
+    """
+
+    def __init__(
+        self,
+        supernet: nn.Module,
+        alphas: Alphas,
+        relaxation: Relaxation,
+        objective: Objective,
+        weight_optimizer: SGD,
+        order: Literal["first", "second", "exact"],
+    ) -> None:
+        self.supernet = supernet
+        self.alphas = alphas
+        self.relaxation = relaxation
+        self.objective = objective
+        self.weight_optimizer = weight_optimizer
+        self._gradients: Callable[[Batch, Batch], list[Tensor]] = {
+            "first": self._first_order,
+            "second": self._second_order,
+            "exact": self._exact,
+        }[order]
+
+    def gradients(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:
+        """One gradient for each of the alphas' parameters, in their order, from this rank's batches."""
+        with frozen_statistics(self.supernet):
+            return self._gradients(alpha_batch, weight_batch)
+
+    def _weights(self) -> Weights:
+        return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
+
+    def _loss(self, batch: Batch, weights: Weights) -> Tensor:
+        network = partial(functional_call, self.supernet, weights)
+        score = self.objective(lambda *inputs: network(inputs), batch, self.relaxation.mixing(self.alphas))
+        return score.losses.total
+
+    def _first_order(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:  # noqa: ARG002
+        loss = self._loss(alpha_batch, self._weights())
+        return list(torch.autograd.grad(loss, list(self.alphas.parameters())))
+
+    def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
+        """One step of SGD, as the optimiser would make it, on copies."""
+        group = self.weight_optimizer.param_groups[0]
+        unrolled = {}
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            step = gradient + group["weight_decay"] * weight
+            buffer = self.weight_optimizer.state.get(weight, {}).get("momentum_buffer")
+            if buffer is not None:
+                step = step + group["momentum"] * buffer
+            unrolled[name] = weight - group["lr"] * step
+        return unrolled
+
+    def _second_order(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:
+        weights = self._weights()
+        alphas = list(self.alphas.parameters())
+        weight_loss = self._loss(weight_batch, weights)
+        gradients, _ = average_and_agree(torch.autograd.grad(weight_loss, list(weights.values())))
+        with torch.no_grad():
+            unrolled = self._unroll(weights, gradients)
+        for weight in unrolled.values():
+            weight.requires_grad_()
+        loss = self._loss(alpha_batch, unrolled)
+        both = torch.autograd.grad(loss, [*alphas, *unrolled.values()])
+        direct, direction = both[: len(alphas)], both[len(alphas) :]
+        direction_mean, _ = average_and_agree(direction)
+        # Half the distance of the two points, as DARTS chooses it.
+        epsilon = 0.01 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction_mean))).clamp(min=1e-12)
+        shifted = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                moves = zip(weights.items(), direction_mean, strict=True)
+                nearby = {name: weight + sign * epsilon * move for (name, weight), move in moves}
+            shifted.append(torch.autograd.grad(self._loss(weight_batch, nearby), alphas))
+        rate = self.weight_optimizer.param_groups[0]["lr"]
+        return [
+            value - rate * (plus - minus) / (2 * epsilon) for value, plus, minus in zip(direct, *shifted, strict=True)
+        ]
+
+    def _exact(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:
+        weights = self._weights()
+        weight_loss = self._loss(weight_batch, weights)
+        gradients = torch.autograd.grad(weight_loss, list(weights.values()), create_graph=True)
+        # One differentiable all-reduce of one flat tensor.
+        flat = sum_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients])) / world_size()
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        mean = [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
+        loss = self._loss(alpha_batch, self._unroll(weights, mean))
+        return list(torch.autograd.grad(loss, list(self.alphas.parameters())))
