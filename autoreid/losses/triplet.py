@@ -1,0 +1,82 @@
+"""The batch-hard triplet loss, of one process or of one rank's share of a larger batch.
+
+Shape letters: B anchors on this rank, A embeddings on all ranks, D embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Squared distances below this count as this: the square root's derivative is infinite at zero.
+SMALLEST_SQUARE = 1e-12
+
+
+def batch_hard_triplet(
+    embeddings: Tensor,
+    labels: Tensor,
+    margin: float | None,
+    all_embeddings: Tensor | None = None,
+    all_labels: Tensor | None = None,
+    first_anchor: int = 0,
+) -> Tensor:
+    """Mean loss over the anchors that have a positive and a negative (arXiv 1703.07737, eq. 5).
+
+    An anchor's positive is the farthest other embedding of its label, its negative the nearest of another
+    label, by Euclidean distance. Without any such anchor the loss is zero, with zero gradients.
+
+    To mine across ranks, pass the embeddings and labels of all ranks, gathered in rank order with equal
+    shares. The result is then scaled so that its average over ranks is the loss of one process on the
+    whole batch, however the valid anchors are spread; gradients agree too if the backward of the gather
+    sums what the ranks send.
+
+    Args:
+        embeddings: (B, D); computed in float32 (float64 stays) even under autocast.
+        labels: (B,) integers.
+        margin: max(positive - negative + margin, 0), or None for the soft margin log(1 + exp(.)).
+        all_embeddings: (A, D), with gradients.
+        all_labels: (A,).
+        first_anchor: the row of `all_embeddings` that is this rank's first.
+    """
+    if all_embeddings is None or all_labels is None:
+        all_embeddings, all_labels = embeddings, labels
+    with torch.autocast(embeddings.device.type, enabled=False):
+        embeddings, all_embeddings = _at_least_float32(embeddings), _at_least_float32(all_embeddings)
+        positive, negative = _hardest(embeddings, labels, all_embeddings, all_labels, first_anchor)
+        difference = _distance(embeddings, all_embeddings[positive]) - _distance(
+            embeddings, all_embeddings[negative]
+        )
+        losses = F.softplus(difference) if margin is None else F.relu(difference + margin)
+
+        # Every rank counts the valid anchors of all ranks, so that no rank has to ask another.
+        same = (all_labels[:, None] == all_labels).sum(1)
+        valid = (same > 1) & (same < len(all_labels))
+        mine = valid[first_anchor : first_anchor + len(labels)]
+        ranks = len(all_labels) / len(labels)
+        return torch.where(mine, losses, 0).sum() * ranks / valid.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def _hardest(
+    embeddings: Tensor, labels: Tensor, all_embeddings: Tensor, all_labels: Tensor, first_anchor: int
+) -> tuple[Tensor, Tensor]:
+    """Rows of `all_embeddings` that hold each anchor's positive and negative; row 0 if there is none."""
+    # Differences, not products: exact for near duplicates, and the same for a pair on every rank.
+    distances = torch.cdist(embeddings, all_embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    same = labels[:, None] == all_labels
+    anchor = torch.arange(len(labels), device=labels.device)
+    positives = same.clone()
+    positives[anchor, first_anchor + anchor] = False
+    hardest_positive = distances.masked_fill(~positives, -torch.inf).argmax(1)
+    hardest_negative = distances.masked_fill(same, torch.inf).argmin(1)
+    return hardest_positive, hardest_negative
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) Euclidean distances of paired rows, with finite first and second derivatives everywhere."""
+    return (a - b).square().sum(1).clamp(min=SMALLEST_SQUARE).sqrt()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

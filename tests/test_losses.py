@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from autoreid.losses import RetrievalLoss, batch_hard_triplet
+
+MARGINS = [0.3, 0.0, None]
+
+
+def brute_force(embeddings, labels, margin):
+    """The definition, with three loops in plain Python floats; None if no anchor counts."""
+    rows, names = embeddings.double().tolist(), labels.tolist()
+    losses = []
+    for a, anchor in enumerate(rows):
+        positive, negative = -math.inf, math.inf
+        for b, other in enumerate(rows):
+            distance = math.sqrt(sum((x - y) ** 2 for x, y in zip(anchor, other, strict=True)))
+            if names[a] == names[b] and a != b:
+                positive = max(positive, distance)
+            if names[a] != names[b]:
+                negative = min(negative, distance)
+        if math.isfinite(positive) and math.isfinite(negative):
+            difference = positive - negative
+            losses.append(
+                math.log1p(math.exp(difference)) if margin is None else max(difference + margin, 0.0)
+            )
+    return sum(losses) / len(losses) if losses else None
+
+
+def random_batch(seed, B, D, identities, dtype=torch.float64):
+    """Embeddings that need gradients, and labels with gaps and a negative among them."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(B, D, generator=generator, dtype=dtype).requires_grad_()
+    return embeddings, torch.randint(0, identities, (B,), generator=generator) * 5 - 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 6), st.integers(1, 8), st.sampled_from(MARGINS)
+)
+def test_agrees_with_the_definition(seed, B, D, identities, margin):
+    embeddings, labels = random_batch(seed, B, D, identities)
+    loss = batch_hard_triplet(embeddings, labels, margin)
+    expected = brute_force(embeddings, labels, margin)
+    loss.backward()
+    if expected is None:
+        assert loss.item() == 0
+        assert not embeddings.grad.any()
+    else:
+        assert loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    single = batch_hard_triplet(embeddings.detach().float(), labels, margin)
+    assert single.item() == pytest.approx(expected or 0, abs=1e-5)
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+def test_first_and_second_derivatives(margin):
+    embeddings, labels = random_batch(1, 10, 4, 3)
+
+    def loss(x):
+        return batch_hard_triplet(x, labels, margin)
+
+    assert loss(embeddings) > 0
+    assert torch.autograd.gradcheck(loss, embeddings)
+    assert torch.autograd.gradgradcheck(loss, embeddings)
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3, 4], [7, 7, 7, 7], [1, 1, 2, 2], [5]])
+def test_duplicates_and_batches_without_positives_or_negatives_have_finite_derivatives(labels):
+    embeddings = torch.ones(len(labels), 3, dtype=torch.float64, requires_grad=True)
+    loss = batch_hard_triplet(embeddings, torch.tensor(labels), 0.3)
+    (gradient,) = torch.autograd.grad(loss, embeddings, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum() + loss, embeddings)
+    assert loss.item() == pytest.approx(0.3 if labels == [1, 1, 2, 2] else 0, abs=1e-12)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+    assert second.isfinite().all()
+
+
+def test_an_anchor_is_not_its_own_positive_nor_counted_without_one():
+    # Anchors 0 and 1 are 3 apart, their negative 2 is 1 and 2 away; anchor 2 has no positive.
+    embeddings, labels = torch.tensor([[0.0], [3.0], [1.0]]), torch.tensor([4, 4, 9])
+    loss = batch_hard_triplet(embeddings, labels, 0.5)
+    assert loss.item() == pytest.approx(((3 - 1 + 0.5) + (3 - 2 + 0.5)) / 2)
+
+
+def test_far_embeddings_that_nearly_coincide_keep_their_distances():
+    """|a|² + |b|² - 2ab in float32 would give noise of about 1 here."""
+    embeddings = torch.full((4, 8), 1000.0)
+    embeddings[:, 0] += torch.tensor([0.0, 0.25, 1.0, 1.5])
+    labels = torch.tensor([0, 0, 1, 1])
+    expected = brute_force(embeddings, labels, 0.3)
+    assert expected > 0
+    assert batch_hard_triplet(embeddings, labels, 0.3).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_nan_shows():
+    embeddings, labels = random_batch(0, 8, 3, 2)
+    spoiled = embeddings.detach().clone()
+    spoiled[3, 1] = torch.nan
+    assert batch_hard_triplet(spoiled, labels, 0.3).isnan()
+
+
+def across_ranks(embeddings, logits, labels, ranks, margin):
+    """The average over simulated ranks; their shares are separate leaves, gathered by concatenation."""
+    embedding_leaves = [x.detach().clone().requires_grad_() for x in embeddings.chunk(ranks)]
+    logit_leaves = [x.detach().clone().requires_grad_() for x in logits.chunk(ranks)]
+    shares = labels.chunk(ranks)
+
+    def gather(x):
+        return torch.cat(embedding_leaves if x.is_floating_point() else shares)
+
+    total = torch.zeros((), dtype=embeddings.dtype)
+    for rank in range(ranks):
+        criterion = RetrievalLoss(0.4, margin, 0.1, gather, rank)
+        total = total + criterion(embedding_leaves[rank], logit_leaves[rank], shares[rank]).total / ranks
+    total.backward()
+    return total, *(torch.cat([x.grad for x in leaves]) for leaves in (embedding_leaves, logit_leaves))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 6),
+    st.sampled_from([1, 2, 3, 4]),
+    st.integers(1, 12),
+    st.sampled_from(MARGINS),
+)
+def test_the_average_over_ranks_is_one_process_on_the_whole_batch(seed, share, ranks, identities, margin):
+    """With few identities repeated at random, ranks hold different numbers of valid anchors."""
+    B = share * ranks
+    embeddings, labels = random_batch(seed, B, 3, identities)
+    labels = (labels + 1) // 5
+    logits, _ = random_batch(seed + 1, B, 12, 1)
+    whole = RetrievalLoss(0.4, margin, 0.1)(embeddings, logits, labels).total
+    whole.backward()
+    total, embedding_gradient, logit_gradient = across_ranks(embeddings, logits, labels, ranks, margin)
+    torch.testing.assert_close(total, whole)
+    torch.testing.assert_close(embedding_gradient, embeddings.grad)
+    torch.testing.assert_close(logit_gradient, logits.grad)
+
+
+def test_terms_are_weighed():
+    embeddings, labels = random_batch(5, 12, 4, 3)
+    labels = (labels + 1) // 5
+    logits, _ = random_batch(6, 12, 3, 1)
+    terms = RetrievalLoss(0.25, 0.3, 0.1)(embeddings, logits, labels)
+    targets = F.one_hot(labels, 3) * 0.9 + 0.1 / 3
+    cross_entropy = -(targets * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(terms.classification, cross_entropy)
+    assert terms.triplet.item() == pytest.approx(brute_force(embeddings, labels, 0.3))
+    torch.testing.assert_close(terms.total, 0.25 * cross_entropy + 0.75 * terms.triplet)
+
+
+def test_stays_in_float32_under_autocast():
+    """Exactly the float32 result of the same half-precision embeddings, close to that of full ones."""
+    torch.manual_seed(0)
+    body, head = nn.Linear(32, 16), nn.Linear(16, 5)
+    images, labels = torch.randn(20, 32), torch.arange(20) % 5
+    criterion = RetrievalLoss(0.5, None, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embeddings = body(images)
+        logits = head(embeddings)
+        terms = criterion(embeddings, logits, labels)
+    assert embeddings.dtype == logits.dtype == torch.bfloat16
+    again = criterion(embeddings.float(), logits.float(), labels)
+    full = criterion(body(images), head(body(images)), labels)
+    for value, repeated, exact in zip(terms, again, full, strict=True):
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, repeated)
+        torch.testing.assert_close(value, exact, rtol=0.02, atol=0)
+    terms.total.backward()
+    assert body.weight.grad.isfinite().all()
