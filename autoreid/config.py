@@ -237,7 +237,9 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
@@ -290,14 +292,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     try:
         tree[last] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"command line: {key}: {text!r} is not a YAML value: {error}".replace("\n", " ")) from error
+        raise ConfigError(
+            f"command line: {key}: {text!r} is not a YAML value: {error}".replace("\n", " ")
+        ) from error
 
 
 def _explain(error: ValidationError, path: Path, overridden: set[str]) -> str:
     """One line for the first problem, and how many more there are."""
     first, *rest = error.errors()
     key = ".".join(str(part) for part in first["loc"])
-    where = "command line" if any(key == name or key.startswith(name + ".") for name in overridden) else str(path)
+    where = (
+        "command line" if any(key == name or key.startswith(name + ".") for name in overridden) else str(path)
+    )
     value = json.dumps(first["input"], ensure_ascii=False, default=str)
     if first["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(key, list(option_names()), n=1, cutoff=0.5)

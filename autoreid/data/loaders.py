@@ -41,13 +41,17 @@ class Batch(NamedTuple):
 class _Key(NamedTuple):
     """Which image, and the seed that its augmentation draws from."""
 
-    index: int
+    image: int
     seed: int
 
 
 class _Images(Dataset[tuple[Tensor, int, str | None]]):
     def __init__(
-        self, split: Split, labels: npt.NDArray[np.int64], transform: Callable[[Any], Tensor], shape: tuple[int, int]
+        self,
+        split: Split,
+        labels: npt.NDArray[np.int64],
+        transform: Callable[[Any], Tensor],
+        shape: tuple[int, int],
     ) -> None:
         self.split, self.labels, self.transform, self.shape = split, labels, transform, shape
 
@@ -55,8 +59,8 @@ class _Images(Dataset[tuple[Tensor, int, str | None]]):
         return len(self.split)
 
     def __getitem__(self, key: _Key) -> tuple[Tensor, int, str | None]:
-        path = self.split.paths[key.index]
-        label = int(self.labels[key.index])
+        path = self.split.paths[key.image]
+        label = int(self.labels[key.image])
         try:
             with Image.open(path) as file:
                 picture = file.convert("RGB")
@@ -79,7 +83,7 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001
 
 def _loader(images: _Images, keys: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
     return DataLoader(
-        images,
+        images,  # type: ignore[arg-type]  # what is collated is a Batch
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_collate,
@@ -97,9 +101,9 @@ class _KeyedBatches:
 
     def __iter__(self) -> Iterator[list[_Key]]:
         sampler = self.sampler
-        epoch, first_slot = sampler.epoch, sampler.rank * (sampler.batch_size // sampler.world_size)
+        epoch = sampler.epoch
         for batch, indices in enumerate(sampler, start=sampler.batch):
-            slots = enumerate(indices, start=first_slot)
+            slots = enumerate(indices, start=sampler.share.start)
             yield [_Key(index, derive_seed(sampler.seed, epoch, batch, slot)) for slot, index in slots]
 
 
@@ -120,7 +124,8 @@ class BatchStream:
         pin_memory: bool,
     ) -> None:
         self.sampler = sampler
-        self._loader = _loader(_Images(split, labels, transform, shape), _KeyedBatches(sampler), workers, pin_memory)
+        self._images = _Images(split, labels, transform, shape)
+        self._loader = _loader(self._images, _KeyedBatches(sampler), workers, pin_memory)
         self._iterator: Iterator[Batch] | None = None
 
     @property
@@ -137,6 +142,11 @@ class BatchStream:
         batch = next(self._iterator)
         self.sampler.advance()
         return batch
+
+    def preview(self) -> Batch:
+        """The batch that comes next, loaded here and now; the position stays."""
+        keys = next(iter(_KeyedBatches(self.sampler)))
+        return _collate([self._images[key] for key in keys])
 
     def state_dict(self) -> dict[str, int]:
         """The sampler's position."""
@@ -157,6 +167,8 @@ def embedding_batches(
     workers: int,
 ) -> Iterator[Batch]:
     """The chosen images of a split in order; a batch's labels are the images' indices."""
-    keys = [[_Key(int(i), 0) for i in indices[at : at + batch_size]] for at in range(0, len(indices), batch_size)]
+    keys = [
+        [_Key(int(i), 0) for i in indices[at : at + batch_size]] for at in range(0, len(indices), batch_size)
+    ]
     images = _Images(split, np.arange(len(split)), transform, shape)
     yield from _loader(images, keys, min(workers, len(keys)), pin_memory=False)

@@ -54,10 +54,10 @@ def pick_camera(
     temperature = 1 + 0.2 * warmth * np.array([1, 0, -1])
     return Camera(
         scene=_draw_scene(rng, background, 2 * size[0], size[1] * 9 // 8),
-        gains=rng.uniform(0.8, 1.2, 3) * rng.uniform(0.75, 1.2) * temperature,
-        gamma=float(rng.uniform(0.8, 1.3) * 1.5**-light),
-        contrast=float(rng.uniform(0.75, 1.15)),
-        saturation=float(rng.uniform(0.6, 1.2) * (1 - 0.3 * light)),
+        gains=rng.uniform(0.88, 1.12, 3) * rng.uniform(0.84, 1.12) * temperature,
+        gamma=float(rng.uniform(0.88, 1.18) * 1.5**-light),
+        contrast=float(rng.uniform(0.82, 1.1)),
+        saturation=float(rng.uniform(0.75, 1.15) * (1 - 0.3 * light)),
         blur=float(rng.uniform(0.0, 0.9)),
         noise=float(rng.uniform(2.0, 8.0)),
     )
@@ -165,8 +165,8 @@ def _bush(pen: ImageDraw.ImageDraw, rng: np.random.Generator, centre: float, wid
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=leaves)
 
 
-def _muted(rng: np.random.Generator, spread: int = 25, green: int = 0) -> Colour:
-    red, leaf, blue = (rng.integers(80, 180) + rng.integers(-spread, spread + 1, 3)).tolist()
+def _muted(rng: np.random.Generator, spread: int = 12, green: int = 0) -> Colour:
+    red, leaf, blue = (rng.integers(102, 156) + rng.integers(-spread, spread + 1, 3)).tolist()
     return red, leaf + green, blue
 
 

@@ -39,9 +39,7 @@ class Split:
 
     def select(self, chosen: npt.NDArray[np.int64] | npt.NDArray[np.bool_], name: str | None = None) -> Split:
         """The images at the chosen indices or mask, in that order."""
-        return Split(
-            name or self.name, self.paths[chosen], self.identities[chosen], self.cameras[chosen]
-        )
+        return Split(name or self.name, self.paths[chosen], self.identities[chosen], self.cameras[chosen])
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class IdentityBalancedSampler(Sampler[list[int]]):
     Attributes:
         epoch: the current epoch, from 0.
         batch: the next batch of it; iteration starts here.
+        share: this rank's places in a global batch.
 
     Raises:
         ConfigError: batch_size is not divisible by images_per_identity * world_size, there are fewer
@@ -54,7 +55,7 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         self._slots = batch_size // images_per_identity
         self._length = max(-(-int(self._groups.sum()) // self._slots), int(self._groups.max()))
         share = batch_size // world_size
-        self._share = slice(rank * share, (rank + 1) * share)
+        self.share = slice(rank * share, (rank + 1) * share)
         self.epoch = self.batch = 0
         self._plan: tuple[int, IntArray] | None = None
 
@@ -64,7 +65,7 @@ class IdentityBalancedSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's share of each batch from the current position to the end of the epoch."""
-        for batch in self.global_batches()[self.batch :, self._share]:
+        for batch in self.global_batches()[self.batch :, self.share]:
             yield batch.tolist()
 
     def advance(self) -> None:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,7 @@ DRAWING_VERSION = 1
 #: Pictures are drawn this much larger than they are saved.
 _OVERSIZE = 2
 #: Sets of three colours that a domain's people share.
-_WARDROBES = 6
+_WARDROBES = 3
 
 
 class _Stream(IntEnum):
@@ -43,21 +44,35 @@ class _Stream(IntEnum):
     JUNK = 6
 
 
+_Count = Annotated[int, Field(ge=1)]
+_CountOrNone = Annotated[int, Field(ge=0)]
+
+
 class SyntheticPeople(BaseModel):
     """What to draw; equal settings give equal files."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    train_identities: int = Field(64, ge=1)
-    test_identities: int = Field(32, ge=1)
-    images_per_identity: int = Field(16, ge=1, description="in training, and in query and gallery together")
-    cameras: int = Field(4, ge=2)
-    distractors: int = Field(32, ge=0, description="gallery images of people who are no query")
-    junk: int = Field(16, ge=0, description="badly cropped gallery images, which a ranking must ignore")
-    height: int = Field(128, ge=32, description="pixels")
-    width: int = Field(64, ge=16, description="pixels")
-    domain: int = Field(0, ge=0, description="shifts the style of all cameras, and shows other people")
-    seed: int = Field(0, ge=0, lt=2**32)
+    train_identities: _Count = 64
+    """People to train on."""
+    test_identities: _Count = 32
+    """Other people, to be found."""
+    images_per_identity: _Count = 16
+    """Images of a person: all in the training set, or in query and gallery together."""
+    cameras: Annotated[int, Field(ge=2)] = 4
+    """Cameras, each of which sees every person."""
+    distractors: _CountOrNone = 32
+    """Gallery images of people who are no query."""
+    junk: _CountOrNone = 16
+    """Badly cropped gallery images, which a ranking must ignore."""
+    height: Annotated[int, Field(ge=32)] = 128
+    """Image height in pixels."""
+    width: Annotated[int, Field(ge=16)] = 64
+    """Image width in pixels."""
+    domain: _CountOrNone = 0
+    """Shifts the style of all cameras, and shows other people."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides everything that is left to chance."""
 
     @model_validator(mode="after")
     def _queries_have_matches(self) -> SyntheticPeople:
@@ -195,6 +210,6 @@ class _Studio:
             centre += width * rng.choice((-0.4, 0.4))
             head = -rng.uniform(0.1, 0.5) * size
         draw_person(image, person, pick_pose(rng), centre, head, size)
-        if rng.random() < 0.25:
+        if rng.random() < 0.4:
             draw_obstacle(image, rng)
         return style.develop(image.reduce(_OVERSIZE), rng)

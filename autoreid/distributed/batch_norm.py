@@ -84,7 +84,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
     For forward passes that only ask for a gradient, such as the architect's.
     """
-    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats]
+    norms = [
+        child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats
+    ]
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -37,7 +37,9 @@ def gather_objects(value: Anything) -> list[Anything]:
     return values
 
 
-def average_and_agree(tensors: Sequence[Tensor], flags: Sequence[bool] = ()) -> tuple[list[Tensor], list[bool]]:
+def average_and_agree(
+    tensors: Sequence[Tensor], flags: Sequence[bool] = ()
+) -> tuple[list[Tensor], list[bool]]:
     """Averages tensors over the ranks and agrees on flags, all in one all-reduce of one flat tensor.
 
     Args:
@@ -60,7 +62,11 @@ def average_and_agree(tensors: Sequence[Tensor], flags: Sequence[bool] = ()) -> 
 
 
 def _collective_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )
 
 
 def check_agreement(what: str, digest: bytes, step: int) -> None:
@@ -83,7 +89,9 @@ def check_agreement(what: str, digest: bytes, step: int) -> None:
     usual = Counter(digests).most_common(1)[0][0]
     different = [str(rank) for rank, theirs in enumerate(digests) if theirs != usual]
     if different:
-        raise DisagreementError(f"step {step}: the {what} of rank {', '.join(different)} differ from the others'")
+        raise DisagreementError(
+            f"step {step}: the {what} of rank {', '.join(different)} differ from the others'"
+        )
 
 
 class _SumOverRanks(Function):
@@ -106,7 +114,9 @@ class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.rows = tensor.shape[0]
-        pieces = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        pieces = [
+            torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())
+        ]
         dist.all_gather(pieces, tensor.contiguous())
         return torch.cat(pieces)
 
@@ -125,7 +135,7 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(tensor)
     return gathered
 
 
@@ -133,7 +143,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of every rank's tensor, differentiable any number of times."""
     if world_size() == 1:
         return tensor
-    total: Tensor = _SumOverRanks.apply(tensor)  # type: ignore[no-untyped-call]
+    total: Tensor = _SumOverRanks.apply(tensor)
     return total
 
 

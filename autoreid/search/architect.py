@@ -97,7 +97,9 @@ class Architect:
         direct, direction = both[: len(alphas)], both[len(alphas) :]
         direction_mean, _ = average_and_agree(direction)
         # Half the distance of the two points, as DARTS chooses it.
-        epsilon = 0.01 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction_mean))).clamp(min=1e-12)
+        epsilon = 0.01 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction_mean))).clamp(
+            min=1e-12
+        )
         shifted = []
         for sign in (1, -1):
             with torch.no_grad():
@@ -106,7 +108,8 @@ class Architect:
             shifted.append(torch.autograd.grad(self._loss(weight_batch, nearby), alphas))
         rate = self.weight_optimizer.param_groups[0]["lr"]
         return [
-            value - rate * (plus - minus) / (2 * epsilon) for value, plus, minus in zip(direct, *shifted, strict=True)
+            value - rate * (plus - minus) / (2 * epsilon)
+            for value, plus, minus in zip(direct, *shifted, strict=True)
         ]
 
     def _exact(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:

@@ -30,7 +30,7 @@ class MixedOperation(nn.Module):
     def forward(self, x: Tensor, weights_O: Tensor) -> Tensor:
         """(B, C, H, W) and one mixing weight for each operation -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
         pairs = zip(self.columns, self.candidates, strict=True)
-        total: Tensor = sum(weights_O[column] * candidate(x) for column, candidate in pairs)  # type: ignore[assignment]
+        total: Tensor = sum(weights_O[column] * candidate(x) for column, candidate in pairs)
         return total
 
 
@@ -70,6 +70,6 @@ class SearchCell(nn.Module):
         for _ in range(self.nodes):
             inputs = list(enumerate(states, start=edge))
             edge += len(states)
-            node: Tensor = sum(self.edges[e](x, mixing_EO[e]) for e, x in inputs)  # type: ignore[assignment]
+            node: Tensor = sum(self.edges[e](x, mixing_EO[e]) for e, x in inputs)
             states.append(node)
         return torch.cat(states[2:], dim=1)

@@ -27,7 +27,6 @@ CELL_OPERATIONS = (
 )
 
 
-
 class Genotype(BaseModel):
     """What every space's genotype has in common; equality compares all choices."""
 
@@ -60,7 +59,8 @@ class Genotype(BaseModel):
 
 class Edge(NamedTuple):
     """One incoming edge of a node: 0 is the cell before the last (c_{k-2}), 1 the last one (c_{k-1}),
-    2 and on are the nodes of this cell."""
+    2 and on are the nodes of this cell.
+    """
 
     operation: str
     source: int

@@ -42,7 +42,9 @@ class ReidCellSpace:
         for node in range(self.search.nodes):
             best: list[tuple[float, Edge]] = []
             for source, row in enumerate(probabilities_EO[first : first + 2 + node]):
-                choices = [pair for pair in zip(row, self.search.operations, strict=True) if pair[1] != "none"]
+                choices = [
+                    pair for pair in zip(row, self.search.operations, strict=True) if pair[1] != "none"
+                ]
                 probability, operation = max(choices, key=lambda choice: choice[0])
                 best.append((probability, Edge(operation, source)))
             best.sort(key=lambda candidate: -candidate[0])
@@ -51,9 +53,13 @@ class ReidCellSpace:
         return tuple(nodes)
 
     def choice_labels(self) -> dict[str, list[str]]:
-        """A name for each row of the alphas, such as "c_{k-1} → 2", for plots."""
-        inputs = ["c_{k-2}", "c_{k-1}", *map(str, range(self.search.nodes))]
-        labels = [f"{inputs[source]} → {node}" for node in range(self.search.nodes) for source in range(2 + node)]
+        """A name for each row of the alphas, such as "node2_from_c_k-1", for plots."""
+        inputs = ["c_k-2", "c_k-1", *(f"node{node}" for node in range(self.search.nodes))]
+        labels = [
+            f"node{node}_from_{inputs[source]}"
+            for node in range(self.search.nodes)
+            for source in range(2 + node)
+        ]
         return {"normal": labels, "reduce": labels}
 
 
@@ -85,7 +91,13 @@ class ReidCellSupernet(nn.Module):
                 after_reduction = bool(self.kinds) and self.kinds[-1] == "reduce"
                 cells.append(
                     SearchCell(
-                        search.operations, search.nodes, search.parts, in_channels, channels, reduction, after_reduction
+                        search.operations,
+                        search.nodes,
+                        search.parts,
+                        in_channels,
+                        channels,
+                        reduction,
+                        after_reduction,
                     )
                 )
                 self.kinds.append("reduce" if reduction else "normal")

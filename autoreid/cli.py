@@ -1,0 +1,43 @@
+"""What every command does alike: errors become one line and an exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from autoreid.errors import AutoreidError
+
+_log = logging.getLogger(__name__)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit status.
+
+    A failure is one line on the console of rank 0; the traceback goes to the rank's log, or, if the run had none
+    yet and the failure is not one that the user can act on, to the console.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command goes on from the last checkpoint")
+        return 130
+    except AutoreidError as error:
+        _log.debug("%s", error, exc_info=error)
+        _complain(str(error))
+        return error.exit_status
+    except Exception as error:
+        _log.debug("%s", error, exc_info=error)
+        first = (str(error).splitlines() or [""])[0]
+        _complain(f"{type(error).__name__}: {first}")
+        if not logging.getLogger("autoreid").handlers:
+            traceback.print_exc()
+        return 1
+
+
+def _complain(message: str) -> None:
+    # Errors that ranks agree on are raised by all of them; one of them says so.
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(f"autoreid: {message}", file=sys.stderr)
