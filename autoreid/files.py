@@ -1,4 +1,4 @@
-"""Files that a run must not leave half-written: made whole beside their place, then moved there in one step."""
+"""Files that a run must not leave half-written: made whole beside their place, then moved there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autoreid.errors import ConfigError, RunError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that `path` holds, also after a kill or a power cut, the old bytes or the new, never a part.
+    """Writes a file so that a kill or a power cut leaves the old bytes or the new ones, never a part.
 
     Raises RunError that names the path when it cannot be written (a full disk, a missing folder); the old
     file then stays as it was.
@@ -30,7 +30,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def make_folder(folder: Path, remedy: str) -> None:
-    """Makes a folder with its parents; raises ConfigError naming it and the remedy if it cannot hold files."""
+    """Makes a folder with its parents; raises ConfigError with the remedy if files cannot be put in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,92 @@
+"""`python -m autoreid.render`: draws genotypes as pictures, without the run that found them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from autoreid.errors import AutoreidError, DataError
+from autoreid.files import make_folder
+from autoreid.reporting.genotype_graph import draw_graph, write_graphs
+from autoreid.search.genotype import Genotype
+
+_DESCRIPTION = """\
+Draws genotypes as pictures, one for the normal cell and one for the reduction cell; needs Graphviz's `dot`.
+
+PATH is a genotype (.json), a graph text that a run kept (.gv), or a folder: then every .gv in it is drawn,
+and every .json that has no .gv beside it. Pictures replace older ones of the same name.
+"""
+_EXAMPLES = """\
+examples:
+  python -m autoreid.render searched_genotypes/quickstart
+  python -m autoreid.render searched_genotypes/quickstart/EP03.json --output pictures
+
+exit status: 0 all drawn; 1 `dot` is missing or fails, or a picture cannot be written; 2 a PATH is wrong
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws what the command line names, prints each picture's path, and returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.output is not None:
+            make_folder(arguments.output, "give another --output")
+        for path in arguments.paths:
+            for picture in _render(path, arguments.output or (path if path.is_dir() else path.parent)):
+                print(picture)
+    except AutoreidError as error:
+        print(f"autoreid.render: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m autoreid.render",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="genotype, graph text or folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the pictures (default: beside each PATH's files)",
+    )
+    return parser
+
+
+def _render(path: Path, folder: Path) -> Iterator[Path]:
+    """Draws one PATH of the command line into a folder, yielding each picture once it is written."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_dir():
+        texts = sorted(path.glob("*.gv"))
+        drawn = {text.stem.removesuffix("-normal") for text in texts}
+        genotypes = [file for file in sorted(path.glob("*.json")) if file.stem not in drawn]
+        if not texts and not genotypes:
+            raise DataError(
+                f"{path}: nothing to draw: no genotype (.json) and no graph text (.gv) in the folder"
+            )
+        for file in [*texts, *genotypes]:
+            yield from _render(file, folder)
+    elif path.suffix == ".gv":
+        yield draw_graph(path, folder)
+    elif path.suffix == ".json":
+        caption = f"{path.absolute().parent.name} · {path.stem}"
+        # The text that a run kept beside its genotype tells epoch and mAP: this one must not replace it.
+        with tempfile.TemporaryDirectory() as scratch:
+            for text in write_graphs(Genotype.load(path), Path(scratch), path.stem, caption):
+                yield draw_graph(text, folder)
+    else:
+        raise DataError(
+            f"{path}: not something to draw: give a genotype (.json), a graph text (.gv) or a folder"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

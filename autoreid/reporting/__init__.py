@@ -1,0 +1,1 @@
+"""What a run shows: genotype graphs, TensorBoard, logs and the run folder."""

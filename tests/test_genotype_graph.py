@@ -1,0 +1,213 @@
+"""Genotype graphs and `python -m autoreid.render`: the text, the pictures, and a machine without `dot`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from autoreid import render
+from autoreid.errors import RunError
+from autoreid.reporting import genotype_graph
+from autoreid.reporting.genotype_graph import cell_graph, draw_genotype
+from autoreid.search.genotype import CELL_OPERATIONS, CellGenotype
+
+PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_genotypes.json").read_text())["reid_cell"]
+needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz's dot")
+
+
+def published(name: str = "auto_reid") -> CellGenotype:
+    return CellGenotype(normal=PUBLISHED[name]["normal"], reduce=PUBLISHED[name]["reduce"])
+
+
+@st.composite
+def cells(draw):
+    nodes = []
+    for node in range(draw(st.integers(1, 6))):
+        sources = draw(st.permutations(range(node + 2)))[:2]
+        nodes.append(tuple((draw(st.sampled_from(CELL_OPERATIONS[1:])), source) for source in sources))
+    return tuple(nodes)
+
+
+@pytest.fixture
+def no_dot(monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.fixture(autouse=True)
+def warn_again(monkeypatch):
+    monkeypatch.setattr(genotype_graph, "_warned", False)
+
+
+def edges_of(text: str) -> set[tuple[str, str, str]]:
+    """(tail, operation, head) of a graph text, found with regular expressions rather than by its writer."""
+    operations = dict(re.findall(r"^\t(edge\w+) \[label=(\w+) ", text, re.M))
+    tails = {box: tail for tail, box in re.findall(r"^\t(\w+) -> (edge\w+) ", text, re.M)}
+    heads = dict(re.findall(r"^\t(edge\w+) -> (\w+) ", text, re.M))
+    return {(tails[box], operations[box], heads[box]) for box in operations}
+
+
+@given(cell=cells())
+def test_graph_text_holds_every_edge_of_the_cell_and_nothing_else(cell):
+    text = cell_graph(cell, "normal", "a caption").source
+    names = ["input0", "input1", *(f"node{node}" for node in range(len(cell)))]
+    expected = {
+        (names[source], operation, f"node{node}")
+        for node, edges in enumerate(cell)
+        for operation, source in edges
+    }
+    assert edges_of(text) == expected
+    assert set(re.findall(r"(\w+) -> output", text)) == {f"node{node}" for node in range(len(cell))}
+    assert text == cell_graph(cell, "normal", "a caption").source
+
+
+def test_part_aware_edges_alone_are_thick():
+    text = cell_graph(published().reduce, "reduce", "").source
+    thick = [line for line in text.splitlines() if "penwidth=4" in line]
+    assert len(thick) == 2  # the one part_aware edge: into its box and out of it
+    assert edges_of(text) >= {("input1", "part_aware", "node0")}
+    assert all("edge0b" in line for line in thick)
+
+
+@needs_dot
+@settings(max_examples=8, deadline=None)
+@given(caption=st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn", "Co"]), max_size=40))
+def test_dot_accepts_any_caption(caption):
+    cell = ((("part_aware", 0), ("skip_connect", 1)),)
+    text = cell_graph(cell, "normal", caption).source
+    done = subprocess.run(["dot", "-Tplain"], input=text.encode(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_dot
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_draws_both_cells_as_white_pictures_that_show_part_aware(tmp_path, name):
+    folder = tmp_path / "new" / "demo"
+    pictures = draw_genotype(published(name), folder, "EP03", "demo · epoch 3 · mAP 41.2 %")
+    assert pictures == [folder / "EP03-normal.png", folder / "EP03-reduce.png"]
+    assert {path.name for path in folder.iterdir()} == {
+        f"EP03-{kind}.{end}" for kind in ("normal", "reduce") for end in ("gv", "png")
+    }
+    for path, cell in zip(pictures, (published(name).normal, published(name).reduce), strict=True):
+        image = Image.open(path).convert("RGB")
+        assert 500 < image.width < 1600
+        assert 150 < image.height < 500
+        assert image.getpixel((0, 0)) == (255, 255, 255)
+        magenta = image.tobytes().count(bytes.fromhex("d6006c"))
+        has_part_aware = any(operation == "part_aware" for edges in cell for operation, _ in edges)
+        assert (magenta > 500) == has_part_aware
+
+
+@needs_dot
+def test_subscripts_and_caption_are_drawn_as_text(tmp_path):
+    draw_genotype(published(), tmp_path, "g", "demo · <epoch> 3 & mAP")
+    text = (tmp_path / "g-normal.gv").read_bytes()
+    svg = subprocess.run(["dot", "-Tsvg"], input=text, capture_output=True, check=True).stdout.decode()
+    words = re.findall(r">([^<>]+)</text>", svg)
+    assert {"c", "k", "normal cell"} <= {word.strip("\xa0 ") for word in words}
+    assert "&lt;epoch&gt; 3 &amp; mAP" in "".join(words)
+
+
+@pytest.mark.usefixtures("no_dot")
+def test_without_dot_keeps_texts_and_warns_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="autoreid"):
+        assert draw_genotype(published(), tmp_path, "EP01", "one") == []
+        assert draw_genotype(published(), tmp_path, "EP02", "two") == []
+    assert len(caplog.records) == 1
+    assert "install graphviz" in caplog.text
+    assert "python -m autoreid.render" in caplog.text
+    assert len(list(tmp_path.glob("*.gv"))) == 4
+
+
+@pytest.mark.usefixtures("no_dot")
+def test_failing_dot_keeps_texts_and_warns_once(tmp_path, caplog):
+    dot = tmp_path / "bin" / "dot"
+    dot.write_text("#!/bin/sh\necho 'Error: no fonts' >&2\nexit 3\n")
+    dot.chmod(0o755)
+    assert draw_genotype(published(), tmp_path, "EP01", "one") == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Error: no fonts" in caplog.text
+
+
+def test_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Exception, match=r"file/demo: cannot make the folder: Not a directory") as caught:
+        draw_genotype(published(), tmp_path / "file" / "demo", "EP01", "")
+    assert caught.value.exit_status == 2
+
+
+@needs_dot
+def test_render_draws_kept_texts_as_the_run_would_have(tmp_path, capsys, monkeypatch):
+    for number in (1, 2):
+        published().save(tmp_path / f"EP0{number}.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(genotype_graph, "draw_graph", lambda *_: (_ for _ in ()).throw(RunError("no dot")))
+        draw_genotype(published(), tmp_path, "EP01", "demo · mAP 41.2 %")
+    kept = (tmp_path / "EP01-normal.gv").read_bytes()
+    assert render.main([str(tmp_path)]) == 0
+    names = [f"EP0{number}-{kind}.png" for number in (1, 2) for kind in ("normal", "reduce")]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in names]
+    draw_genotype(published(), tmp_path / "run", "EP01", "demo · mAP 41.2 %")
+    assert (tmp_path / "EP01-normal.png").read_bytes() == (tmp_path / "run" / "EP01-normal.png").read_bytes()
+    assert (tmp_path / "EP01-normal.gv").read_bytes() == kept
+
+
+@needs_dot
+def test_render_command_writes_to_another_folder(tmp_path):
+    published().save(tmp_path / "found.json")
+    environment = {**os.environ, "PYTHONPATH": str(Path(render.__file__).parents[1])}
+    command = [sys.executable, "-m", "autoreid.render", "found.json", "--output", "pictures/new"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["pictures/new/found-normal.png", "pictures/new/found-reduce.png"]
+    assert [path.name for path in tmp_path.glob("*")] in (
+        ["found.json", "pictures"],
+        ["pictures", "found.json"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.json", None, "missing.json: no such file or folder"),
+        ("bad.json", '{"space": "reid_cell"}', "bad.json: not a genotype: normal"),
+        ("torn.json", '{"space": ', "torn.json: not a genotype"),
+        ("notes.txt", "hello", "notes.txt: not something to draw"),
+        ("empty", "FOLDER", "empty: nothing to draw"),
+    ],
+)
+def test_render_names_what_is_wrong_in_one_line(tmp_path, capsys, name, content, message):
+    if content == "FOLDER":
+        (tmp_path / name).mkdir()
+    elif content is not None:
+        (tmp_path / name).write_text(content)
+    assert render.main([str(tmp_path / name)]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err
+    assert len(output.err.splitlines()) == 1
+
+
+@needs_dot
+def test_render_of_a_broken_text_fails_in_one_line(tmp_path, capsys):
+    (tmp_path / "torn.gv").write_text("digraph {")
+    assert render.main([str(tmp_path / "torn.gv")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "torn.png").exists()
+
+
+@pytest.mark.usefixtures("no_dot")
+def test_render_without_dot_fails_with_the_remedy(tmp_path, capsys):
+    published().save(tmp_path / "found.json")
+    assert render.main([str(tmp_path / "found.json")]) == 1
+    assert "install graphviz" in capsys.readouterr().err
