@@ -1,0 +1,95 @@
+"""Who a process is, read from each launcher's variables."""
+
+import stat
+
+import pytest
+
+from autoreid import distributed
+from autoreid.distributed.process_group import choose_device, read_rendezvous
+from autoreid.errors import ConfigError
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+SLURM = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "gpu[007-008]",
+}
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """A stand-in for Slurm's own program that expands host lists; the real one is tested on a real cluster."""
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[007-008]" ] && printf "gpu007\\ngpu008\\n"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+def test_alone_without_any_launcher():
+    assert read_rendezvous({}) is None
+    assert read_rendezvous({"MASTER_ADDR": "n1"}) is None
+    with distributed.setup("cpu") as world:
+        assert (world.rank, world.size, world.is_main, world.device.type) == (0, 1, True, "cpu")
+
+
+def test_torchrun_comes_before_slurm(scontrol):
+    found = read_rendezvous(SLURM | TORCHRUN)
+    assert (found.rank, found.size, found.local_rank, found.address, found.port) == (3, 4, 1, "n1", 29500)
+
+
+def test_slurm_step(scontrol):
+    found = read_rendezvous(SLURM)
+    assert (found.rank, found.size, found.local_rank, found.address) == (5, 8, 1, "gpu007")
+    assert 20_000 <= found.port < 60_000
+    assert found == read_rendezvous(SLURM)
+    assert read_rendezvous(SLURM | {"SLURM_STEP_ID": "1"}).port != found.port
+    assert read_rendezvous(SLURM | {"MASTER_ADDR": "x", "MASTER_PORT": "7"}).address == "x"
+
+
+def test_a_batch_script_outside_any_step_is_alone():
+    assert read_rendezvous({"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None
+
+
+@pytest.mark.parametrize("name", sorted(TORCHRUN))
+def test_partial_torchrun_is_refused(name):
+    if name in ("MASTER_ADDR", "MASTER_PORT"):
+        partial = {key: value for key, value in TORCHRUN.items() if key != name}
+    else:
+        partial = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+        del partial[name]
+    with pytest.raises(ConfigError, match=f"incomplete: {name} missing"):
+        read_rendezvous(partial)
+
+
+def test_partial_slurm_is_refused():
+    partial = {key: value for key, value in SLURM.items() if key != "SLURM_LOCALID"}
+    with pytest.raises(ConfigError, match="SLURM_LOCALID missing"):
+        read_rendezvous(partial)
+
+
+def test_not_a_number():
+    with pytest.raises(ConfigError, match="RANK='one' is not a whole number"):
+        read_rendezvous(TORCHRUN | {"RANK": "one"})
+
+
+def test_scontrol_that_fails_says_what_helps(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="set MASTER_ADDR"):
+        read_rendezvous(SLURM)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto", 3).type == "cpu"
+    with pytest.raises(ConfigError, match=r"distributed\.device = cuda"):
+        choose_device("cuda", 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    # Slurm shows a task its own GPU alone, or every task all GPUs of the node.
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert choose_device("auto", 3).index == 0
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert choose_device("cuda", 3).index == 3
