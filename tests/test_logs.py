@@ -1,0 +1,189 @@
+"""Log files of the ranks, the console with and without a terminal, and plain progress lines."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import autoreid
+from autoreid.errors import ConfigError
+from autoreid.reporting.logs import PeriodicLine, progress_bar, start_logging
+
+log = logging.getLogger("autoreid.search.loop")
+
+RUN = """
+import logging, sys
+from pathlib import Path
+from autoreid.reporting.logs import PeriodicLine, progress_bar, start_logging
+rank = int(sys.argv[1])
+start_logging(Path("logs"), rank)
+log = logging.getLogger("autoreid.train")
+line = PeriodicLine(total=4, initial=2, every_seconds=0.0)
+with progress_bar(4, 2, "epoch 3", enabled=rank == 0) as bar:
+    for step in (3, 4):
+        bar.update()
+        line.update("epoch 3", step, 8, lambda: {"loss": 2.31})
+        log.info("stepped %d", step)
+try:
+    raise ValueError("it broke")
+except ValueError as error:
+    log.debug("a debug line")
+    log.error("the run failed: %s", error, exc_info=error)
+"""
+
+
+@pytest.fixture(autouse=True)
+def restore_logging():
+    logger = logging.getLogger("autoreid")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    for handler in set(logger.handlers) - set(handlers):
+        handler.close()
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def run(folder: Path, rank: int, terminal: bool) -> str:
+    """The stderr of a process that logs as a run does, through a pseudo-terminal or a pipe."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(autoreid.__file__).parents[1])}
+    command = [sys.executable, "-c", RUN, str(rank)]
+    if not terminal:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == ""
+        return done.stderr
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # how Linux ends a pseudo-terminal
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+def test_without_a_terminal_rank_0_prints_plain_lines_only(tmp_path):
+    lines = run(tmp_path, 0, terminal=False).splitlines()
+    assert [re.sub(r"[\d.]+ images/s", "N images/s", line) for line in lines] == [
+        "epoch 3 step 3/4 loss 2.31 N images/s eta 0:00:00",
+        "stepped 3",
+        "epoch 3 step 4/4 loss 2.31 N images/s eta 0:00:00",
+        "stepped 4",
+        "error: the run failed: it broke",
+    ]
+
+
+def test_on_a_terminal_messages_stand_above_the_bar(tmp_path):
+    shown = run(tmp_path, 0, terminal=True)
+    assert "epoch 3:  50%" in shown
+    assert "2/4" in shown
+    assert "images/s" not in shown
+    assert "Traceback" not in shown
+    # Each message is on a line of its own: the bar before it is wiped with blanks and a carriage return.
+    for message in ("stepped 3", "stepped 4", "error: the run failed: it broke"):
+        assert re.search(rf"(^|[\r\n]|\x1b\[A){message}\r\n", shown), shown
+
+
+def test_the_file_has_it_all_and_a_resumed_run_goes_on_in_it(tmp_path):
+    run(tmp_path, 0, terminal=True)
+    first = (tmp_path / "logs" / "rank0.log").read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO stepped 3$", first, re.M)
+    assert re.search(r"INFO epoch 3 step 4/4 loss 2.31 [\d.]+ images/s eta 0:00:00$", first, re.M)
+    assert re.search(r"DEBUG a debug line$", first, re.M)
+    assert "ValueError: it broke" in first
+    assert "\r" not in first
+    run(tmp_path, 0, terminal=False)
+    second = (tmp_path / "logs" / "rank0.log").read_text()
+    assert second.startswith(first)
+    assert second.count("stepped 3") == 2
+
+
+def test_other_ranks_have_a_file_and_are_silent(tmp_path):
+    assert run(tmp_path, 1, terminal=True) == ""
+    assert "stepped 4" in (tmp_path / "logs" / "rank1.log").read_text()
+    assert not (tmp_path / "logs" / "rank0.log").exists()
+
+
+def test_starting_again_moves_the_log_and_doubles_nothing(tmp_path, capsys):
+    start_logging(tmp_path / "a", 0)
+    start_logging(tmp_path / "b", 0)
+    log.warning("careful")
+    assert capsys.readouterr().err == "warning: careful\n"
+    assert (tmp_path / "a" / "rank0.log").read_text() == ""
+    assert (tmp_path / "b" / "rank0.log").read_text().count("careful") == 1
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "rank0.log").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"rank0\.log: cannot write the log: Is a directory; set output_dir"
+    ):
+        start_logging(tmp_path, 0)
+
+
+def test_a_bar_is_silent_when_not_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_bar(4, 0, "epoch 1", enabled=False) as bar:
+        bar.update(4)
+    assert capsys.readouterr().err == ""
+
+
+@given(
+    durations=st.lists(st.floats(0.01, 50.0), min_size=1, max_size=40),
+    initial=st.integers(0, 20),
+    every=st.floats(1.0, 60.0),
+)
+def test_lines_come_no_faster_than_asked_and_tell_the_speed(durations, initial, every):
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("autoreid.reporting.logs")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    now, asked, expected = 100.0, [], []
+    total = initial + len(durations)
+
+    def values():
+        asked.append(now)
+        return {"loss": 0.5, "rate": 1e-5}
+
+    try:
+        line = PeriodicLine(total, initial, every, clock=lambda: now)
+        since, last = now, initial
+        for step, seconds in enumerate(durations, start=initial + 1):
+            now += seconds
+            line.update("epoch 1", step, 6, values)
+            if now - since >= every:
+                speed = 6 * (step - last) / (now - since)
+                left = round((total - step) * (now - since) / (step - last))
+                expected.append((step, f"{speed:.1f}", left))
+                since, last = now, step
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    assert len(records) == len(asked) == len(expected)
+    for record, (step, speed, left) in zip(records, expected, strict=True):
+        eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        text = f"epoch 1 step {step}/{total} loss 0.5 rate 1e-05 {speed} images/s eta {eta}"
+        assert record.getMessage() == text
