@@ -5,34 +5,21 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from autoreid import distributed
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
 from autoreid.config import Config, describe_options, load_config
-from autoreid.data.loaders import embedding_batches
-from autoreid.data.search_data import SearchData, build_search_data
+from autoreid.data.search_data import build_search_data
 from autoreid.data.synthetic_people import write_synthetic_people
-from autoreid.data.transforms import evaluation_transform
 from autoreid.distributed import StopSignal, World, on_main
-from autoreid.evaluation import RetrievalResult, measure_retrieval
-from autoreid.losses import RetrievalLoss
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.search_report import SearchReport
-from autoreid.search.alphas import Alphas
-from autoreid.search.architect import Architect
-from autoreid.search.loop import SearchParts, SearchState, search
-from autoreid.search.objective import Objective
-from autoreid.search.reid_cell import ReidCellSpace
-from autoreid.search.relaxations import Softmax
-from autoreid.seeding import derive_seed
+from autoreid.search.build import build_search
+from autoreid.search.loop import SearchState, search
 
 _log = logging.getLogger(__name__)
 
@@ -118,79 +105,6 @@ def run_search(config: Config, world: World) -> None:
             report.finish(state)
         else:
             _log.info("stopped at step %d by a signal; the same command goes on", state.step)
-
-
-def build_search(config: Config, data: SearchData, world: World) -> tuple[SearchState, SearchParts]:
-    """Builds everything that a search is made of; equal seeds give equal weights and alphas on every rank."""
-    space = ReidCellSpace(config.search)
-    torch.manual_seed(derive_seed(config.seed, "weights"))
-    supernet = space.build_supernet(data.num_identities)
-    if config.distributed.share_batch_statistics:
-        distributed.share_batch_statistics(supernet)
-    memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    supernet.to(device=world.device, memory_format=memory_format)  # type: ignore[call-overload]
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "alphas"))
-    alphas = Alphas(space.alpha_shapes(), generator).to(world.device)
-    training, losses, settings = config.training, config.losses, config.search
-    state = SearchState(
-        supernet,
-        alphas,
-        torch.optim.SGD(
-            supernet.parameters(),
-            training.learning_rate,
-            training.momentum,
-            weight_decay=training.weight_decay,
-        ),
-        torch.optim.Adam(
-            alphas.parameters(),
-            settings.alpha_learning_rate,
-            settings.alpha_betas,
-            weight_decay=settings.alpha_weight_decay,
-        ),
-        data.weight_stream,
-        data.alpha_stream,
-        totals=torch.zeros(4, device=world.device),
-    )
-    loss = RetrievalLoss(
-        losses.classification_weight,
-        losses.margin,
-        losses.label_smoothing,
-        distributed.gather if losses.mine_across_ranks else None,
-        world.rank,
-    )
-    objective = Objective(loss, training.precision, world.device)
-    relaxation = Softmax()
-    architect = Architect(supernet, alphas, relaxation, objective, state.weight_optimizer, settings.order)
-    network = distributed.data_parallel(supernet, not config.distributed.share_batch_statistics)
-    measure = partial(_measure, config, data, supernet, world)
-    return state, SearchParts(space, relaxation, architect, objective, network, measure)
-
-
-def _measure(
-    config: Config, data: SearchData, supernet: torch.nn.Module, world: World, mixing: Mapping[str, Tensor]
-) -> RetrievalResult:
-    """Ranks the gallery by the supernet's embedding, mixed by the probabilities of the choices."""
-    distributed.broadcast_buffers(supernet)
-    shape = (config.data.height, config.data.width)
-    load = partial(
-        embedding_batches,
-        transform=evaluation_transform(*shape),
-        shape=shape,
-        batch_size=config.evaluation.batch_size,
-        workers=config.data.workers,
-    )
-    supernet.eval()
-    try:
-        return measure_retrieval(
-            lambda images: supernet(images, mixing)[0],
-            data.query,
-            data.gallery,
-            load,
-            world,
-            config.evaluation.metric,
-        )
-    finally:
-        supernet.train()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -183,7 +184,12 @@ def data_parallel(module: nn.Module, broadcast_buffers: bool) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=broadcast_buffers, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # torch 2.15 renames broadcast_buffers; older ones do not know the new name.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            module, broadcast_buffers=broadcast_buffers, gradient_as_bucket_view=True
+        )
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -53,7 +53,7 @@ class Genotype(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "file"
-            value = str(first["input"])[:60]
+            value = repr(first["input"])[:60]
             raise DataError(f"{path}: not a genotype: {place}: {first['msg']} (found {value})") from error
 
 

@@ -1,0 +1,170 @@
+"""DESIGN's distribution rules on real processes: many ranks compute what one computes, and decide alike."""
+
+import re
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from autoreid import distributed
+from autoreid.config import load_config
+from autoreid.data.loaders import Batch
+from autoreid.data.search_data import build_search_data
+from autoreid.distributed import StopSignal
+from autoreid.errors import DataError, RunError
+from autoreid.search.build import build_search
+from autoreid.search.loop import search_step
+from tests.ranks import run_ranks
+from tests.tiny import tiny_config, write_tiny
+
+STEPS = 2
+
+
+def _build(path, world):
+    config = load_config(path)
+    data = build_search_data(config.data, config.seed, config.evaluation.split, world)
+    return config, *build_search(config, data, world)
+
+
+def _search(world, path):
+    # Rounding must not hide or show anything: Adam makes a step of the learning rate out of the least gradient.
+    torch.set_default_dtype(torch.float64)
+    moved = Batch.to
+    Batch.to = lambda batch, *to: (on := moved(batch, *to))._replace(images=on.images.double())
+    config, state, parts = _build(path, world)
+    losses = []
+    for _ in range(STEPS):
+        _, metrics = search_step(config, state, parts, world, StopSignal())
+        losses.append(distributed.average_and_agree([metrics.double()])[0][0])
+    alphas = {name: value.detach() for name, value in state.alphas.named_parameters()}
+    return alphas, state.supernet.state_dict(), torch.stack(losses), state.alphas.digest()
+
+
+@pytest.mark.parametrize("order", ["first", "second", "exact"])
+def test_ranks_compute_what_one_process_computes(tmp_path, order):
+    path = write_tiny(tmp_path, search__order=order)
+    tiny_config(tmp_path, search__order=order)
+    (alone,) = run_ranks(_search, 1, path)
+    for ranks in (2, 4) if order == "first" else (2,):
+        results = run_ranks(_search, ranks, path)
+        assert len({digest for *_, digest in results}) == 1, "rule 1: bit-equal alphas on every rank"
+        # Finite differences divide rounding by a small step.
+        tolerance = {"rtol": 1e-6, "atol": 1e-8} if order == "second" else {"rtol": 1e-9, "atol": 1e-11}
+        for alphas, weights, losses, _ in results:
+            for name, value in alphas.items():
+                torch.testing.assert_close(value, alone[0][name], **tolerance)
+            for name, value in weights.items():
+                torch.testing.assert_close(value, alone[1][name], **tolerance)
+            torch.testing.assert_close(losses, alone[2], **tolerance)
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_alphas_move_after_the_warm_up_only(tmp_path, warmup):
+    config = tiny_config(tmp_path, search__warmup_epochs=warmup)
+    with distributed.setup("cpu") as world:
+        config, state, parts = _build(tmp_path / "tiny.yaml", world)
+        start = state.alphas.digest()
+        search_step(config, state, parts, world, StopSignal())
+    assert (state.alphas.digest() == start) == bool(warmup)
+
+
+def _count(world, path):
+    config, state, parts = _build(path, world)
+    calls = {"all_reduce": 0, "others": 0, "buckets": 0}
+    original = dist.all_reduce
+
+    def counted(*arguments, **options):
+        calls["all_reduce"] += 1
+        return original(*arguments, **options)
+
+    def hook(group, bucket):
+        calls["buckets"] += 1
+        return allreduce_hook(group, bucket)
+
+    def forbidden(*arguments, **options):
+        calls["others"] += 1
+
+    dist.all_reduce, dist.all_gather = counted, forbidden
+    parts.network.register_comm_hook(None, hook)
+    tensors = len(list(state.supernet.parameters()))
+    for _ in range(2):
+        search_step(config, state, parts, world, StopSignal())
+    return calls, tensors
+
+
+def test_a_first_order_step_makes_one_all_reduce_beside_the_buckets(tmp_path):
+    changes = {"distributed__share_batch_statistics": False, "losses__mine_across_ranks": False}
+    tiny_config(tmp_path)
+    for calls, tensors in run_ranks(_count, 2, write_tiny(tmp_path, **changes)):
+        # DDP's hook makes its all-reduces through the same function.
+        assert calls["all_reduce"] - calls["buckets"] == 2, "one a step, for two steps"
+        assert calls["others"] == 0
+        assert 2 <= calls["buckets"] <= 4 < tensors
+
+
+def _fail(world, path, how):
+    config, state, parts = _build(path, world)
+    search_step(config, state, parts, world, StopSignal())
+    stream = state.weight_stream if "weight" in how else state.alpha_stream
+    stream_type = type(stream)
+    original = stream_type.__next__
+
+    def spoiled(self):
+        batch = original(self)
+        if world.rank == 1 and self is stream:
+            if "nan" in how:
+                batch.images[0, 0, 0, 0] = torch.nan
+            else:
+                batch = batch._replace(broken="people/0001_c1.jpg: cannot read this image: truncated")
+        return batch
+
+    stream_type.__next__ = spoiled
+    search_step(config, state, parts, world, StopSignal())
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("nan in weight images", RunError, r"step 2: the gradient of stem\.0\.weight is not finite"),
+        ("nan in alpha images", RunError, r"step 2: the gradient of alphas\.groups\.normal is not finite"),
+        ("broken image for alphas", DataError, r"people/0001_c1\.jpg: cannot read this image"),
+    ],
+)
+def test_trouble_on_one_rank_stops_all_with_the_same_words(tmp_path, how, kind, message):
+    changes = {"distributed__share_batch_statistics": False, "losses__mine_across_ranks": False}
+    tiny_config(tmp_path)
+    errors = run_ranks(_fail, 2, write_tiny(tmp_path, **changes), how, raises=False)
+    for error in errors:
+        assert isinstance(error, kind)
+        assert re.search(message, str(error)), error
+
+
+def _stop(world, path):
+    config, state, parts = _build(path, world)
+    stop = StopSignal()
+    stopped = [search_step(config, state, parts, world, stop)[0]]
+    if world.rank == 1:
+        stop.received = "SIGUSR2"
+    stopped.append(search_step(config, state, parts, world, stop)[0])
+    return stopped, state.step
+
+
+def test_a_stop_signal_on_one_rank_is_agreed_on(tmp_path):
+    tiny_config(tmp_path)
+    assert run_ranks(_stop, 2, write_tiny(tmp_path)) == [([False, True], 2)] * 2
+
+
+def _disagree(world, path):
+    config, state, parts = _build(path, world)
+    with torch.no_grad():
+        state.alphas.groups["normal"][0, 0] += 1e-6 * world.rank
+    for _ in range(2):
+        search_step(config, state, parts, world, StopSignal())
+
+
+def test_alphas_that_differ_in_one_bit_stop_the_run_within_the_interval(tmp_path):
+    tiny_config(tmp_path)
+    errors = run_ranks(_disagree, 2, write_tiny(tmp_path, distributed__digest_every_steps=2), raises=False)
+    assert {str(error).partition(":")[0] for error in errors} == {"step 2"}
+    assert all(error.exit_status == 3 for error in errors)

@@ -1,0 +1,70 @@
+"""A search small enough to be run many times in a test, on synthetic people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoreid.config import Config, load_config
+from autoreid.data.synthetic_people import write_synthetic_people
+
+TINY: dict[str, Any] = {
+    "task_name": "tiny",
+    "data": {
+        "synthetic": {
+            "train_identities": 12,
+            "test_identities": 4,
+            "images_per_identity": 8,
+            "cameras": 2,
+            "distractors": 2,
+            "junk": 2,
+            "height": 48,
+            "width": 24,
+        },
+        "height": 32,
+        "width": 16,
+        "batch_size": 16,
+        "images_per_identity": 4,
+        "held_out_fraction": 0.2,
+        "padding": 2,
+        "workers": 0,
+    },
+    "search": {
+        "stem": "darts",
+        "channels": 2,
+        "cells_per_stage": [1, 1],
+        "nodes": 2,
+        "parts": 2,
+        "alpha_learning_rate": 0.02,
+        "order": "first",
+    },
+    "losses": {"mine_across_ranks": True},
+    "training": {"epochs": 2, "learning_rate": 0.05},
+    "distributed": {"device": "cpu", "timeout_seconds": 60.0},
+    "reporting": {"every_seconds": 0.1, "every_steps": 1},
+}
+
+
+def write_tiny(folder: Path, **changes: Any) -> Path:
+    """A config file whose run lives in the folder; changes are dotted keys with __ for the dots."""
+    tree = yaml.safe_load(yaml.safe_dump(TINY))
+    tree["output_dir"], tree["genotype_dir"] = str(folder / "runs"), str(folder / "genotypes")
+    tree["data"]["root"] = str(folder / "people")
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        inner = tree
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def tiny_config(folder: Path, **changes: Any) -> Config:
+    """The same, loaded, with its people written."""
+    config = load_config(write_tiny(folder, **changes))
+    write_synthetic_people(config.data.root, config.data.synthetic)
+    return config
