@@ -1,0 +1,185 @@
+"""The folder of one run: its config, checkpoints, logs, metrics, environment and result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+import yaml
+
+from autoreid.errors import ConfigError, RunError
+from autoreid.files import make_folder, write_atomically
+
+_log = logging.getLogger(__name__)
+_REMEDY = "set output_dir to a folder that can be written"
+
+
+class RunFolder:
+    """`runs/<task_name>/`, written by rank 0."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.checkpoints = root / "checkpoints"
+        self.tensorboard = root / "tensorboard"
+        self.logs = root / "logs"
+        self.metrics = root / "metrics.jsonl"
+        self.result = root / "result.json"
+        self.environment = root / "environment.json"
+
+    def create(self) -> None:
+        """Makes the folders; raises ConfigError naming the folder and `output_dir` when it cannot."""
+        for folder in (self.root, self.checkpoints, self.tensorboard, self.logs):
+            make_folder(folder, _REMEDY)
+
+    def claim(self, config_text: str, may_differ: Collection[str] = ()) -> None:
+        """Makes the folders and writes the run's resolved config, or checks that it goes on with the one there.
+
+        Args:
+            config_text: the resolved config as YAML.
+            may_differ: dotted keys whose values, and all below them, may be new; the file then holds the new ones.
+
+        Raises:
+            ConfigError: the folder belongs to a run of another config; names the first keys that differ.
+        """
+        self.create()
+        if self.config.exists():
+            old, new = _flat_yaml(_read_text(self.config), self.config), _flat_yaml(config_text, self.config)
+            differing = [
+                f"{key} was {_shown(old, key)}, is now {_shown(new, key)}"
+                for key in sorted(old.keys() | new.keys())
+                if _shown(old, key) != _shown(new, key) and not _is_below(key, may_differ)
+            ]
+            if differing:
+                more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+                raise ConfigError(
+                    f"{self.root} belongs to a run of another config: {'; '.join(differing[:3])}{more}; "
+                    f"give another task_name, or delete the folder to start anew"
+                )
+        write_atomically(self.config, config_text.encode())
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Adds one line of JSON to metrics.jsonl; raises RunError when it cannot."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.metrics}: cannot write the metrics: {error.strerror}") from error
+
+    def truncate_metrics(self, after_step: int) -> None:
+        """Drops the records of steps after `after_step`, which a resumed run does again.
+
+        Lines cut off by a kill are dropped too, and counted in the log.
+        """
+        if not self.metrics.exists() or not self.metrics.stat().st_size:
+            return
+        lines = _read_text(self.metrics).removesuffix("\n").split("\n")
+        records = [_record(line) for line in lines]
+        torn = sum(record is None for record in records)
+        if torn:
+            _log.warning("%s: dropped %d lines that are not whole", self.metrics, torn)
+        kept = [
+            line + "\n"
+            for line, record in zip(lines, records, strict=True)
+            if record is not None and record.get("step", after_step) <= after_step
+        ]
+        write_atomically(self.metrics, "".join(kept).encode())
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json in one step."""
+        write_atomically(self.result, _json(result))
+
+    def write_environment(self, extra: Mapping[str, Any]) -> None:
+        """Writes environment.json: what the run runs on, and `extra`."""
+        write_atomically(self.environment, _json(describe_environment() | dict(extra)))
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, git commit, host, devices of this process, world size and command line."""
+    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+        "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
+        "hostname": platform.node(),
+        "platform": platform.platform(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        or ["cpu"],
+        "world_size": torch.distributed.get_world_size() if in_group else 1,
+        "argv": sys.argv,
+    }
+
+
+def _git_commit(checkout: Path) -> str | None:
+    """The commit of the package's checkout, with "-dirty" if files differ from it; None outside a checkout."""
+    # Not any repository above: an installed package may lie inside its user's own.
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of metrics; None if it is not whole."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the file: {error.strerror}") from error
+
+
+def _flat_yaml(text: str, path: Path) -> dict[str, Any]:
+    """The values of a config by dotted key."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not a config: {str(error).splitlines()[0]}; delete the folder") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: not a config: no keys in it; delete the folder, or give another task_name"
+        )
+    return dict(_flatten(content, ""))
+
+
+def _flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    """A value as the message shows it and as values are compared: NaN is itself, true is not 1."""
+    return json.dumps(values[key], default=str) if key in values else "not set"
+
+
+def _is_below(key: str, sections: Collection[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)

@@ -1,0 +1,227 @@
+"""The run folder: whose it is, metrics over kills and resumes, files written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoreid.errors import ConfigError, RunError
+from autoreid.files import write_atomically
+from autoreid.reporting import run_folder
+from autoreid.reporting.run_folder import RunFolder
+from autoreid.search.genotype import CellGenotype, Genotype
+
+CONFIG = {"task_name": "demo", "data": {"batch_size": 64, "workers": 2}, "losses": {"margin": 0.3}}
+
+
+def as_yaml(content=None, **sections) -> str:
+    content = {**CONFIG, **sections} if content is None else content
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+@contextmanager
+def disk_of(limit_bytes: int):
+    """Writes past so many bytes of a file fail as on a full disk."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_claim_makes_the_layout_and_claims_again(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "demo")
+    for _ in range(2):
+        folder.claim(as_yaml())
+        assert (tmp_path / "runs/demo/config.yaml").read_text() == as_yaml()
+    names = {path.name for path in folder.root.iterdir()}
+    assert names == {"config.yaml", "checkpoints", "tensorboard", "logs"}
+
+
+def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
+    folder = RunFolder(tmp_path / "demo")
+    folder.claim(as_yaml())
+    other = as_yaml(data={"batch_size": 32, "workers": 4}, losses={"margin": None}, seed=True)
+    with pytest.raises(ConfigError) as caught:
+        folder.claim(other, may_differ=["data.workers"])
+    assert str(caught.value) == (
+        f"{folder.root} belongs to a run of another config: data.batch_size was 64, is now 32; "
+        "losses.margin was 0.3, is now null; seed was not set, is now true; "
+        "give another task_name, or delete the folder to start anew"
+    )
+    assert folder.config.read_text() == as_yaml()
+
+
+def test_claim_takes_new_values_of_keys_that_may_differ(tmp_path):
+    folder = RunFolder(tmp_path / "demo")
+    folder.claim(as_yaml())
+    other = as_yaml(data={"batch_size": 32, "workers": 4})
+    for keys in (["data"], ["data.workers", "data.batch_size"]):
+        folder.claim(other, may_differ=keys)
+        assert folder.config.read_text() == other
+        folder.claim(as_yaml(), may_differ=keys)
+    for keys in (["dat"], ["data.work"], ["data.workers"], []):
+        with pytest.raises(ConfigError, match=r"data\.batch_size was 64, is now 32"):
+            folder.claim(other, may_differ=keys)
+
+
+LEAVES = st.one_of(
+    st.integers(0, 2), st.booleans(), st.none(), st.floats(), st.sampled_from(["a", "b c", "1"])
+)
+CONFIGS = st.dictionaries(
+    st.sampled_from("abc"),
+    st.recursive(
+        LEAVES, lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=2), max_leaves=4
+    ),
+    min_size=1,
+)
+
+
+@given(old=CONFIGS, new=CONFIGS)
+def test_claim_agrees_exactly_when_the_texts_mean_the_same(tmp_path_factory, old, new):
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "demo")
+    folder.claim(as_yaml(old))
+    folder.claim(as_yaml(dict(reversed(old.items()))))
+    if yaml.safe_dump(old, sort_keys=True) == yaml.safe_dump(new, sort_keys=True):
+        folder.claim(as_yaml(new))
+    else:
+        with pytest.raises(ConfigError) as caught:
+            folder.claim(as_yaml(new))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "", "- 1"])
+def test_claim_of_a_folder_with_a_broken_config_says_so(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml: not a config: .*delete the folder") as caught:
+        RunFolder(tmp_path).claim(as_yaml())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_its_key(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"file/demo: cannot make the folder: Not a directory; set output_dir"
+    ):
+        RunFolder(tmp_path / "file" / "demo").create()
+
+
+def test_a_read_only_folder_is_named_with_its_key(tmp_path, monkeypatch):
+    (tmp_path / "demo").mkdir(mode=0o555)
+    if os.geteuid() == 0:  # whom modes do not stop
+        monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK) and path.exists())
+    with pytest.raises(ConfigError, match=r"demo: .*(not writable|Permission denied); set output_dir"):
+        RunFolder(tmp_path / "demo").create()
+
+
+@given(
+    steps=st.lists(st.one_of(st.integers(0, 30), st.none()), max_size=12),
+    after=st.integers(0, 30),
+    torn=st.sampled_from(["", "{", '{"step": 3, "lo', "\x00\x00", "3"]),
+)
+def test_resuming_keeps_whole_records_up_to_the_step(tmp_path_factory, steps, after, torn):
+    folder = RunFolder(tmp_path_factory.mktemp("runs"))
+    records = [
+        {"loss": 0.1 * place} | ({} if step is None else {"step": step}) for place, step in enumerate(steps)
+    ]
+    for record in records:
+        folder.append_metrics(record)
+    with folder.metrics.open("a") as file:
+        file.write(torn)
+    folder.truncate_metrics(after)
+    folder.append_metrics({"step": 31})
+    expected = [record for record in records if record.get("step", 0) <= after]
+    read = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert read == [*expected, {"step": 31}]
+
+
+def test_truncating_metrics_that_are_not_there_makes_no_file(tmp_path):
+    RunFolder(tmp_path).truncate_metrics(3)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_metric_is_in_the_file_even_if_the_process_is_killed_next(tmp_path):
+    code = (
+        "import os, signal; from pathlib import Path; from autoreid.reporting.run_folder import RunFolder;"
+        "RunFolder(Path('.')).append_metrics({'step': 1}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(run_folder.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_result_and_environment_are_json(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_result({"map": 0.412, "genotype": {"space": "reid_cell"}})
+    folder.write_environment({"world_size": 3, "images": 12})
+    assert json.loads(folder.result.read_text()) == {"map": 0.412, "genotype": {"space": "reid_cell"}}
+    found = json.loads(folder.environment.read_text())
+    assert found["torch"] == torch.__version__
+    assert found["world_size"] == 3
+    assert found["images"] == 12
+    assert found["argv"] == sys.argv
+    assert found["python"] == ".".join(str(part) for part in sys.version_info[:3])
+
+
+def test_git_commit_is_that_of_a_checkout_and_of_no_repository_above(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert run_folder._git_commit(tmp_path) is None
+    git("init", "-q")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-qm", "first")
+    git("tag", "-am", "release", "v1")
+    (tmp_path / "site-packages").mkdir()
+    assert run_folder._git_commit(tmp_path) == git("rev-parse", "HEAD")
+    assert run_folder._git_commit(tmp_path / "site-packages") is None
+    (tmp_path / "file").write_text("2")
+    assert run_folder._git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert run_folder._git_commit(tmp_path) is None
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "result.json"
+    write_atomically(path, b"old")
+    with disk_of(1000), pytest.raises(RunError, match=r"result\.json: cannot write the file: File too large"):
+        write_atomically(path, b"n" * 2000)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_a_genotype_to_a_missing_folder_names_the_file(tmp_path):
+    edges = (("part_aware", 0), ("skip_connect", 1))
+    genotype = CellGenotype(normal=(edges,), reduce=(edges,))
+    with pytest.raises(RunError, match=r"none/found\.json: cannot write the file: No such file or directory"):
+        genotype.save(tmp_path / "none" / "found.json")
+    genotype.save(tmp_path / "found.json")
+    assert Genotype.load(tmp_path / "found.json") == genotype
+
+
+def test_metrics_on_a_full_disk_fail_with_the_path(tmp_path):
+    folder = RunFolder(tmp_path)
+    with (
+        disk_of(100),
+        pytest.raises(RunError, match=r"metrics\.jsonl: cannot write the metrics: File too large"),
+    ):
+        folder.append_metrics({"text": "x" * 200})
