@@ -46,13 +46,23 @@ class CheckpointFolder:
         path = self.path(step)
         write_atomically(path, buffer.getvalue())
         if is_best:
-            # A second name for the same bytes; the rename replaces the old best in one step.
-            partial = self.folder / f"{BEST}.partial"
-            partial.unlink(missing_ok=True)
-            os.link(path, partial)
-            partial.replace(self.folder / BEST)
-        for old in self.steps()[: -self.keep_last]:
+            self._name_best(path)
+        # Later steps are damaged checkpoints that this run had to go back behind.
+        steps = self.steps()
+        kept = [kept for kept in steps if kept <= step][-self.keep_last :]
+        for old in set(steps) - set(kept):
             self.path(old).unlink()
+
+    def _name_best(self, path: Path) -> None:
+        """A second name for the same bytes; the rename replaces the old best in one step."""
+        partial = self.folder / f"{BEST}.partial"
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:  # a file system without hard links
+            write_atomically(self.folder / BEST, path.read_bytes())
+        else:
+            partial.replace(self.folder / BEST)
 
     def load_latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, on the CPU; None if there is none.

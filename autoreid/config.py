@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,7 +24,9 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """What all sections share: unknown keys and wrong types are refused, a loaded config never changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Data(Section):
@@ -98,9 +100,16 @@ class Search(Section):
             raise ValueError("operations: each may stand once")
         if not set(self.operations) - {"none"}:
             raise ValueError("operations: at least one beside none is needed")
-        if not self.cells_per_stage:
-            raise ValueError("cells_per_stage: at least one stage is needed")
+        if len(self.cells_per_stage) < 2:
+            raise ValueError(
+                "cells_per_stage: at least two stages are needed; the second begins with a reduction cell"
+            )
         return self
+
+    def rows_of_last_cell(self, height: int) -> int:
+        """Rows of the smallest feature map that images of some height come to."""
+        halvings = len(self.cells_per_stage) - 1 + (2 if self.stem == "resnet" else 0)
+        return -(-height // 2**halvings)
 
 
 class Losses(Section):
@@ -221,6 +230,12 @@ class Config(Section):
                 f"search.warmup_epochs: {self.search.warmup_epochs} leaves the alphas none of the "
                 f"{self.training.epochs} training.epochs"
             )
+        rows = self.search.rows_of_last_cell(self.data.height)
+        if "part_aware" in self.search.operations and rows < self.search.parts:
+            raise ValueError(
+                f"search.parts: {self.search.parts} parts do not fit into the last cell's {rows} rows; "
+                f"use fewer, or a data.height above {self.data.height}"
+            )
         if self.evaluation.split == "held_out" and not self.data.held_out_fraction:
             raise ValueError("evaluation.split: held_out needs data.held_out_fraction above 0; or use test")
         return self
@@ -231,15 +246,21 @@ class Config(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number, and a key that stands twice is an error."""
+    """YAML as people write it: 1e-3 is a number, a date is text, and a key that stands twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
+        first: [pair for pair in resolvers if pair[0] != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        seen = []
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if key.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark
                 )
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -262,19 +283,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{line}: not valid YAML: {problem}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections of keys such as data: and training:, found {tree!r}")
     for override in overrides:
         _apply(tree, override)
     try:
+        text = json.dumps(tree)
+    except (TypeError, ValueError) as error:  # !!binary, say, or a list that holds itself
+        raise ConfigError(f"{path}: a value is neither number, text, list nor section: {error}") from error
+    try:
         # JSON mode: strict about types, yet a list is a tuple and a string a path.
-        return Config.model_validate_json(json.dumps(tree))
+        return Config.model_validate_json(text)
     except ValidationError as error:
         overridden = {override.partition("=")[0] for override in overrides}
         raise ConfigError(_explain(error, path, overridden)) from error
-    except TypeError as error:  # a YAML date, say
-        raise ConfigError(f"{path}: a value is neither number, text, list nor section: {error}") from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -301,32 +325,54 @@ def _explain(error: ValidationError, path: Path, overridden: set[str]) -> str:
     """One line for the first problem, and how many more there are."""
     first, *rest = error.errors()
     key = ".".join(str(part) for part in first["loc"])
-    where = (
-        "command line" if any(key == name or key.startswith(name + ".") for name in overridden) else str(path)
-    )
     value = json.dumps(first["input"], ensure_ascii=False, default=str)
+    value = value if len(value) <= 80 else value[:77] + "..."
     if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, list(option_names()), n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]}?" if nearest else "; --help lists the keys"
-        text = f"{key} = {value}: unknown key{hint}"
+        hint = nearest_key(key)
+        text = f"{key} = {value}: unknown key; {f'did you mean {hint}?' if hint else '--help lists the keys'}"
     elif first["type"] == "missing":
         text = f"{key}: missing, and it has no default"
     elif first["type"] == "value_error":
-        text = str(first["ctx"]["error"])
-        text = f"{key}.{text}" if key else text
+        # Checks over several keys name those themselves, within their section.
+        text = ".".join(filter(None, [key, str(first["ctx"]["error"])]))
     else:
         text = f"{key} = {value}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    named = set(re.findall(r"[\w.-]*\w", text))
+    whole = (
+        first["type"] != "value_error"
+    )  # else the section is to blame only as far as the text names its keys
+    blamed = any(
+        name in named or key.startswith(name + ".") or (whole and name.startswith(key + "."))
+        for name in overridden
+    )
     more = f" (and {len(rest)} more)" if rest else ""
-    return f"{where}: {text}{more}"
+    return f"{'command line' if blamed else path}: {text}{more}"
+
+
+def nearest_key(key: str) -> str | None:
+    """The key or section that an unknown one was perhaps meant to be."""
+    names = list(option_names())
+    sections = {name.rpartition(".")[0] for name in names} - {""}
+    nearest = difflib.get_close_matches(key, [*names, *sections], n=1, cutoff=0.5)
+    return nearest[0] if nearest else None
+
+
+def _subsection(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or may hold; None for a plain value."""
+    for kind in get_args(annotation) or (annotation,):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def option_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Every key of the schema, dotted, in order."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from option_names(field.annotation, f"{prefix}{name}.")
-        else:
+        inner = _subsection(field.annotation)
+        if inner is None:
             yield prefix + name
+        else:
+            yield from option_names(inner, f"{prefix}{name}.")
 
 
 def describe_options() -> str:
@@ -335,19 +381,23 @@ def describe_options() -> str:
 
 
 def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Plain keys first, so that each stands below its own section's heading."""
+    inner = {name: _subsection(field.annotation) for name, field in section.model_fields.items()}
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield f"\n{prefix}{name}: {(field.annotation.__doc__ or '').splitlines()[0]}"
-            yield from _describe(field.annotation, f"{prefix}{name}.")
-        else:
+        if inner[name] is None:
             default = "required" if field.is_required() else _shown(field.default)
             yield f"  {prefix}{name} ({default}): {field.description or ''}"
+    for name, subsection in inner.items():
+        if subsection is not None:
+            meaning = section.model_fields[name].description or (subsection.__doc__ or "").splitlines()[0]
+            yield f"\n{prefix}{name}: {meaning}"
+            yield from _describe(subsection, f"{prefix}{name}.")
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
-    return json.dumps(value.model_dump() if isinstance(value, BaseModel) else value)
+    return json.dumps(value)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -90,6 +90,8 @@ def _loader(images: _Images, keys: Any, workers: int, pin_memory: bool) -> DataL
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
+        # Else each pass over the data would draw from torch's own generator, which a checkpoint restores.
+        generator=torch.Generator(),
     )
 
 

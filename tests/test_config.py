@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoreid.config import Config, describe_options, load_config, option_names
+from autoreid.errors import ConfigError
+from autoreid.search.genotype import CELL_OPERATIONS
+
+RECIPES = Path(__file__).parents[1] / "configs"
+SHIPPED = sorted(RECIPES.glob("*.yaml"))
+MINIMAL = "task_name: t\ndata:\n  root: somewhere\n"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe and gives its path."""
+
+    def write(text=MINIMAL):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def message(path, *overrides):
+    """What load_config complains about, in one line that names the file or the command line."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert caught.value.exit_status == 2
+    assert text.startswith((str(path), "command line: "))
+    return text
+
+
+@pytest.mark.parametrize("name", ["quickstart", "darts_triplet", "darts_classification"])
+def test_the_recipe_is_there(name):
+    if name == "quickstart" and not (RECIPES / "quickstart.yaml").exists():
+        pytest.skip("not written yet")
+    assert RECIPES / f"{name}.yaml" in SHIPPED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(path):
+    config = load_config(path)
+    assert config.task_name == path.stem
+
+
+def test_recipes_hold_the_papers_numbers():
+    triplet, classification = (
+        load_config(RECIPES / f"{name}.yaml") for name in ("darts_triplet", "darts_classification")
+    )
+    found = triplet.training
+    assert (found.learning_rate, found.final_learning_rate, found.epochs) == (0.1, 0.001, 210)
+    assert (found.momentum, found.weight_decay) == (0.9, 5e-5)
+    assert (triplet.losses.classification_weight, triplet.losses.margin) == (0.5, 0.3)
+    assert (triplet.search.alpha_learning_rate, triplet.search.alpha_weight_decay) == (0.02, 5e-5)
+    assert triplet.search.alpha_betas == (0.5, 0.999)
+    assert sum(triplet.search.cells_per_stage) == 8
+    assert (triplet.data.height, triplet.data.width, triplet.data.images_per_identity) == (256, 128, 4)
+    found = classification.training
+    assert (found.learning_rate, found.final_learning_rate, found.epochs) == (0.025, 0.001, 50)
+    assert (found.weight_decay, found.gradient_clip) == (3e-4, 5.0)
+    assert (classification.search.alpha_learning_rate, classification.search.alpha_weight_decay) == (
+        3e-4,
+        1e-3,
+    )
+    assert (classification.losses.classification_weight, classification.data.alpha_fraction) == (1.0, 0.5)
+
+
+def test_defaults_and_types(recipe):
+    config = load_config(recipe())
+    assert (config.task, config.seed, config.output_dir) == ("search", 0, Path("runs"))
+    assert config.data.root == Path("somewhere")
+    assert config.data.synthetic is None
+    assert config.search.operations == CELL_OPERATIONS[:7]
+    assert config.search.order == "second"
+    assert config.training.gradient_clip == 5.0
+
+
+def test_overrides(recipe):
+    path = recipe(MINIMAL + "  batch_size: 32\ntraining:\n")
+    config = load_config(
+        path,
+        [
+            "training.learning_rate=1e-1",
+            "training.final_learning_rate=1e-3",
+            "training.weight_decay=0",
+            "training.gradient_clip=null",
+            "search.cells_per_stage=[1, 2]",
+            "search.operations=[none, skip_connect]",
+            "data.batch_size=8",
+            "data.synthetic.domain=1",
+            "losses.margin=",
+            "losses.mine_across_ranks=true",
+            "output_dir=/tmp/a=b",
+        ],
+    )
+    assert (config.training.learning_rate, config.training.final_learning_rate) == (0.1, 1e-3)
+    assert config.training.weight_decay == 0.0
+    assert config.training.gradient_clip is None
+    assert config.search.cells_per_stage == (1, 2)
+    assert config.search.operations == ("none", "skip_connect")
+    assert config.data.batch_size == 8
+    assert config.data.synthetic is not None
+    assert (config.data.synthetic.domain, config.data.synthetic.cameras) == (1, 4)
+    assert config.losses.margin is None
+    assert config.losses.mine_across_ranks is True
+    assert config.output_dir == Path("/tmp/a=b")  # noqa: S108
+
+
+def test_overrides_of_a_synthetic_section_keep_its_other_keys(recipe):
+    path = recipe(MINIMAL + "  synthetic: {cameras: 3, seed: 5}\n")
+    people = load_config(path, ["data.synthetic.domain=2"]).data.synthetic
+    assert people is not None
+    assert (people.cameras, people.seed, people.domain) == (3, 5, 2)
+    assert load_config(path, ["data.synthetic=null"]).data.synthetic is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("training.learning_rte", "training.learning_rate"),
+        ("data.batchsize", "data.batch_size"),
+        ("trainning.epochs", "training"),
+        ("data.synthetic.domian", "data.synthetic.domain"),
+        ("data.synthetik.domain", "data.synthetic"),
+        ("epochs", "training.epochs"),
+        ("task-name", "task_name"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(recipe, wrong, right):
+    assert message(recipe(), f"{wrong}=1").endswith(f"unknown key; did you mean {right}?")
+    assert message(recipe(), f"{wrong}=1").startswith("command line: ")
+    tree = yaml.safe_load(MINIMAL)
+    *sections, last = wrong.split(".")
+    inner = tree
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[last] = 1
+    path = recipe(yaml.safe_dump(tree))
+    assert message(path).startswith(f"{path}: ")
+    assert message(path).endswith(f"did you mean {right}?")
+
+
+def test_a_key_like_no_other_is_answered_with_help(recipe):
+    assert "qqqq = 1: unknown key; --help lists the keys" in message(recipe(), "qqqq=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.epochs=many", 'training.epochs = "many": input should be a valid integer'),
+        ("training.epochs=1.5", "training.epochs = 1.5: input should be a valid integer"),
+        ("training.epochs=true", "training.epochs = true: "),
+        ("training.epochs=0", "training.epochs = 0: input should be greater than or equal to 1"),
+        ("training.learning_rate='0.1'", 'training.learning_rate = "0.1": input should be a valid number'),
+        ("training.learning_rate=.inf", "training.learning_rate = Infinity: "),
+        ("training.weight_decay=.nan", "training.weight_decay = NaN: "),
+        ("training=5", "training = 5: "),
+        ("training.epochs.more=5", "training.epochs = "),
+        ("search.cells_per_stage=[2, x]", 'search.cells_per_stage.1 = "x": '),
+        ("search.operations=[none, conv]", 'search.operations.1 = "conv": input should be '),
+        ("search.order=third", "search.order = \"third\": input should be 'first', 'second' or 'exact'"),
+        ("search.alpha_betas=[0.5]", "search.alpha_betas"),
+        ("data.flip=1.5", "data.flip = 1.5: input should be less than or equal to 1"),
+        ("data.synthetic.cameras=1", "data.synthetic.cameras = 1: "),
+        ("data.root=3", "data.root = 3: "),
+        ("task_name=../up", 'task_name = "../up": '),
+        ("task_name=2024", "task_name = 2024: input should be a valid string"),
+        ("reporting.every_seconds=2024-01-01", 'reporting.every_seconds = "2024-01-01": '),
+        ("training", "'training' is not of the form section.key=value"),
+        ("=3", "not of the form"),
+        ("task_name.deeper=3", "task_name is a value, not a section"),
+        ("training.epochs=[1", "training.epochs: '[1' is not a YAML value"),
+    ],
+)
+def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, expected):
+    path = recipe(MINIMAL + "training:\n  epochs: {}\n" if ".more" in override else MINIMAL)
+    found = message(path, override)
+    assert expected in found
+    assert found.startswith("command line: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.batch_size=30"], "data.batch_size: 30 is not a multiple of data.images_per_identity (4)"),
+        (["search.warmup_epochs=50"], "search.warmup_epochs: 50 leaves the alphas none of the 50"),
+        (["data.held_out_fraction=0"], "held_out needs data.held_out_fraction above 0; or use test"),
+        (["training.learning_rate=1e-4"], "final_learning_rate: must not exceed learning_rate"),
+        (["search.operations=[none]"], "search.operations: at least one beside none"),
+        (["search.operations=[none, none]"], "search.operations: each may stand once"),
+        (["search.cells_per_stage=[8]"], "search.cells_per_stage: at least two stages"),
+        (["data.height=96"], "search.parts: 4 parts do not fit into the last cell's 3 rows"),
+        (["data.synthetic.images_per_identity=5"], "data.synthetic.images_per_identity 5 leaves queries"),
+    ],
+)
+def test_impossible_combinations_are_refused(recipe, overrides, expected):
+    assert expected in message(recipe(), *overrides)
+
+
+def test_an_impossible_combination_says_who_asked_for_it(recipe):
+    assert message(recipe(), "data.batch_size=30").startswith("command line: ")
+    assert message(recipe(), "search.operations=[none]").startswith("command line: ")
+    path = recipe(MINIMAL + "  batch_size: 30\n")
+    assert message(path).startswith(f"{path}: ")
+    # An override elsewhere is not to blame.
+    assert message(path, "seed=1", "data.width=64").startswith(f"{path}: ")
+
+
+def test_a_map_that_fits_the_parts_exactly_is_allowed(recipe):
+    """128 rows, a quarter after the stem, halved by three reductions: 4 rows for 4 parts."""
+    assert load_config(recipe(), ["data.height=128"]).data.height == 128
+    assert load_config(recipe(), ["data.height=96", "search.operations=[skip_connect]"]).data.height == 96
+    assert load_config(recipe(), ["data.height=32", "search.stem=darts"]).data.height == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (MINIMAL + "  height: 64\n  height: 128\n", ":5: not valid YAML: key 'height' stands twice"),
+        ("task_name: t\ndata: [1,\n  2\n", ":4: not valid YAML: "),
+        ("a: b: c\n", ":1: not valid YAML: mapping values are not allowed here"),
+        ("a: \x07\n", ": not valid YAML: unacceptable character"),
+        ("- 1\n", ": expected sections of keys"),
+        ("", ": expected sections of keys"),
+        ("data:\n  root: x\n", ": task_name: missing, and it has no default"),
+        ("task_name: t\n", ": data: missing"),
+        ("task_name: t\ndata:\n", ": data = null: "),
+        (MINIMAL + "seed: !!binary aGk=\n", ": a value is neither number"),
+        (MINIMAL + "search: &a\n  operations: [*a]\n", ": a value is neither number"),
+        (MINIMAL + "seed: x\nreporting: {every_steps: 0}\n", " (and 1 more)"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_line(recipe, text, expected):
+    path = recipe(text)
+    found = message(path)
+    assert found.startswith(str(path))
+    assert expected in found
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    assert "cannot read the config" in message(tmp_path / "missing.yaml")
+    assert "cannot read the config" in message(tmp_path)
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"task_name: \xe4\n")
+    assert "cannot read the config" in message(latin)
+
+
+def test_no_code_is_run_from_a_config(recipe):
+    found = message(recipe("task_name: !!python/object/apply:os.getcwd []\n"))
+    assert "could not determine a constructor" in found
+
+
+def test_a_config_does_not_change():
+    config = load_config(RECIPES / "darts_triplet.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.epochs = 3  # type: ignore[misc]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "task_name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+            "seed": st.integers(0, 2**63),
+            "output_dir": st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1).map(
+                lambda text: str(Path(text))
+            ),
+        }
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "learning_rate": st.floats(1e-2, 1e10),
+            "final_learning_rate": st.floats(0, 1e-2),
+            "gradient_clip": st.none() | st.floats(1e-12, 1e12),
+            "precision": st.sampled_from(["float32", "bfloat16"]),
+            "channels_last": st.booleans(),
+        },
+    ),
+    st.permutations(CELL_OPERATIONS).flatmap(
+        lambda names: st.integers(2, 9).map(lambda count: names[:count])
+    ),
+    st.none() | st.fixed_dictionaries({"domain": st.integers(0, 9), "cameras": st.integers(2, 6)}),
+)
+def test_the_resolved_config_reads_back_equal(tmp_path_factory, top, training, operations, synthetic):
+    tree = top | {
+        "data": {"root": "x", "synthetic": synthetic},
+        "training": training,
+        "search": {"operations": operations},
+    }
+    config = Config.model_validate_json(json.dumps(tree))
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    again = load_config(path)
+    assert again == config
+    assert again.to_yaml() == config.to_yaml()
+    assert again.training.learning_rate == training.get("learning_rate", 0.025)
+
+
+def test_help_describes_every_key():
+    lines = describe_options().splitlines()
+    names = list(option_names())
+    assert len(names) == len(set(names))
+    assert "data.synthetic.domain" in names
+    for name in names:
+        (line,) = [line for line in lines if line.startswith(f"  {name} (")]
+        assert not line.endswith("): "), f"{name} has no meaning"
+
+
+def test_option_names_are_the_keys_of_a_resolved_config():
+    """All keys of a config that has every optional section, found by walking its YAML."""
+    config = load_config(RECIPES / "darts_triplet.yaml", ["data.synthetic.seed=0"])
+
+    def walk(tree, prefix=""):
+        for key, value in tree.items():
+            yield from walk(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+
+    assert list(option_names()) == list(walk(yaml.safe_load(config.to_yaml())))
