@@ -58,6 +58,7 @@ def edges_of(text: str) -> set[tuple[str, str, str]]:
     return {(tails[box], operations[box], heads[box]) for box in operations}
 
 
+@settings(deadline=None)
 @given(cell=cells())
 def test_graph_text_holds_every_edge_of_the_cell_and_nothing_else(cell):
     text = cell_graph(cell, "normal", "a caption").source

@@ -14,7 +14,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import autoreid
@@ -149,6 +149,7 @@ def test_a_bar_is_silent_when_not_asked_for(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+@settings(deadline=None)
 @given(
     durations=st.lists(st.floats(0.01, 50.0), min_size=1, max_size=40),
     initial=st.integers(0, 20),

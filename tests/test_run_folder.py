@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoreid.errors import ConfigError, RunError
@@ -92,6 +92,7 @@ CONFIGS = st.dictionaries(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(old=CONFIGS, new=CONFIGS)
 def test_claim_agrees_exactly_when_the_texts_mean_the_same(tmp_path_factory, old, new):
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "demo")
@@ -129,6 +130,7 @@ def test_a_read_only_folder_is_named_with_its_key(tmp_path, monkeypatch):
         RunFolder(tmp_path / "demo").create()
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     steps=st.lists(st.one_of(st.integers(0, 30), st.none()), max_size=12),
     after=st.integers(0, 30),
