@@ -17,7 +17,7 @@ from autoreid.data.synthetic_people import write_synthetic_people
 from autoreid.distributed import StopSignal, World, on_main
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.reporting.search_report import SearchReport
+from autoreid.reporting.search_report import open_report
 from autoreid.search.build import build_search
 from autoreid.search.loop import SearchState, search
 
@@ -99,10 +99,10 @@ def run_search(config: Config, world: World) -> None:
         content = {"state": state.state_dict(), "config": config.to_yaml()}
         on_main(lambda: checkpoints.save(state.step, content, is_best))
 
-    with StopSignal() as stop, SearchReport(config, parts.space, folder, world, state) as report:
+    with StopSignal() as stop, open_report(config, parts.space, folder, world, state) as report:
         done = search(config, state, parts, save, report, world, stop)
         if done:
-            report.finish(state)
+            report.finish(state, parts.space.genotype(parts.relaxation.probabilities(state.alphas)))
         else:
             _log.info("stopped at step %d by a signal; the same command goes on", state.step)
 

@@ -49,10 +49,11 @@ class RunFolder:
             may_differ: dotted keys whose values, and all below them, may be new; the file then holds the new ones.
 
         Raises:
-            ConfigError: the folder belongs to a run of another config; names the first keys that differ.
+            ConfigError: the folder holds checkpoints of another config; names the first keys that differ.
         """
         self.create()
-        if self.config.exists():
+        # A run that died before its first checkpoint left nothing to lose: the mended config takes its place.
+        if self.config.exists() and any(self.checkpoints.glob("*.pt")):
             old, new = _flat_yaml(_read_text(self.config), self.config), _flat_yaml(config_text, self.config)
             differing = [
                 f"{key} was {_shown(old, key)}, is now {_shown(new, key)}"
