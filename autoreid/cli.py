@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from torch import distributed as dist
+
 from autoreid.errors import AutoreidError
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ def run_command(command: Callable[[], int]) -> int:
     except Exception as error:
         _log.debug("%s", error, exc_info=error)
         first = (str(error).splitlines() or [""])[0]
+        if isinstance(error, dist.DistBackendError) or "gloo" in first:
+            first = f"lost contact with another rank, whose log says why: {first}"
         _complain(f"{type(error).__name__}: {first}")
         if not logging.getLogger("autoreid").handlers:
             traceback.print_exc()

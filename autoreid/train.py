@@ -21,7 +21,8 @@ from autoreid.reporting.search_report import open_report
 from autoreid.search.build import build_search
 from autoreid.search.loop import SearchState, search
 
-_log = logging.getLogger(__name__)
+# Not __name__, which is __main__ when this is the command.
+_log = logging.getLogger("autoreid.train")
 
 #: Keys that a resumed run may change: they say where and how it computes, not what.
 MAY_DIFFER = (

@@ -178,6 +178,8 @@ def search(
             report.step(state, metrics, learning_rate(config, state))
             epoch_ends = state.step_in_epoch == state.steps_per_epoch
             if stopping or (state.step % config.checkpoint.every_steps == 0 and not epoch_ends):
+                # Rank 0's file speaks for all: from here on every rank counts from their mean.
+                (state.totals,), _ = average_and_agree([state.totals])
                 save(state, False)
             if stopping:
                 return False

@@ -1,0 +1,264 @@
+"""The train command: what it prints, leaves behind and refuses, in real runs."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+
+from autoreid import train
+from autoreid.checkpoint import load_checkpoint
+from autoreid.config import load_config, option_names
+from autoreid.search.genotype import Genotype
+from tests.tiny import tiny_config, write_tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the tiny search has run by itself."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert train.main(["--config", str(write_tiny(folder))]) == 0
+    return folder
+
+
+def test_the_run_folder_holds_what_the_contract_says(finished):
+    run = finished / "runs" / "tiny"
+    result = json.loads((run / "result.json").read_text())
+    state = load_checkpoint(run / "checkpoints" / "step-00000006.pt")["state"]
+    assert result["epochs"] == 2
+    assert result["steps"] == 6
+    assert result["restarts"] == 0
+    assert result["images_per_second"] == pytest.approx(6 * 2 * 16 / result["seconds"])
+    assert 0 < result["map"] <= 1
+    assert set(result["cmc"]) == {"1", "5", "10", "20"}
+    digest = hashlib.sha256()
+    for name in ("groups.normal", "groups.reduce"):
+        digest.update(state["alphas"][name].numpy().tobytes())
+    assert result["alpha_sha256"] == digest.hexdigest()
+    assert result["genotype"] == Genotype.load(finished / "genotypes/tiny/EP02.json").model_dump(mode="json")
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert load_config(run / "config.yaml") == load_config(finished / "tiny.yaml")
+    assert "epoch 2/2" in (run / "logs" / "rank0.log").read_text()
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in metrics] == [(1, 3), (2, 6)]
+    assert metrics[-1]["map"] == result["map"]
+    assert metrics[0]["normal/none_share"] == pytest.approx(1 / 7, abs=0.02)
+
+
+def test_tensorboard_shows_pictures_curves_and_config(finished):
+    events = EventAccumulator(str(finished / "runs/tiny/tensorboard"), size_guidance={IMAGES: 0}).Reload()
+    pictures = finished / "genotypes" / "tiny"
+    for kind in ("normal", "reduce"):
+        shown = events.Images(f"genotype/{kind}")
+        assert [image.step for image in shown] == [3, 6], "one tag, a step an epoch"
+        last = Image.open(io.BytesIO(shown[-1].encoded_image_string))
+        assert last.tobytes() == Image.open(pictures / f"EP02-{kind}.png").convert("RGB").tobytes()
+    (sheet,) = events.Images("training_images")
+    assert sheet.width > 8 * 16
+    scalars = events.Tags()["scalars"]
+    wanted = [
+        "step/loss",
+        "step/weight_learning_rate",
+        "step/accuracy",
+        "epoch/map",
+        "epoch/images_per_second",
+    ]
+    wanted += [
+        "epoch/normal/entropy",
+        "entropy_normal/node0_from_c_k-2",
+        "alphas_reduce/node1_from_node0/part_aware",
+    ]
+    assert not set(wanted) - set(scalars)
+    assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
+    probabilities = [
+        events.Scalars(tag)[-1].value for tag in scalars if tag.startswith("alphas_normal/node0_from_c_k-1/")
+    ]
+    assert len(probabilities) == 7
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    config = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "task_name: tiny" in config
+
+
+def test_a_finished_search_is_left_as_it_is(finished, capsys):
+    before = (finished / "runs/tiny/result.json").stat().st_mtime_ns
+    assert train.main(["--config", str(finished / "tiny.yaml")]) == 0
+    assert (finished / "runs/tiny/result.json").stat().st_mtime_ns == before
+    assert "finished" in capsys.readouterr().err
+
+
+def test_another_config_under_the_same_name_is_refused(finished, capsys):
+    assert train.main(["--config", str(finished / "tiny.yaml"), "training.epochs=3"]) == 2
+    assert "training.epochs was 2, is now 3" in capsys.readouterr().err
+
+
+def test_torchrun_finds_what_one_process_finds(finished, tmp_path):
+    path = write_tiny(tmp_path)
+    command = [
+        "torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "autoreid.train",
+        "--config",
+        str(path),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "8 on each of 2 ranks" in done.stderr
+    assert done.stderr.count("epoch 2/2:") == 1, "rank 0 alone talks"
+    assert {file.name for file in (tmp_path / "runs/tiny/logs").iterdir()} == {"rank0.log", "rank1.log"}
+    one, two = (
+        load_checkpoint(folder / "runs/tiny/checkpoints/step-00000006.pt")["state"]
+        for folder in (finished, tmp_path)
+    )
+    # Each step of Adam moves an alpha by up to 0.02; rounding may turn one whose gradient is nearly nothing.
+    for name, alphas in one["alphas"].items():
+        torch.testing.assert_close(two["alphas"][name], alphas, rtol=0, atol=2e-3)
+    first, second = (
+        json.loads((folder / "runs/tiny/result.json").read_text()) for folder in (finished, tmp_path)
+    )
+    assert first["genotype"] == second["genotype"]
+
+
+def test_print_config_resolves_overrides_and_reads_back(tmp_path, capsys):
+    path = write_tiny(tmp_path)
+    assert (
+        train.main(["--config", str(path), "training.epochs=7", "losses.margin=null", "--print-config"]) == 0
+    )
+    text = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(text)
+    config = load_config(tmp_path / "again.yaml")
+    assert config.training.epochs == 7
+    assert config.losses.margin is None
+    assert yaml.safe_load(text)["data"]["images_per_identity"] == 4
+    assert not (tmp_path / "runs").exists(), "nothing is run"
+
+
+def test_help_names_every_key(capsys):
+    with pytest.raises(SystemExit) as left:
+        train.main(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert not [name for name in option_names() if name not in text]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.batch_sise=8"],
+            "command line: data.batch_sise = 8: unknown key; did you mean data.batch_size?",
+        ),
+        (["training.epochs=many"], 'command line: training.epochs = "many": '),
+        (
+            ["data.images_per_identity=3"],
+            "data.batch_size: 16 is not a multiple of data.images_per_identity (3)",
+        ),
+        (["data.batch_size=128"], "data.batch_size 128"),
+        (["data.batch_size=90", "data.images_per_identity=9"], "9"),
+        (["data.root=/nowhere", "data.synthetic=null"], "/nowhere"),
+        (["output_dir=/proc/autoreid"], "/proc/autoreid"),
+        (["genotype_dir=/proc/autoreid"], "/proc/autoreid"),
+        (["search.parts=17"], "search.parts: 17 parts do not fit into the last cell's 16 rows"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, overrides, message):
+    tiny_config(tmp_path)
+    assert train.main(["--config", str(tmp_path / "tiny.yaml"), *overrides]) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("autoreid: ")
+    assert message in complaint
+    assert not list(tmp_path.glob("runs/*/checkpoints/*")), "nothing half done"
+
+
+def test_a_missing_config_and_a_bad_option_are_status_2(tmp_path, capsys):
+    assert train.main(["--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        train.main(["--confg", "x"])
+    assert left.value.code == 2
+
+
+def test_a_truncated_jpeg_is_named_and_the_last_checkpoint_stays(tmp_path, capsys):
+    config = tiny_config(tmp_path, data__held_out_fraction=0.0, evaluation__split="test")
+    assert train.main(["--config", str(tmp_path / "tiny.yaml"), "training.epochs=1", "task_name=good"]) == 0
+    # Every training image but the first of each name: whichever comes first is named.
+    for path in sorted((config.data.root / "bounding_box_train").iterdir()):
+        path.write_bytes(path.read_bytes()[:300])
+    assert train.main(["--config", str(tmp_path / "tiny.yaml")]) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert "bounding_box_train/" in complaint
+    assert "cannot read this image" in complaint
+    assert not list((tmp_path / "runs/tiny/checkpoints").iterdir())
+
+
+def test_a_truncated_query_is_named(tmp_path, capsys):
+    config = tiny_config(tmp_path, evaluation__split="test")
+    broken = sorted((config.data.root / "query").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert train.main(["--config", str(tmp_path / "tiny.yaml"), "training.epochs=1"]) == 2
+    assert str(broken) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_weights_that_explode_stop_the_run_naming_step_and_parameter(tmp_path, capsys):
+    path = write_tiny(tmp_path, training__learning_rate=1e30, training__gradient_clip=None)
+    assert train.main(["--config", str(path)]) == 1
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("autoreid: step 2: the gradient of ")
+    assert "is not finite" in complaint
+    assert "Traceback" in (tmp_path / "runs/tiny/logs/rank0.log").read_text()
+
+
+_FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from autoreid import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_path):
+    path = write_tiny(tmp_path, checkpoint__every_steps=1)
+    stopped = train.main(["--config", str(path), "training.epochs=2", "search.stop_at_skips=null"])
+    assert stopped == 0
+    checkpoints = tmp_path / "runs/tiny/checkpoints"
+    (checkpoints / "step-00000006.pt").unlink()
+    (tmp_path / "runs/tiny/result.json").unlink()
+    good = {file.name: file.read_bytes() for file in checkpoints.iterdir()}
+    assert "step-00000005.pt" in good
+    command = [sys.executable, "-c", _FULL_DISK, "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    assert done.returncode == 1, done.stderr
+    assert "step-00000006.pt: cannot write the file: File too large" in done.stderr.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in checkpoints.iterdir()} == good
+    assert train.main(["--config", str(path)]) == 0
+    assert (checkpoints / "step-00000006.pt").exists()
+
+
+def test_the_stop_rule_ends_a_search_that_collapses(tmp_path):
+    path = write_tiny(tmp_path, search__stop_at_skips=1, search__operations=["none", "skip_connect"])
+    assert train.main(["--config", str(path), "training.epochs=5"]) == 0
+    assert json.loads((tmp_path / "runs/tiny/result.json").read_text())["epochs"] == 1
+
+
+def test_a_search_goes_on_without_dot(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert train.main(["--config", str(write_tiny(tmp_path))]) == 0
+    drawn = {file.suffix for file in (tmp_path / "genotypes/tiny").iterdir()}
+    assert drawn == {".gv", ".json"}
+    assert capsys.readouterr().err.count("autoreid.render") == 1
