@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
 
 from autoreid.errors import DataError
 from autoreid.files import write_atomically
@@ -63,7 +63,7 @@ class Edge(NamedTuple):
     """
 
     operation: str
-    source: int
+    source: StrictInt
 
 
 Cell = tuple[tuple[Edge, Edge], ...]

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoreid.errors import DataError, RunError
+from autoreid.search.genotype import CELL_OPERATIONS, CellGenotype, Edge, Genotype
+
+
+@st.composite
+def cells(draw):
+    nodes = []
+    for node in range(draw(st.integers(1, 7))):
+        sources = draw(st.permutations(range(node + 2)))[:2]
+        nodes.append(tuple((draw(st.sampled_from(CELL_OPERATIONS[1:])), source) for source in sources))
+    return tuple(nodes)
+
+
+def plain():
+    """A valid genotype as JSON's types, to break."""
+    node = [["sep_conv_3x3", 0], ["part_aware", 1]]
+    return {"format": 1, "space": "reid_cell", "normal": [node, node], "reduce": [node]}
+
+
+@settings(max_examples=100, deadline=None)
+@given(cells(), cells())
+def test_what_is_saved_is_loaded(tmp_path_factory, normal, reduce):
+    genotype = CellGenotype(normal=normal, reduce=reduce)
+    path = tmp_path_factory.mktemp("genotype") / "EP01.json"
+    genotype.save(path)
+    loaded = Genotype.load(path)
+    assert loaded == genotype
+    assert str(loaded) == str(genotype) == path.read_text()
+    # The file, read by JSON alone, holds the choices and nothing else.
+    as_lists = json.loads(json.dumps({"normal": normal, "reduce": reduce}))
+    assert json.loads(path.read_text()) == {"format": 1, "space": "reid_cell", **as_lists}
+    assert isinstance(loaded.normal[0][0], Edge)
+    assert loaded.normal[0][0].operation == normal[0][0][0]
+    assert hash(loaded) == hash(genotype)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cells(), cells(), cells(), cells())
+def test_equal_exactly_when_all_choices_are(a, b, c, d):
+    one, other = CellGenotype(normal=a, reduce=b), CellGenotype(normal=c, reduce=d)
+    assert (one == other) == ((a, b) == (c, d)) == (str(one) == str(other))
+    assert one == CellGenotype(normal=a, reduce=b)
+
+
+def test_the_text_does_not_depend_on_the_files_layout(tmp_path):
+    path = tmp_path / "compact.json"
+    tree = plain()
+    path.write_text(json.dumps(dict(reversed(tree.items())), separators=(",", ":")))
+    loaded = Genotype.load(path)
+    assert str(loaded) == str(CellGenotype(normal=loaded.normal, reduce=loaded.reduce))
+    assert str(loaded).endswith("}\n")
+
+
+def test_cells_come_by_name():
+    genotype = CellGenotype(**{key: plain()[key] for key in ("normal", "reduce")})
+    assert dict(genotype.cells()) == {"normal": genotype.normal, "reduce": genotype.reduce}
+
+
+def broken(**changes):
+    return json.dumps(plain() | changes)
+
+
+NODE = [["sep_conv_3x3", 0], ["part_aware", 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reason"),
+    [
+        (
+            broken(normal=[[["conv_7x7", 0], ["part_aware", 1]]]),
+            "normal",
+            "node 0: unknown operation 'conv_7x7'",
+        ),
+        (
+            broken(reduce=[NODE, [["none", 0], ["part_aware", 1]]]),
+            "reduce",
+            "node 1: unknown operation 'none'",
+        ),
+        (
+            broken(normal=[[["part_aware", 0], ["part_aware", 2]]]),
+            "normal",
+            "node 0: its input must be 0 to 1, not 2",
+        ),
+        (
+            broken(normal=[NODE, [["part_aware", -1], ["part_aware", 2]]]),
+            "normal",
+            "node 1: its input must be 0 to 2",
+        ),
+        (
+            broken(normal=[[["part_aware", 1], ["max_pool_3x3", 1]]]),
+            "normal",
+            "node 0: both edges come from input 1",
+        ),
+        (broken(normal=[]), "normal", "at least one node"),
+        (broken(normal=[[["part_aware", 0]]]), "normal.0", ""),
+        (broken(normal=[[*NODE, NODE[0]]]), "normal.0", ""),
+        (broken(normal=[[["part_aware"], NODE[0]]]), "normal.0.0", ""),
+        (broken(normal=[[["part_aware", "left"], NODE[0]]]), "normal.0.0", ""),
+        (broken(normal=[[["part_aware", 0.5], NODE[0]]]), "normal.0.0", ""),
+        (broken(normal=[[["part_aware", "1"], NODE[0]]]), "normal.0.0", ""),
+        (broken(normal=[[["part_aware", True], NODE[0]]]), "normal.0.0", ""),
+        (broken(normal="two\nlines"), "normal", ""),
+        (json.dumps({"space": "reid_cell", "normal": [NODE]}), "reduce", "required"),
+        (json.dumps({"normal": [NODE], "reduce": [NODE], "concat": [2]}), "concat", "not permitted"),
+        (broken(format=2), "format", "1"),
+        (broken(space="elsewhere"), "space", "reid_cell"),
+        ("[]", "file", "object"),
+        ("", "file", "JSON"),
+        ("{'normal': []}", "file", "JSON"),
+        (str(plain())[:40], "file", "JSON"),
+        ('__import__("os").system("true")', "file", "JSON"),
+        ("\x00\x01", "file", "JSON"),
+    ],
+)
+def test_a_broken_file_is_named_with_place_and_reason(tmp_path, text, place, reason):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        Genotype.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: not a genotype: {place}")
+    assert reason in message
+    assert "\n" not in message
+    assert caught.value.exit_status == 2
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    for path in (tmp_path / "missing.json", tmp_path):
+        with pytest.raises(DataError) as caught:
+            Genotype.load(path)
+        assert str(caught.value).startswith(f"{path}: cannot read the genotype: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "EP01.json"
+    genotype = CellGenotype(normal=plain()["normal"], reduce=plain()["reduce"])
+    genotype.save(path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"EP01\.json: cannot write the file: No space left"):
+        CellGenotype(normal=genotype.reduce, reduce=genotype.reduce).save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["EP01.json"]
+    assert path.read_bytes() == before
+
+
+def test_a_genotype_does_not_change():
+    genotype = CellGenotype(normal=plain()["normal"], reduce=plain()["reduce"])
+    with pytest.raises(ValueError, match="frozen"):
+        genotype.normal = genotype.reduce  # type: ignore[misc]
