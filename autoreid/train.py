@@ -69,7 +69,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's"
     )
-    return parser.parse_args(arguments)
+    # Overrides may stand before, between and after options.
+    return parser.parse_intermixed_args(arguments)
 
 
 def run_search(config: Config, world: World) -> None:

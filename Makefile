@@ -1,0 +1,31 @@
+# make demo and make test need nothing but python3 (3.10 or newer) with its venv module.
+VENV ?= .venv
+PYTHON ?= python3
+OVERRIDES ?=
+
+# Installed again when the dependencies change, or when the environment served another checkout before.
+STAMP := $(VENV)/.autoreid-$(shell (cat setup.cfg pyproject.toml; pwd) | cksum | cut -d' ' -f1)
+
+.PHONY: demo test lint install
+
+## A search on synthetic people: its genotypes as pictures, its curves in TensorBoard.
+demo: install
+	$(VENV)/bin/python -m autoreid.train --config configs/quickstart.yaml $(OVERRIDES)
+
+## Lint, type checks and all tests.
+test: lint
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+install: $(STAMP)
+	@scripts/install_dot.sh
+
+$(STAMP): setup.cfg pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.autoreid-*
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@

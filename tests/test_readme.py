@@ -1,0 +1,123 @@
+"""Every command of the README, run as it stands there, on smaller data and for fewer epochs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for line in block.splitlines()
+]
+SMALL = [
+    "training.epochs=1",
+    "search.cells_per_stage=[1,1]",
+    "search.channels=2",
+    "search.nodes=2",
+    "search.warmup_epochs=0",
+    "data.height=32",
+    "data.width=16",
+    "data.batch_size=16",
+    "data.workers=0",
+    "search.parts=2",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder like a fresh checkout, with a data set in Market-1501's layout, after the demo."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in (
+        "configs",
+        "scripts",
+        "autoreid",
+        "Makefile",
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+        "benchmarks",
+    ):
+        (folder / name).symlink_to(ROOT / name)
+    people = SyntheticPeople(
+        train_identities=12, test_identities=4, images_per_identity=8, height=48, width=24
+    )
+    write_synthetic_people(folder / "data/market1501", people)
+    write_synthetic_people(folder / "data/synthetic_people", SyntheticPeople())
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def the_command(beginning: str) -> list[str]:
+    (command,) = [command for command in COMMANDS if command.startswith(beginning)]
+    return shlex.split(command)
+
+
+def test_make_demo_searches_and_says_where_everything_is(place):
+    command = the_command("make demo")
+    printed = run(["make", "-n", *command[1:]], place)
+    (demo,) = [line for line in printed.splitlines() if "autoreid.train" in line]
+    # What make would run, with the environment that runs this test in the place of its own.
+    output = run([sys.executable, *shlex.split(demo)[1:], *SMALL], place)
+    for line in output.splitlines():
+        if line.startswith(("genotypes: ", "result: ")):
+            assert (place / line.split(": ")[1]).exists()
+    assert (place / "searched_genotypes/quickstart/EP01-normal.png").exists()
+    assert "tensorboard --samples_per_plugin images=1000 --logdir runs" in output
+
+
+def test_make_test_runs_linters_types_and_tests(place):
+    printed = run(["make", "-n", *the_command("make test")[1:]], place)
+    assert all(name in printed for name in ("ruff check .", "ruff format --check .", "bin/mypy", "-m pytest"))
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "autoreid.train --config" in command])
+def test_train_commands(place, command):
+    words = shlex.split(command)
+    name = f"readme{COMMANDS.index(command)}"
+    run([*words, *SMALL, f"task_name={name}", "distributed.device=cpu"], place)
+    assert "--print-config" in words or (place / "runs" / name / "result.json").exists()
+
+
+def test_help(place):
+    assert "training.epochs (50)" in run(the_command("python -m autoreid.train --help"), place)
+
+
+def test_render_draws_again(place):
+    folder = place / "searched_genotypes" / "quickstart"
+    for picture in folder.glob("*.png"):
+        picture.unlink()
+    run(the_command("python -m autoreid.render"), place)
+    assert (folder / "EP01-normal.png").exists()
+
+
+def test_tensorboard_command_is_understood(place):
+    _, *options = the_command(".venv/bin/tensorboard")
+    run([str(Path(sys.executable).parent / "tensorboard"), "--inspect", *options], place)
+
+
+def test_no_command_is_left_out():
+    known = (
+        "make demo",
+        "make test",
+        "python -m autoreid.",
+        ".venv/bin/tensorboard",
+        "torchrun --nproc-per-node 2 -m",
+    )
+    assert [command for command in COMMANDS if not command.startswith(known)] == []
