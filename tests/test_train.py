@@ -262,3 +262,18 @@ def test_a_search_goes_on_without_dot(tmp_path, monkeypatch, capsys):
     drawn = {file.suffix for file in (tmp_path / "genotypes/tiny").iterdir()}
     assert drawn == {".gv", ".json"}
     assert capsys.readouterr().err.count("autoreid.render") == 1
+
+
+def test_bfloat16_and_channels_last_learn_about_the_same(finished, tmp_path):
+    changes = {"training__precision": "bfloat16", "training__channels_last": True}
+    assert train.main(["--config", str(write_tiny(tmp_path, **changes))]) == 0
+    exact, rough = (
+        [json.loads(line) for line in (folder / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+        for folder in (finished, tmp_path)
+    )
+    for one, other in zip(exact, rough, strict=True):
+        assert one["loss"] != other["loss"], "bfloat16 rounds"
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
+    state = load_checkpoint(tmp_path / "runs/tiny/checkpoints/step-00000006.pt")["state"]
+    kinds = {value.dtype for part in ("supernet", "alphas") for value in state[part].values()}
+    assert kinds == {torch.float32, torch.int64}, "weights, alphas and statistics stay float32"

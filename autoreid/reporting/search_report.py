@@ -105,6 +105,7 @@ class SearchReport:
             curves = {f"step/{name}": value for name, value in values().items()}
             curves |= {
                 "step/weight_learning_rate": learning_rate,
+                "step/alpha_learning_rate": self.config.search.alpha_learning_rate,
                 "step/images_per_second": self._speed(state),
             }
             self.board.scalars(curves, state.step)
