@@ -23,9 +23,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _run(rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: tuple, results: Any) -> None:
+def _run(
+    rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: tuple, results: Any
+) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
     try:
@@ -35,7 +41,9 @@ def _run(rank: int, world_size: int, port: int, function: Callable[..., Any], ar
         results.put(pickle.dumps((rank, error, traceback.format_exc())))
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, raises: bool = True) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *arguments: Any, raises: bool = True
+) -> list[Any]:
     """What `function(world, *arguments)` returned on each rank; with raises=False, errors stand in for results."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "autoreid.train"])

@@ -17,7 +17,14 @@ def _batch(rows: int = 8) -> torch.Tensor:
 
 def _network() -> nn.Sequential:
     torch.manual_seed(5)
-    layers = (nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3))
+    layers = (
+        nn.Conv2d(6, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+        nn.BatchNorm1d(3),
+    )
     return nn.Sequential(*layers, nn.Linear(3, 1)).double()
 
 
