@@ -1,1 +1,68 @@
-"""Re-ID heads, and later the fixed networks."""
+"""Networks that embed images of people, re-ID heads, and their weights."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from autoreid.errors import ConfigError
+from autoreid.models.osnet import OSNet
+from autoreid.models.pcb import PCB
+from autoreid.models.resnet import ResNet50
+from autoreid.models.summary import count_macs, count_parameters
+from autoreid.models.weights import LoadReport, load_weights
+
+__all__ = ["NETWORKS", "LoadReport", "build_model", "count_macs", "count_parameters", "load_weights"]
+
+_PLAIN = ("plain",) * 6
+_IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")
+_AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
+
+#: Every network by name: called with the number of identities and the network's own options.
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "resnet50": ResNet50,
+    "pcb": PCB,
+    "osnet_x1_0": partial(OSNet, _PLAIN, False, 1.0),
+    "osnet_x0_75": partial(OSNet, _PLAIN, False, 0.75),
+    "osnet_x0_5": partial(OSNet, _PLAIN, False, 0.5),
+    "osnet_x0_25": partial(OSNet, _PLAIN, False, 0.25),
+    "osnet_ibn_x1_0": partial(OSNet, _IBN, True, 1.0),
+    "osnet_ain_x1_0": partial(OSNet, _AIN, True, 1.0),
+    "osnet_ain_x0_75": partial(OSNet, _AIN, True, 0.75),
+    "osnet_ain_x0_5": partial(OSNet, _AIN, True, 0.5),
+    "osnet_ain_x0_25": partial(OSNet, _AIN, True, 0.25),
+}
+
+
+def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
+    """Builds a network with fresh weights from torch's generator.
+
+    In training mode it gives (embedding, logits), in evaluation mode the embedding (B, D) that is ranked. Modules
+    named `classifier` hold what depends on the identities.
+
+    Args:
+        name: one of `NETWORKS`.
+        num_identities: of the training set.
+        options: of the network: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb).
+
+    Raises:
+        ConfigError: there is no such network or option, or a value is out of range.
+    """
+    if name not in NETWORKS:
+        nearest = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0)[0]
+        raise ConfigError(
+            f"unknown network {name!r}; did you mean {nearest}? Known are {', '.join(NETWORKS)}"
+        )
+    if num_identities < 1:
+        raise ConfigError(f"{name}: num_identities = {num_identities}: must be 1 or more")
+    build = NETWORKS[name]
+    known = [option for option in inspect.signature(build).parameters if option != "num_identities"]
+    unknown = next((option for option in options if option not in known), None)
+    if unknown is not None:
+        raise ConfigError(f"{name} has no option {unknown!r}; it has {', '.join(known) or 'none'}")
+    return build(num_identities, **options)

@@ -1,0 +1,154 @@
+"""The omni-scale networks: OSNet, OSNet-IBN (arXiv 1905.00953) and OSNet-AIN (arXiv 1910.06827)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoreid.errors import ConfigError
+from autoreid.models.weights import initialise
+
+#: The blocks that OSNet-AIN's search chooses among at each position, as OSBlock's flags (in_inside, in_after).
+OSBLOCKS: dict[str, tuple[bool, bool]] = {
+    "plain": (False, False),
+    "in_inside": (True, False),
+    "in_after": (False, True),
+    "in_both": (True, True),
+}
+
+
+def conv_norm(
+    in_channels: int, out_channels: int, norm: nn.Module, kernel: int = 1, stride: int = 1, relu: bool = True
+) -> nn.Sequential:
+    """A convolution without bias → norm (→ ReLU) that keeps the size but for the stride."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, bn=norm)
+    if relu:
+        layers["relu"] = nn.ReLU(inplace=True)
+    return nn.Sequential(layers)
+
+
+def _light_conv(channels: int, affine: bool) -> nn.Sequential:
+    """The lite 3×3 (section 3.1 of OSNet): a pointwise, then a depthwise convolution, no activation between."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, channels, 1, bias=False),
+            conv2=nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+            bn=nn.BatchNorm2d(channels, affine=affine),
+            relu=nn.ReLU(inplace=True),
+        )
+    )
+
+
+class ChannelGate(nn.Module):
+    """The unified aggregation gate: weighs each channel by what the whole map says of it (section 3.2)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        pooled = x.mean(dim=(2, 3), keepdim=True)
+        return x * self.fc2(F.relu(self.fc1(pooled))).sigmoid()
+
+
+class OSBlock(nn.Module):
+    """The omni-scale residual block: four streams that see 3, 5, 7 and 9 pixels wide, fused by one shared gate.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the output; the streams are a quarter as wide.
+        in_inside: instance norm in place of the batch norm at the residual's end, before the addition.
+        in_after: instance norm after the addition.
+        affine: norms learn scale and shift; searches do without.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        in_inside: bool = False,
+        in_after: bool = False,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        middle = out_channels // 4
+
+        def batch_norm(channels: int) -> nn.Module:
+            return nn.BatchNorm2d(channels, affine=affine)
+
+        def instance_norm(wanted: bool) -> nn.Module:
+            return nn.InstanceNorm2d(out_channels, affine=affine) if wanted else nn.Identity()
+
+        self.conv1 = conv_norm(in_channels, middle, batch_norm(middle))
+        self.streams = nn.ModuleList(
+            nn.Sequential(*(_light_conv(middle, affine) for _ in range(depth))) for depth in range(1, 5)
+        )
+        self.gate = ChannelGate(middle)
+        residual_norm = nn.Identity() if in_inside else batch_norm(out_channels)
+        self.conv3 = conv_norm(middle, out_channels, residual_norm, relu=False)
+        self.downsample: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.downsample = conv_norm(in_channels, out_channels, batch_norm(out_channels), relu=False)
+        self.norm_inside = instance_norm(in_inside)
+        self.norm_after = instance_norm(in_after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        narrow = self.conv1(x)
+        gated = [self.gate(stream(narrow)) for stream in self.streams]
+        residual = self.norm_inside(self.conv3(gated[0] + gated[1] + gated[2] + gated[3]))
+        return F.relu(self.norm_after(residual + self.downsample(x)))
+
+
+class OSNet(nn.Module):
+    """An omni-scale network: three stages of two blocks, then an embedding of 512.
+
+    Args:
+        blocks: six names of `OSBLOCKS`, two a stage.
+        stem_in: instance norm, not batch norm, after the first convolution.
+        width: multiplies all channels but the embedding's.
+        num_identities: outputs of the classifier.
+    """
+
+    def __init__(self, blocks: Sequence[str], stem_in: bool, width: float, num_identities: int) -> None:
+        super().__init__()
+        unknown = sorted(set(blocks) - set(OSBLOCKS))
+        if len(blocks) != 6 or unknown:
+            raise ConfigError(f"blocks = {list(blocks)}: expected six, each one of {', '.join(OSBLOCKS)}")
+        c1, c2, c3, c4 = (int(width * channels) for channels in (64, 256, 384, 512))
+        stem_norm = nn.InstanceNorm2d(c1, affine=True) if stem_in else nn.BatchNorm2d(c1)
+        self.conv1 = conv_norm(3, c1, stem_norm, kernel=7, stride=2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = _stage(c1, c2, blocks[:2])
+        self.pool2 = nn.Sequential(conv_norm(c2, c2, nn.BatchNorm2d(c2)), nn.AvgPool2d(2))
+        self.conv3 = _stage(c2, c3, blocks[2:4])
+        self.pool3 = nn.Sequential(conv_norm(c3, c3, nn.BatchNorm2d(c3)), nn.AvgPool2d(2))
+        self.conv4 = _stage(c3, c4, blocks[4:])
+        self.conv5 = conv_norm(c4, c4, nn.BatchNorm2d(c4))
+        self.fc = nn.Sequential(nn.Linear(c4, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True))
+        self.classifier = nn.Linear(512, num_identities)
+        initialise(self)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> (B, C, H/16, W/16)."""
+        x = self.pool2(self.conv2(self.maxpool(self.conv1(images))))
+        result: Tensor = self.conv5(self.conv4(self.pool3(self.conv3(x))))
+        return result
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) -> embedding (B, 512); in training (embedding, logits (B, identities))."""
+        embedding: Tensor = self.fc(self.feature_map(images).mean(dim=(2, 3)))
+        return (embedding, self.classifier(embedding)) if self.training else embedding
+
+
+def _stage(in_channels: int, out_channels: int, blocks: Sequence[str]) -> nn.Sequential:
+    first, second = (OSBLOCKS[name] for name in blocks)
+    return nn.Sequential(
+        OSBlock(in_channels, out_channels, *first), OSBlock(out_channels, out_channels, *second)
+    )

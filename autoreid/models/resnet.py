@@ -1,0 +1,60 @@
+"""ResNet-50 (arXiv 1512.03385) for re-identification, with the tricks of arXiv 1903.07071."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from autoreid.errors import ConfigError
+from autoreid.models.heads import BNNeck
+from autoreid.models.weights import initialise
+
+
+class ResNetBackbone(ResNet):
+    """torchvision's ResNet-50 up to its last feature map, so that the state-dict keys are torchvision's.
+
+    Args:
+        last_stride: of the last stage. 1 keeps a map of 1/16 of the image instead of 1/32.
+    """
+
+    #: Channels of the last feature map.
+    channels = 2048
+
+    def __init__(self, last_stride: int) -> None:
+        if last_stride not in (1, 2):
+            raise ConfigError(f"last_stride = {last_stride!r}: must be 1 or 2")
+        super().__init__(Bottleneck, [3, 4, 6, 3])
+        del self.avgpool, self.fc
+        first = self.layer4[0]
+        first.conv2.stride = first.downsample[0].stride = (last_stride, last_stride)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> (B, 2048, H/32, W/32), or H/16 and W/16 with last stride 1."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        result: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return result
+
+
+class ResNet50(ResNetBackbone):
+    """ResNet-50, average-pooled to an embedding of 2048.
+
+    With the neck, the triplet loss acts on the embedding before its norm, and the normed one is ranked
+    (arXiv 1903.07071, section 3.5). Without it, a linear classifier stands on the embedding, as torchreid trains it.
+    """
+
+    def __init__(self, num_identities: int, last_stride: int = 2, neck: bool = True) -> None:
+        super().__init__(last_stride)
+        self.neck = BNNeck(self.channels, num_identities) if neck else None
+        if not neck:
+            self.classifier = nn.Linear(self.channels, num_identities)
+            initialise(self.classifier)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) -> in training (embedding (B, 2048), logits (B, identities)), else what is ranked."""
+        embedding = self.feature_map(images).mean(dim=(2, 3))
+        if self.neck is None:
+            return (embedding, self.classifier(embedding)) if self.training else embedding
+        if self.training:
+            return embedding, self.neck(embedding)
+        ranked: Tensor = self.neck.norm(embedding)
+        return ranked
