@@ -115,7 +115,7 @@ def test_the_layout_is_the_published_one():
     shapes = {}
     for name in ("conv1", "maxpool", "conv2", "pool2", "conv3", "pool3", "conv4", "conv5"):
         getattr(network, name).register_forward_hook(
-            lambda module, inputs, output, name=name: shapes.__setitem__(name, tuple(output.shape[1:]))  # noqa: ARG005
+            lambda module, inputs, output, name=name: shapes.__setitem__(name, tuple(output.shape[1:]))
         )
     with torch.no_grad():
         network(torch.zeros(1, 3, 256, 128))
@@ -129,6 +129,19 @@ def test_the_layout_is_the_published_one():
         "conv4": (512, 16, 8),
         "conv5": (512, 16, 8),
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "widths"), [("osnet_ain", ("x0_75", "x0_5", "x0_25")), ("osnet", ("x0_75", "x0_5", "x0_25"))]
+)
+def test_narrower_networks_have_the_same_layers_in_proportion(family, widths):
+    whole = build_model(f"{family}_x1_0", 5).state_dict()
+    for width in widths:
+        narrow = build_model(f"{family}_{width}", 5).state_dict()
+        assert list(narrow) == list(whole)
+        share = float(width[1:].replace("_", "."))
+        for key in ("conv1.conv.weight", "conv2.0.conv3.conv.weight", "pool3.0.bn.weight", "conv5.bn.weight"):
+            assert len(narrow[key]) == share * len(whole[key])
 
 
 @pytest.mark.parametrize(
