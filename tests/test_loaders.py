@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-import os
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,6 +230,47 @@ def test_embedding_batches_give_each_chosen_image_once_in_order(split, batch_siz
     assert list(nothing) == []
 
 
+ENDS = """
+import sys
+import numpy as np
+from autoreid.data.loaders import embedding_batches
+from autoreid.data.records import Split
+from autoreid.data.transforms import evaluation_transform
+sys.path.insert(0, sys.argv[1])
+from test_loaders import make_stream
+
+paths = np.array(sys.argv[3:], dtype=object)
+split = Split("train", paths, np.repeat(np.arange(4), 2) * 10, np.zeros(8, int))
+stream = make_stream(split, workers=1)
+embedding = embedding_batches(split, np.arange(8), evaluation_transform(16, 8), (16, 8), 1, workers=1)
+print(len(next(stream).labels), len(next(embedding).labels))
+if sys.argv[2] == "fail":
+    raise RuntimeError("the run failed")
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("end", 0), ("fail", 1)])
+def test_a_process_ends_though_its_workers_ignore_signals(split, how, status):
+    """Python sends them SIGTERM at its exit and waits for them."""
+    command = [sys.executable, "-c", ENDS, str(Path(__file__).parent), how, *split.paths[:8]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (status, "8 1\n")
+    assert "killed by signal" not in done.stderr
+    assert ("the run failed" in done.stderr) == (how == "fail")
+
+
+def test_workers_go_on_when_all_processes_are_told_to_stop(split, two_epochs):
+    stream = make_stream(split, workers=2)
+    first = take(stream, 2)  # one from each worker
+    workers = multiprocessing.active_children()
+    assert len(workers) >= 2
+    # As from Slurm: the sender is another process than the workers' parent.
+    for name in ("TERM", "USR2"):
+        subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
+    assert_same(first + take(stream, len(two_epochs) - 2), two_epochs)
+    assert all(worker.is_alive() for worker in workers)
+
+
 # Transforms
 
 
@@ -379,7 +423,7 @@ def test_the_division_follows_the_seed_and_not_the_rank(market):
 
 def test_the_benchmarks_own_test_set(market):
     data = build_data(market, "test", held_out_fraction=0.0)
-    assert {os.path.basename(os.path.dirname(path)) for path in data.query.paths} == {"query"}  # noqa: PTH119, PTH120
+    assert {Path(path).parent.name for path in data.query.paths} == {"query"}
     assert len(data.gallery) == 4
     assert data.num_identities == 12
 

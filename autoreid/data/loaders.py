@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -79,6 +82,15 @@ def _collate(samples: list[tuple[Tensor, int, str | None]]) -> Batch:
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001
     ignore_stop_signals()
+    # But when Python exits it sends SIGTERM to workers that are left, and waits for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _loader(images: _Images, keys: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
