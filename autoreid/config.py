@@ -112,6 +112,17 @@ class Search(Section):
         return -(-height // 2**halvings)
 
 
+class Model(Section):
+    """The fixed network that task: train trains."""
+
+    name: str = "resnet50"
+    """Which network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, ... or derived, from a genotype."""
+    weights: Path | None = None
+    """Checkpoint to start from: torchvision's ImageNet weights, torchreid's, or this package's."""
+    options: dict[str, int | float | bool | str | tuple[int, ...]] = {}
+    """Of the network, such as {last_stride: 1}; for derived: {genotype: FILE, channels: 48, ...}."""
+
+
 class Losses(Section):
     """The retrieval loss: λ·cross-entropy + (1 - λ)·batch-hard triplet."""
 
@@ -121,6 +132,8 @@ class Losses(Section):
     """The triplet's margin; null for the soft margin."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the cross-entropy."""
+    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.4
+    """Of the cross-entropy of a derived network's auxiliary head, if it has one."""
     mine_across_ranks: bool = False
     """Look for hard positives and negatives in the global batch instead of each rank's share."""
 
@@ -129,13 +142,29 @@ class Training(Section):
     """How weights are trained."""
 
     epochs: Count = 50
-    """Epochs; one is a pass over the weights' images."""
+    """Epochs; one is a pass over the images that train the weights."""
+    optimizer: Literal["sgd", "amsgrad"] = "sgd"
+    """sgd has momentum; amsgrad is Adam with it. A search always uses sgd."""
     learning_rate: Positive = 0.025
-    """SGD's learning rate at the start; a cosine leads to the final one, step by step."""
+    """Learning rate at the start."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """cosine leads to the final learning rate, step by step; step multiplies by `decay` at each milestone."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.001
-    """SGD's learning rate at the end."""
+    """Where the cosine ends."""
+    milestones: tuple[Count, ...] = ()
+    """Epochs after which the step schedule decays."""
+    decay: Positive = 0.1
+    """Factor of the step schedule."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs over which the learning rate grows linearly to where the schedule has it."""
+    backbone_scale: Fraction = 1.0
+    """Learning rate of all but the head, as a share of the head's."""
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    """First epochs in which only the head is trained."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of it."""
     weight_decay: Annotated[float, Field(ge=0)] = 3e-4
     """Of the weights; the alphas have their own."""
     gradient_clip: Positive | None = 5.0
@@ -144,6 +173,8 @@ class Training(Section):
     """bfloat16 computes under autocast; weights, alphas and losses stay float32."""
     channels_last: bool = False
     """Memory layout that convolutions on GPUs prefer."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of an exponential moving average of the weights, which is then what is measured and kept; null for none."""
 
     @model_validator(mode="after")
     def _check(self) -> Training:
@@ -199,8 +230,8 @@ class Reporting(Section):
 class Config(Section):
     """A run."""
 
-    task: Literal["search"] = "search"
-    """What to do."""
+    task: Literal["search", "train"] = "search"
+    """search finds a genotype in a space; train trains the fixed network of `model`."""
     task_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the run's folders; a second run of the same name resumes."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -211,6 +242,7 @@ class Config(Section):
     """Where genotypes and their pictures go."""
     data: Data
     search: Search = Search()
+    model: Model = Model()
     losses: Losses = Losses()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -225,6 +257,20 @@ class Config(Section):
                 f"data.batch_size: {self.data.batch_size} is not a multiple of "
                 f"data.images_per_identity ({self.data.images_per_identity})"
             )
+        if self.task == "search":
+            self._check_search()
+        if self.evaluation.split == "held_out" and not self.data.held_out_fraction:
+            raise ValueError("evaluation.split: held_out needs data.held_out_fraction above 0; or use test")
+        return self
+
+    def _check_search(self) -> None:
+        training = self.training
+        if training.optimizer != "sgd":
+            raise ValueError("training.optimizer: a search unrolls a step of sgd; amsgrad is for task: train")
+        if training.nesterov or training.frozen_epochs or training.ema_decay or training.backbone_scale != 1:
+            raise ValueError(
+                "training: nesterov, frozen_epochs, ema_decay and backbone_scale are for task: train only"
+            )
         if self.search.warmup_epochs >= self.training.epochs:
             raise ValueError(
                 f"search.warmup_epochs: {self.search.warmup_epochs} leaves the alphas none of the "
@@ -236,9 +282,6 @@ class Config(Section):
                 f"search.parts: {self.search.parts} parts do not fit into the last cell's {rows} rows; "
                 f"use fewer, or a data.height above {self.data.height}"
             )
-        if self.evaluation.split == "held_out" and not self.data.held_out_fraction:
-            raise ValueError("evaluation.split: held_out needs data.held_out_fraction above 0; or use test")
-        return self
 
     def to_yaml(self) -> str:
         """The resolved config, every key with its value, as load_config reads it back."""
@@ -269,6 +312,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+def parse_config(text: str, where: str) -> Config:
+    """Reads a resolved config from its text, such as a checkpoint's.
+
+    Raises:
+        ConfigError: it is not one; names `where` it is from.
+    """
+    return _validate(_parse(text, where), where, ())
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a recipe and applies overrides such as `training.epochs=3`.
 
@@ -277,28 +329,39 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             and the nearest valid key.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config: {error}") from error
+    tree = _parse(text, str(path))
+    for override in overrides:
+        _apply(tree, override)
+    return _validate(tree, str(path), overrides)
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f"{path}:{mark.line + 1}" if mark else str(path)
+        line = f"{where}:{mark.line + 1}" if mark else where
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ConfigError(f"{line}: not valid YAML: {problem}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections of keys such as data: and training:, found {tree!r}")
-    for override in overrides:
-        _apply(tree, override)
+        raise ConfigError(f"{where}: expected sections of keys such as data: and training:, found {tree!r}")
+    return tree
+
+
+def _validate(tree: dict[str, Any], where: str, overrides: Sequence[str]) -> Config:
     try:
         text = json.dumps(tree)
     except (TypeError, ValueError) as error:  # !!binary, say, or a list that holds itself
-        raise ConfigError(f"{path}: a value is neither number, text, list nor section: {error}") from error
+        raise ConfigError(f"{where}: a value is neither number, text, list nor section: {error}") from error
     try:
         # JSON mode: strict about types, yet a list is a tuple and a string a path.
         return Config.model_validate_json(text)
     except ValidationError as error:
         overridden = {override.partition("=")[0] for override in overrides}
-        raise ConfigError(_explain(error, path, overridden)) from error
+        raise ConfigError(_explain(error, where, overridden)) from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -321,7 +384,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         ) from error
 
 
-def _explain(error: ValidationError, path: Path, overridden: set[str]) -> str:
+def _explain(error: ValidationError, where: str, overridden: set[str]) -> str:
     """One line for the first problem, and how many more there are."""
     first, *rest = error.errors()
     key = ".".join(str(part) for part in first["loc"])
@@ -338,15 +401,14 @@ def _explain(error: ValidationError, path: Path, overridden: set[str]) -> str:
     else:
         text = f"{key} = {value}: {first['msg'][0].lower()}{first['msg'][1:]}"
     named = set(re.findall(r"[\w.-]*\w", text))
-    whole = (
-        first["type"] != "value_error"
-    )  # else the section is to blame only as far as the text names its keys
+    # In a check over several keys, a section is to blame only as far as the text names its keys.
+    whole = first["type"] != "value_error"
     blamed = any(
         name in named or key.startswith(name + ".") or (whole and name.startswith(key + "."))
         for name in overridden
     )
     more = f" (and {len(rest)} more)" if rest else ""
-    return f"{'command line' if blamed else path}: {text}{more}"
+    return f"{'command line' if blamed else where}: {text}{more}"
 
 
 def nearest_key(key: str) -> str | None:

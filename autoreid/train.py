@@ -12,14 +12,19 @@ from autoreid import distributed
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
 from autoreid.config import Config, describe_options, load_config
-from autoreid.data.search_data import build_search_data
 from autoreid.data.synthetic_people import write_synthetic_people
+from autoreid.data.training_data import TrainingData, build_search_data, build_training_data
 from autoreid.distributed import StopSignal, World, on_main
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.reporting.search_report import open_report
+from autoreid.reporting.run_report import RunReport, Silence
+from autoreid.reporting.search_report import SearchReport
+from autoreid.reporting.train_report import TrainReport
 from autoreid.search.build import build_search
-from autoreid.search.loop import SearchState, search
+from autoreid.search.task import SearchTask
+from autoreid.training.loop import run_epochs
+from autoreid.training.state import RunState
+from autoreid.training.task import TrainTask, build_training
 
 # Not __name__, which is __main__ when this is the command.
 _log = logging.getLogger("autoreid.train")
@@ -58,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m autoreid.train",
-        description="Searches a network for person re-identification, as a config file says.",
+        description="Searches or trains a network for person re-identification, as a config file says.",
         epilog=_EXAMPLES + describe_options(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,40 +78,64 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def run_search(config: Config, world: World) -> None:
-    """Searches, from the last checkpoint if there is one, and writes the run folder."""
+def run(config: Config, world: World) -> None:
+    """Does the config's task, from its last checkpoint if there is one, and writes the run folder."""
     if config.data.synthetic is not None:
         people = config.data.synthetic
         on_main(lambda: write_synthetic_people(config.data.root, people))
-    data = build_search_data(config.data, config.seed, config.evaluation.split, world)
-    state, parts = build_search(config, data, world)
-
+    data: TrainingData
+    task: SearchTask | TrainTask
+    if config.task == "search":
+        data = build_search_data(config, world)
+        task = build_search(config, data, world)
+    else:
+        data = build_training_data(config, world)
+        task = build_training(config, data, world)
     folder = RunFolder(config.output_dir / config.task_name)
     on_main(lambda: folder.claim(config.to_yaml(), MAY_DIFFER))
     start_logging(folder.logs, world.rank)
     checkpoints = CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
-    saved = checkpoints.load_latest()
-    if saved is not None:
-        state.load_state_dict(saved["state"])
-        state.restarts += 1
-        _log.info("resumed at step %d, epoch %d", state.step, state.epoch + 1)
+    state = task.state
+    _resume(state, checkpoints)
     if state.finished and folder.result.exists():
-        _log.info("this search is finished: %s", folder.result)
+        _log.info("this run is finished: %s", folder.result)
         return
     _log.info("%s", data.summary)
     share = config.data.batch_size // world.size
     _log.info("global batch of %d images: %d on each of %d ranks", config.data.batch_size, share, world.size)
 
-    def save(state: SearchState, is_best: bool) -> None:
-        content = {"state": state.state_dict(), "config": config.to_yaml()}
+    def save(is_best: bool) -> None:
+        content = {
+            "state": state.state_dict(),
+            "config": config.to_yaml(),
+            "num_identities": data.num_identities,
+        }
         on_main(lambda: checkpoints.save(state.step, content, is_best))
 
-    with StopSignal() as stop, open_report(config, parts.space, folder, world, state) as report:
-        done = search(config, state, parts, save, report, world, stop)
-        if done:
-            report.finish(state, parts.space.genotype(parts.relaxation.probabilities(state.alphas)))
+    with StopSignal() as stop, _open_report(config, folder, task, world) as report:
+        if run_epochs(task, config, save, report, stop):
+            report.finish()
         else:
             _log.info("stopped at step %d by a signal; the same command goes on", state.step)
+
+
+def _resume(state: RunState, checkpoints: CheckpointFolder) -> None:
+    saved = checkpoints.load_latest()
+    if saved is not None:
+        state.load_state_dict(saved["state"])
+        state.restarts += 1
+        _log.info("resumed at step %d, epoch %d", state.step, state.epoch + 1)
+
+
+def _open_report(
+    config: Config, folder: RunFolder, task: SearchTask | TrainTask, world: World
+) -> RunReport | Silence:
+    """Rank 0's report, and silence on every other rank."""
+    if not world.is_main:
+        return Silence()
+    if isinstance(task, SearchTask):
+        return SearchReport(config, folder, task)
+    return TrainReport(config, folder, task)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(config.to_yaml(), end="")
             return 0
         with distributed.setup(config.distributed.device, config.distributed.timeout_seconds) as world:
-            run_search(config, world)
+            run(config, world)
         return 0
 
     return run_command(command)

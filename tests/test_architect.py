@@ -14,9 +14,9 @@ from autoreid.losses import LossTerms, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.genotype import CELL_OPERATIONS
-from autoreid.search.objective import Objective
 from autoreid.search.reid_cell import ReidCellSpace
 from autoreid.search.relaxations import Softmax
+from autoreid.training.objective import Objective
 
 SHAPES = {"normal": (2, 3), "reduce": (1, 3)}
 ORDERS = ["first", "second", "exact"]
@@ -240,7 +240,7 @@ def test_exact_is_the_derivative_on_the_real_supernet():
 
 def test_second_order_is_exact_on_the_real_supernet_without_kinks(monkeypatch):
     """A step across the kinks of ReLU and max pooling sees more curvature than autograd does; so none here."""
-    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.silu(x))  # noqa: ARG005
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.silu(x))
     problem = real_problem(SMOOTH)
     exact, second, direct = (*map(problem.gradients, ("exact", "second")), direct_term(problem))
     through_the_step = exact - direct

@@ -12,7 +12,7 @@ import torch
 from autoreid import train
 from autoreid.checkpoint import load_checkpoint
 from autoreid.data import loaders
-from autoreid.search import loop
+from autoreid.search.task import SearchTask
 from tests.ranks import free_port
 from tests.tiny import write_tiny
 
@@ -22,14 +22,14 @@ STEPS = 6
 
 def _strike(path: Path, step: int, number: int, rank: int) -> None:
     """Sends this process a signal while it is in a step (from 1), if it is the rank."""
-    original = loop.search_step
+    original = SearchTask.step
 
-    def struck(config, state, *others):
-        if state.step + 1 == step and os.environ.get("RANK", "0") == str(rank):
+    def struck(task, stop):
+        if task.state.step + 1 == step and os.environ.get("RANK", "0") == str(rank):
             os.kill(os.getpid(), number)
-        return original(config, state, *others)
+        return original(task, stop)
 
-    loop.search_step = struck
+    SearchTask.step = struck
     raise SystemExit(_train(path))
 
 

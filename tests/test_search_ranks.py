@@ -10,11 +10,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from autoreid import distributed
 from autoreid.config import load_config
 from autoreid.data.loaders import Batch
-from autoreid.data.search_data import build_search_data
+from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal
 from autoreid.errors import DataError, RunError
 from autoreid.search.build import build_search
-from autoreid.search.loop import search_step
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config, write_tiny
 
@@ -23,8 +22,7 @@ STEPS = 2
 
 def _build(path, world):
     config = load_config(path)
-    data = build_search_data(config.data, config.seed, config.evaluation.split, world)
-    return config, *build_search(config, data, world)
+    return build_search(config, build_search_data(config, world), world)
 
 
 def _search(world, path):
@@ -32,13 +30,13 @@ def _search(world, path):
     torch.set_default_dtype(torch.float64)
     moved = Batch.to
     Batch.to = lambda batch, *to: (on := moved(batch, *to))._replace(images=on.images.double())
-    config, state, parts = _build(path, world)
+    task = _build(path, world)
     losses = []
     for _ in range(STEPS):
-        _, metrics = search_step(config, state, parts, world, StopSignal())
+        _, metrics = task.step(StopSignal())
         losses.append(distributed.average_and_agree([metrics.double()])[0][0])
-    alphas = {name: value.detach() for name, value in state.alphas.named_parameters()}
-    return alphas, state.supernet.state_dict(), torch.stack(losses), state.alphas.digest()
+    alphas = {name: value.detach() for name, value in task.state.alphas.named_parameters()}
+    return alphas, task.state.network.state_dict(), torch.stack(losses), task.state.alphas.digest()
 
 
 @pytest.mark.parametrize("order", ["first", "second", "exact"])
@@ -61,16 +59,16 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
 
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_alphas_move_after_the_warm_up_only(tmp_path, warmup):
-    config = tiny_config(tmp_path, search__warmup_epochs=warmup)
+    tiny_config(tmp_path, search__warmup_epochs=warmup)
     with distributed.setup("cpu") as world:
-        config, state, parts = _build(tmp_path / "tiny.yaml", world)
-        start = state.alphas.digest()
-        search_step(config, state, parts, world, StopSignal())
-    assert (state.alphas.digest() == start) == bool(warmup)
+        task = _build(tmp_path / "tiny.yaml", world)
+        start = task.state.alphas.digest()
+        task.step(StopSignal())
+    assert (task.state.alphas.digest() == start) == bool(warmup)
 
 
 def _count(world, path):
-    config, state, parts = _build(path, world)
+    task = _build(path, world)
     calls = {"all_reduce": 0, "others": 0, "buckets": 0}
     original = dist.all_reduce
 
@@ -86,10 +84,10 @@ def _count(world, path):
         calls["others"] += 1
 
     dist.all_reduce, dist.all_gather = counted, forbidden
-    parts.network.register_comm_hook(None, hook)
-    tensors = len(list(state.supernet.parameters()))
+    task.network.register_comm_hook(None, hook)
+    tensors = len(list(task.state.network.parameters()))
     for _ in range(2):
-        search_step(config, state, parts, world, StopSignal())
+        task.step(StopSignal())
     return calls, tensors
 
 
@@ -104,9 +102,9 @@ def test_a_first_order_step_makes_one_all_reduce_beside_the_buckets(tmp_path):
 
 
 def _fail(world, path, how):
-    config, state, parts = _build(path, world)
-    search_step(config, state, parts, world, StopSignal())
-    stream = state.weight_stream if "weight" in how else state.alpha_stream
+    task = _build(path, world)
+    task.step(StopSignal())
+    stream = task.state.stream if "weight" in how else task.state.alpha_stream
     stream_type = type(stream)
     original = stream_type.__next__
 
@@ -120,7 +118,7 @@ def _fail(world, path, how):
         return batch
 
     stream_type.__next__ = spoiled
-    search_step(config, state, parts, world, StopSignal())
+    task.step(StopSignal())
 
 
 @pytest.mark.parametrize(
@@ -141,13 +139,13 @@ def test_trouble_on_one_rank_stops_all_with_the_same_words(tmp_path, how, kind, 
 
 
 def _stop(world, path):
-    config, state, parts = _build(path, world)
+    task = _build(path, world)
     stop = StopSignal()
-    stopped = [search_step(config, state, parts, world, stop)[0]]
+    stopped = [task.step(stop)[0]]
     if world.rank == 1:
         stop.received = "SIGUSR2"
-    stopped.append(search_step(config, state, parts, world, stop)[0])
-    return stopped, state.step
+    stopped.append(task.step(stop)[0])
+    return stopped, task.state.step
 
 
 def test_a_stop_signal_on_one_rank_is_agreed_on(tmp_path):
@@ -156,11 +154,11 @@ def test_a_stop_signal_on_one_rank_is_agreed_on(tmp_path):
 
 
 def _disagree(world, path):
-    config, state, parts = _build(path, world)
+    task = _build(path, world)
     with torch.no_grad():
-        state.alphas.groups["normal"][0, 0] += 1e-6 * world.rank
+        task.state.alphas.groups["normal"][0, 0] += 1e-6 * world.rank
     for _ in range(2):
-        search_step(config, state, parts, world, StopSignal())
+        task.step(StopSignal())
 
 
 def test_alphas_that_differ_in_one_bit_stop_the_run_within_the_interval(tmp_path):

@@ -275,5 +275,5 @@ def test_bfloat16_and_channels_last_learn_about_the_same(finished, tmp_path):
         assert one["loss"] != other["loss"], "bfloat16 rounds"
         assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
     state = load_checkpoint(tmp_path / "runs/tiny/checkpoints/step-00000006.pt")["state"]
-    kinds = {value.dtype for part in ("supernet", "alphas") for value in state[part].values()}
+    kinds = {value.dtype for part in ("network", "alphas") for value in state[part].values()}
     assert kinds == {torch.float32, torch.int64}, "weights, alphas and statistics stay float32"

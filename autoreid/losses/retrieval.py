@@ -52,10 +52,8 @@ class RetrievalLoss(nn.Module):
         self.rank = rank
 
     def forward(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> LossTerms:
-        """Weigh the terms for embeddings before the neck (B, D), logits (B, identities) and labels (B,)."""
-        # Half-precision logits lose the small differences between many identities.
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        classification = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        """Weigh the terms for embeddings before the neck (B, D), logits and labels (B,)."""
+        classification = self.classify(logits, labels)
         if self.gather is None:
             triplet = batch_hard_triplet(embeddings, labels, self.margin)
         else:
@@ -64,3 +62,11 @@ class RetrievalLoss(nn.Module):
             triplet = batch_hard_triplet(embeddings, labels, self.margin, everyone, their_labels, first)
         total = self.classification_weight * classification + (1 - self.classification_weight) * triplet
         return LossTerms(total, classification, triplet)
+
+    def classify(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of logits (B, identities) or (B, identities, parts), each part a classifier."""
+        # Half-precision logits lose the small differences between many identities.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if logits.dim() > 2:
+            labels = labels[:, None].expand(-1, logits.shape[2])
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import SGD
+from torch.optim import Optimizer
 
 from autoreid.data.loaders import Batch
 from autoreid.distributed import average_and_agree, frozen_statistics, sum_over_ranks, world_size
 from autoreid.search.alphas import Alphas
-from autoreid.search.objective import Objective
 from autoreid.search.relaxations import Relaxation
+from autoreid.training.objective import Objective
 
 Weights = dict[str, Tensor]
 
@@ -40,7 +40,7 @@ class Architect:
         alphas: Alphas,
         relaxation: Relaxation,
         objective: Objective,
-        weight_optimizer: SGD,
+        weight_optimizer: Optimizer,
         order: Literal["first", "second", "exact"],
     ) -> None:
         self.supernet = supernet

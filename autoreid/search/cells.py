@@ -15,6 +15,12 @@ def count_edges(nodes: int) -> int:
     return sum(2 + node for node in range(nodes))
 
 
+def build_preprocess(in_channels: int, channels: int, halve: bool, affine: bool) -> nn.Module:
+    """Brings a cell's input to its channels, and to half the resolution if it is from before a reduction."""
+    build = FactorizedReduce if halve else relu_conv_norm
+    return build(in_channels, channels, affine)
+
+
 class MixedOperation(nn.Module):
     """The weighted sum of all candidates on one edge."""
 
@@ -50,13 +56,8 @@ class SearchCell(nn.Module):
         super().__init__()
         self.nodes = nodes
         older, newer = in_channels
-        # After a reduction the older input still has twice the resolution.
-        self.preprocess0: nn.Module = (
-            FactorizedReduce(older, channels, affine=False)
-            if after_reduction
-            else relu_conv_norm(older, channels, affine=False)
-        )
-        self.preprocess1 = relu_conv_norm(newer, channels, affine=False)
+        self.preprocess0 = build_preprocess(older, channels, after_reduction, affine=False)
+        self.preprocess1 = build_preprocess(newer, channels, False, affine=False)
         self.edges = nn.ModuleList(
             MixedOperation(operations, channels, 2 if reduction and source < 2 else 1, parts)
             for node in range(nodes)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
 
 from autoreid.errors import DataError
@@ -47,14 +48,21 @@ class Genotype(BaseModel):
     def load(path: Path) -> CellGenotype:
         """Reads any space's genotype; raises DataError that names file, place and value."""
         try:
-            return _ANY_SPACE.validate_json(path.read_bytes())
+            text = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: cannot read the genotype: {error.strerror}") from error
+        return Genotype.parse(text, str(path))
+
+    @staticmethod
+    def parse(text: str | bytes, where: str) -> CellGenotype:
+        """Reads any space's genotype from its JSON text; raises DataError that names `where`, place and value."""
+        try:
+            return _ANY_SPACE.validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "file"
             value = repr(first["input"])[:60]
-            raise DataError(f"{path}: not a genotype: {place}: {first['msg']} (found {value})") from error
+            raise DataError(f"{where}: not a genotype: {place}: {first['msg']} (found {value})") from error
 
 
 class Edge(NamedTuple):
@@ -96,6 +104,24 @@ class CellGenotype(Genotype):
         """The two kinds of cell, by name."""
         yield "normal", self.normal
         yield "reduce", self.reduce
+
+
+def random_genotype(
+    rng: np.random.Generator, nodes: int = 4, operations: Sequence[str] = CELL_OPERATIONS[:7]
+) -> CellGenotype:
+    """Draws a genotype uniformly: each node two different inputs, each edge any operation but `none`.
+
+    It is the baseline that a search has to beat (arXiv 1902.07638).
+    """
+    choices = [name for name in operations if name != "none"]
+
+    def draw_node(node: int) -> tuple[Edge, Edge]:
+        older, newer = sorted(rng.choice(node + 2, size=2, replace=False).tolist())
+        names = [choices[index] for index in rng.integers(len(choices), size=2)]
+        return Edge(names[0], older), Edge(names[1], newer)
+
+    normal, reduce = (tuple(draw_node(node) for node in range(nodes)) for _ in range(2))
+    return CellGenotype(normal=normal, reduce=reduce)
 
 
 # A discriminated union, so that a second space is one more member.

@@ -10,6 +10,7 @@ from autoreid.config import Search
 from autoreid.models.heads import BNNeck
 from autoreid.search.cells import SearchCell, count_edges
 from autoreid.search.genotype import Cell, CellGenotype, Edge
+from autoreid.search.macro import build_stem, plan_cells
 
 
 class ReidCellSpace:
@@ -63,47 +64,28 @@ class ReidCellSpace:
         return {"normal": labels, "reduce": labels}
 
 
-def _stem(kind: str, channels: int) -> nn.Sequential:
-    if kind == "resnet":
-        return nn.Sequential(
-            nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
-    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
-
-
 class ReidCellSupernet(nn.Module):
     """All networks of the space at once; the mixing weights come from outside."""
 
     def __init__(self, search: Search, num_identities: int) -> None:
         super().__init__()
-        stem_channels = 3 * search.channels
-        self.stem = _stem(search.stem, stem_channels)
-        in_channels, channels = (stem_channels, stem_channels), search.channels
-        cells: list[SearchCell] = []
-        self.kinds: list[str] = []
-        for stage, count in enumerate(search.cells_per_stage):
-            for position in range(count):
-                reduction = stage > 0 and position == 0
-                channels *= 2 if reduction else 1
-                after_reduction = bool(self.kinds) and self.kinds[-1] == "reduce"
-                cells.append(
-                    SearchCell(
-                        search.operations,
-                        search.nodes,
-                        search.parts,
-                        in_channels,
-                        channels,
-                        reduction,
-                        after_reduction,
-                    )
-                )
-                self.kinds.append("reduce" if reduction else "normal")
-                in_channels = (in_channels[1], search.nodes * channels)
-        self.cells = nn.ModuleList(cells)
-        self.embedding_size = in_channels[1]
+        nodes = {"normal": search.nodes, "reduce": search.nodes}
+        plans = plan_cells(search.channels, search.cells_per_stage, nodes)
+        self.stem = build_stem(search.stem, search.channels)
+        self.kinds = [plan.kind for plan in plans]
+        self.cells = nn.ModuleList(
+            SearchCell(
+                search.operations,
+                search.nodes,
+                search.parts,
+                plan.in_channels,
+                plan.channels,
+                plan.kind == "reduce",
+                plan.after_reduction,
+            )
+            for plan in plans
+        )
+        self.embedding_size = plans[-1].out_channels
         self.neck = BNNeck(self.embedding_size, num_identities)
 
     def forward(self, images: Tensor, mixing: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

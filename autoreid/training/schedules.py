@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import math
 
+from autoreid.config import Training
+
 
 def cosine(step: int, steps: int, start: float, end: float) -> float:
     """Half a cosine from `start` at step 0 towards `end` at step `steps` (SGDR, arXiv 1608.03983, eq. 5)."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
+    """The weights' learning rate in the step after so many, with the schedule and warm-up that the config asks for."""
+    if training.schedule == "cosine":
+        steps = training.epochs * steps_per_epoch
+        rate = cosine(step, steps, training.learning_rate, training.final_learning_rate)
+    else:
+        passed = sum(step // steps_per_epoch >= milestone for milestone in training.milestones)
+        rate = training.learning_rate * training.decay**passed
+    warmup = training.warmup_epochs * steps_per_epoch
+    return rate * min((step + 1) / warmup, 1.0) if warmup else rate

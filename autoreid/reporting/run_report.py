@@ -1,0 +1,156 @@
+"""What a run shows while it goes and leaves behind: bar, log, TensorBoard, metrics and result."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from autoreid.config import Config
+from autoreid.data.transforms import denormalise
+from autoreid.reporting.board import Board
+from autoreid.reporting.logs import PeriodicLine, progress_bar
+from autoreid.reporting.run_folder import RunFolder
+from autoreid.training.loop import EpochResult
+from autoreid.training.state import METRICS, RunState
+
+_log = logging.getLogger(__name__)
+
+
+class Silence:
+    """The report of a rank that says nothing."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def start_epoch(self) -> None:
+        """Says nothing."""
+
+    def step(self, metrics: Tensor, learning_rate: float) -> None:
+        """Says nothing."""
+
+    def end_epoch(self, result: EpochResult) -> None:
+        """Says nothing."""
+
+    def finish(self) -> None:
+        """Says nothing."""
+
+
+class RunReport:
+    """Everything that rank 0 tells of a run, from the state's step on: what an earlier start told beyond it goes.
+
+    Args:
+        images_per_step: training images of all ranks, in one step.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, state: RunState, images_per_step: int) -> None:
+        self.config = config
+        self.folder = folder
+        self.state = state
+        self.images_per_step = images_per_step
+        folder.truncate_metrics(state.step)
+        folder.write_environment({"restarts": state.restarts})
+        self.board = Board(folder.tensorboard, state.step)
+        if state.step == 0:
+            self._show_start()
+
+    def _show_start(self) -> None:
+        self.board.text("config", f"```yaml\n{self.config.to_yaml()}```")
+        images = denormalise(self.state.stream.preview().images[:64])
+        sheet = make_grid(images, nrow=2 * self.config.data.images_per_identity, pad_value=255)
+        self.board.picture("training images", sheet.permute(1, 2, 0).numpy(), 0)
+        self.board.flush()
+
+    def __enter__(self) -> RunReport:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.board.close()
+
+    def start_epoch(self) -> None:
+        """Starts the epoch's progress bar, and the clock of its plain lines."""
+        steps, done = self.state.steps_per_epoch, self.state.step_in_epoch
+        self.name = f"epoch {self.state.epoch + 1}/{self.config.training.epochs}"
+        self.bar = progress_bar(steps, done, self.name, enabled=True)
+        self.line = PeriodicLine(steps, done, self.config.reporting.every_seconds)
+        self.started = (self.state.step, self.state.seconds)
+
+    def step(self, metrics: Tensor, learning_rate: float) -> None:
+        """Moves the bar; now and then a plain line and a point on each curve, of rank 0's share of the batch."""
+
+        def values() -> dict[str, float]:
+            return dict(zip(METRICS, metrics.tolist(), strict=True))
+
+        self.line.update(self.name, self.state.step_in_epoch, self.images_per_step, values)
+        if self.state.step % self.config.reporting.every_steps == 0:
+            self.bar.set_postfix_str(f"loss {values()['loss']:.3f}", refresh=False)
+            curves = {f"step/{name}": value for name, value in values().items()}
+            curves |= {f"step/{name}": rate for name, rate in self.learning_rates(learning_rate).items()}
+            curves["step/images_per_second"] = self._speed()
+            self.board.scalars(curves, self.state.step)
+        self.bar.update()
+
+    def learning_rates(self, weights: float) -> dict[str, float]:
+        """Each learning rate's name and value."""
+        return {"weight_learning_rate": weights}
+
+    def _speed(self) -> float:
+        """Training images a second since the epoch began here."""
+        step, seconds = self.started
+        return (self.state.step - step) * self.images_per_step / max(self.state.seconds - seconds, 1e-9)
+
+    def end_epoch(self, result: EpochResult) -> None:
+        """Adds the epoch to log, metrics and TensorBoard."""
+        self.bar.close()
+        values = result.metrics | {"images_per_second": self._speed()}
+        if result.retrieval is not None:
+            rates = {f"rank{rank}": rate for rank, rate in result.retrieval.cmc.items()}
+            values |= {"map": result.retrieval.map, "minp": result.retrieval.minp, **rates}
+        self.board.scalars({f"epoch/{name}": value for name, value in values.items()}, self.state.step)
+        self.folder.append_metrics({"epoch": result.epoch, "step": self.state.step, **values})
+        self.board.flush()
+        _log.info("%s: %s", self.name, in_words(result))
+
+    def finish(self) -> None:
+        """Writes result.json and says where everything is."""
+        self.folder.write_result(self.result())
+        _log.info("result: %s", self.folder.result)
+        _log.info(
+            "TensorBoard: tensorboard --samples_per_plugin images=1000 --logdir %s", self.folder.root.parent
+        )
+
+    def result(self) -> dict[str, Any]:
+        """What result.json holds."""
+        state = self.state
+        retrieval = state.retrieval or {}
+        return {
+            "map": retrieval.get("map"),
+            "cmc": retrieval.get("cmc"),
+            "best_map": state.best_map,
+            "epochs": state.epoch,
+            "steps": state.step,
+            "images_per_second": state.step * self.images_per_step / max(state.seconds, 1e-9),
+            "seconds": state.seconds,
+            "restarts": state.restarts,
+        }
+
+
+def in_words(result: EpochResult) -> str:
+    """An epoch in a line."""
+    metrics = result.metrics
+    text = f"loss {metrics['loss']:.3f}, accuracy {100 * metrics['accuracy']:.1f} %"
+    if result.retrieval is not None:
+        text += f", mAP {100 * result.retrieval.map:.1f} %, rank-1 {100 * result.retrieval.cmc[1]:.1f} %"
+        text += " (best)" if result.is_best else ""
+    entropy = [
+        f"{name.split('/')[0]} {value:.3f}" for name, value in metrics.items() if name.endswith("/entropy")
+    ]
+    return f"{text}, entropy {', '.join(entropy)}" if entropy else text

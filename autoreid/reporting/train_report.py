@@ -1,0 +1,28 @@
+"""What a training shows beside any run: the size of its network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autoreid.config import Config
+from autoreid.models import count_macs, count_parameters
+from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.run_report import RunReport
+from autoreid.training.task import TrainTask
+
+
+class TrainReport(RunReport):
+    """Everything that rank 0 tells of a training."""
+
+    def __init__(self, config: Config, folder: RunFolder, task: TrainTask) -> None:
+        self.network = task.state.network
+        super().__init__(config, folder, task.state, config.data.batch_size)
+
+    def result(self) -> dict[str, Any]:
+        """With the network's name, parameters (without the classifier) and multiply-accumulates for an image."""
+        size = {
+            "network": self.config.model.name,
+            "parameters": count_parameters(self.network),
+            "macs": count_macs(self.network, self.config.data.height, self.config.data.width),
+        }
+        return size | super().result()

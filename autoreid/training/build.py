@@ -1,0 +1,90 @@
+"""What searches and trainings build alike: placed networks, optimisers, the objective, the measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from autoreid import distributed
+from autoreid.config import Config, Training
+from autoreid.data.loaders import embedding_batches
+from autoreid.data.records import Split
+from autoreid.data.transforms import evaluation_transform
+from autoreid.distributed import World
+from autoreid.evaluation import RetrievalResult, measure_retrieval
+from autoreid.losses import RetrievalLoss
+from autoreid.training.objective import Objective
+
+#: Modules of a network that its head is made of; all others are the backbone.
+HEADS = ("neck", "classifier", "reduce", "auxiliary")
+
+
+def memory_format(training: Training) -> torch.memory_format:
+    """How images and weights lie in memory."""
+    return torch.channels_last if training.channels_last else torch.contiguous_format
+
+
+def place_network(network: nn.Module, config: Config, world: World) -> nn.Module:
+    """Moves a network to the device, and wraps it for the ranks: DDP, batch statistics shared or not."""
+    shared = config.distributed.share_batch_statistics
+    if shared:
+        distributed.share_batch_statistics(network)
+    network.to(device=world.device, memory_format=memory_format(config.training))  # type: ignore[call-overload]
+    return distributed.data_parallel(network, broadcast_buffers=not shared)
+
+
+def build_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:
+    """The weights' optimiser, in two groups: the backbone, whose rate is scaled, and the head."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, weight in network.named_parameters():
+        if weight.requires_grad:
+            groups[name.split(".")[0] in HEADS].append(weight)
+    named = [
+        {"params": groups[False], "scale": training.backbone_scale, "part": "backbone"},
+        {"params": groups[True], "scale": 1.0, "part": "head"},
+    ]
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "amsgrad":
+        return torch.optim.Adam(named, rate, weight_decay=decay, amsgrad=True)
+    return torch.optim.SGD(named, rate, training.momentum, weight_decay=decay, nesterov=training.nesterov)
+
+
+def build_objective(config: Config, world: World) -> Objective:
+    """The config's retrieval loss."""
+    losses = config.losses
+    loss = RetrievalLoss(
+        losses.classification_weight,
+        losses.margin,
+        losses.label_smoothing,
+        distributed.gather if losses.mine_across_ranks else None,
+        world.rank,
+    )
+    return Objective(loss, config.training.precision, world.device, losses.auxiliary_weight)
+
+
+def measure_network(
+    config: Config,
+    network: nn.Module,
+    embed: Callable[[Tensor], Tensor],
+    query: Split,
+    gallery: Split,
+    world: World,
+) -> RetrievalResult:
+    """Ranks the gallery by an embedding of the network, in evaluation mode with rank 0's statistics."""
+    distributed.broadcast_buffers(network)
+    shape = (config.data.height, config.data.width)
+    load = partial(
+        embedding_batches,
+        transform=evaluation_transform(*shape),
+        shape=shape,
+        batch_size=config.evaluation.batch_size,
+        workers=config.data.workers,
+    )
+    network.eval()
+    try:
+        return measure_retrieval(embed, query, gallery, load, world, config.evaluation.metric)
+    finally:
+        network.train()

@@ -1,0 +1,130 @@
+"""Training a fixed network: baselines and what a search found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from autoreid.config import Config
+from autoreid.data.training_data import TrainingData
+from autoreid.distributed import StopSignal, World
+from autoreid.evaluation import RetrievalResult
+from autoreid.models import build_model, load_weights
+from autoreid.seeding import derive_seed
+from autoreid.training.build import (
+    HEADS,
+    build_objective,
+    build_optimizer,
+    measure_network,
+    memory_format,
+    place_network,
+)
+from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
+from autoreid.training.objective import Objective
+from autoreid.training.schedules import learning_rate
+from autoreid.training.state import METRICS, RunState
+from autoreid.training.steps import average_and_agree_on_step, train_weights
+
+
+@dataclass(kw_only=True)
+class TrainState(RunState):
+    """All that changes during a training.
+
+    Attributes:
+        ema: the moving average of the network, if one is kept.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = (*RunState.PARTS, "ema")
+
+    ema: AveragedModel | None = None
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What a training is made of.
+
+    Attributes:
+        network: the state's as it is trained, under DDP where there are ranks.
+        measure: embeds query and gallery and ranks them.
+    """
+
+    config: Config
+    world: World
+    state: TrainState
+    objective: Objective
+    network: nn.Module
+    measure: Callable[[], RetrievalResult]
+
+    def learning_rate(self) -> float:
+        """The head's, at the state's step."""
+        return learning_rate(self.config.training, self.state.step, self.state.steps_per_epoch)
+
+    def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
+        """One step of the weights."""
+        training, state = self.config.training, self.state
+        batch = next(state.stream).to(self.world.device, memory_format(training))
+        state.set_learning_rate(self.learning_rate())
+        frozen = state.epoch < training.frozen_epochs
+        self._set_mode(frozen)
+        _, stopping = average_and_agree_on_step((), (batch,), stop)
+        metrics = train_weights(
+            state, self.objective, self.network, batch, training.gradient_clip, frozen=frozen
+        )
+        if state.ema is not None:
+            state.ema.update_parameters(state.network)
+        state.count(metrics)
+        return stopping, metrics
+
+    def _set_mode(self, frozen: bool) -> None:
+        """A frozen backbone keeps its statistics as well; drop-path grows linearly over the epochs (DARTS)."""
+        network, training = self.state.network, self.config.training
+        network.train()
+        if frozen:
+            for name, child in network.named_children():
+                child.train(name in HEADS)
+        drop_path = self.config.model.options.get("drop_path")
+        if isinstance(drop_path, float):
+            network.drop_path = drop_path * self.state.epoch / training.epochs  # type: ignore[assignment]
+
+    def end_epoch(self) -> EpochResult:
+        """Measures the network, or its moving average."""
+        metrics = close_epoch(self.state, self.config.training.epochs)
+        retrieval, is_best = measure_epoch(self.state, self.config.evaluation.every_epochs, self.measure)
+        return EpochResult(self.state.epoch, metrics, retrieval, is_best)
+
+
+def build_training(config: Config, data: TrainingData, world: World) -> TrainTask:
+    """Builds everything that a training is made of; equal seeds give equal weights on every rank.
+
+    Raises:
+        ConfigError: the config asks for a network or an option that there is not.
+        DataError: the weights to start from cannot be read.
+    """
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    model = build_model(config.model.name, data.num_identities, **config.model.options)
+    if config.model.weights is not None:
+        load_weights(model, config.model.weights)
+    network = place_network(model, config, world)
+    decay = config.training.ema_decay
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None
+    state = TrainState(
+        network=model,
+        weight_optimizer=build_optimizer(config.training, model),
+        stream=data.stream,
+        totals=torch.zeros(len(METRICS), device=world.device),
+        ema=ema,
+    )
+    measured = ema.module if ema is not None else model
+    return TrainTask(
+        config,
+        world,
+        state,
+        build_objective(config, world),
+        network,
+        lambda: measure_network(config, measured, measured, data.query, data.gallery, world),
+    )

@@ -1,0 +1,189 @@
+"""Training fixed networks with the search's loop: schedules, frozen backbones, averages, ranks, resume."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from autoreid import distributed, train
+from autoreid.checkpoint import load_checkpoint
+from autoreid.config import Training, load_config
+from autoreid.data.loaders import Batch
+from autoreid.data.training_data import build_training_data
+from autoreid.distributed import StopSignal
+from autoreid.training.schedules import learning_rate
+from autoreid.training.task import TrainTask, build_training
+from tests.ranks import run_ranks
+from tests.test_resume import assert_equal, start
+from tests.tiny import tiny_config, write_tiny
+
+#: The smallest of the fixed networks; the search's sections stay as they are, unused.
+OSNET = {
+    "task": "train",
+    "model": {"name": "osnet_x0_25"},
+    "data__held_out_fraction": 0.0,
+    "evaluation__split": "test",
+    "data__height": 64,
+    "data__width": 32,
+}
+
+
+def _strike_training(path, step):
+    original = TrainTask.step
+
+    def struck(task, stop):
+        if task.state.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(task, stop)
+
+    TrainTask.step = struck
+    raise SystemExit(_main(path))
+
+
+def _main(path) -> int:
+    torch.set_num_threads(1)
+    return train.main(["--config", str(path)])
+
+
+def _plain(path):
+    raise SystemExit(_main(path))
+
+
+def _outcome(folder):
+    run = folder / "runs/tiny"
+    result = json.loads((run / "result.json").read_text())
+    state = load_checkpoint(run / "checkpoints" / f"step-{result['steps']:08d}.pt")["state"]
+    for timed in (state, result):
+        for key in ("seconds", "restarts", "images_per_second"):
+            timed.pop(key, None)
+    return {"state": state, "result": result}
+
+
+def test_a_killed_training_ends_bit_for_bit_the_same(tmp_path):
+    folders = [tmp_path / "calm", tmp_path / "killed"]
+    changes = OSNET | {"training__ema_decay": 0.9, "training__frozen_epochs": 1, "checkpoint__every_steps": 2}
+    for folder in folders:
+        folder.mkdir()
+        write_tiny(folder, **changes)
+    assert start(_plain, folders[0] / "tiny.yaml") == [0]
+    assert start(_strike_training, folders[1] / "tiny.yaml", 4) == [-signal.SIGKILL]
+    assert start(_plain, folders[1] / "tiny.yaml") == [0]
+    calm, killed = (_outcome(folder) for folder in folders)
+    assert_equal(killed, calm)
+    assert calm["result"]["network"] == "osnet_x0_25"
+    assert calm["result"]["parameters"] == pytest.approx(0.2e6, rel=0.1)
+    assert calm["result"]["macs"] == pytest.approx(0.08e9 / 16, rel=0.1), "64×32 is a sixteenth of 256×128"
+
+
+def _steps(world, path):
+    torch.set_default_dtype(torch.float64)
+    moved = Batch.to
+    Batch.to = lambda batch, *to: (on := moved(batch, *to))._replace(images=on.images.double())
+    config = load_config(path)
+    task = build_training(config, build_training_data(config, world), world)
+    for _ in range(2):
+        task.step(StopSignal())
+    return task.state.network.state_dict()
+
+
+def test_ranks_train_what_one_process_trains(tmp_path):
+    tiny_config(tmp_path, **OSNET)
+    path = write_tiny(tmp_path, **OSNET)
+    (alone,) = run_ranks(_steps, 1, path)
+    for weights in run_ranks(_steps, 2, path):
+        for name, value in weights.items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-8, atol=1e-10)
+
+
+def _task(folder, **changes):
+    config = tiny_config(folder, **(OSNET | changes))
+    with distributed.setup("cpu") as world:
+        return build_training(config, build_training_data(config, world), world)
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(tmp_path):
+    task = _task(tmp_path, training__frozen_epochs=1)
+    before = {name: value.clone() for name, value in task.state.network.state_dict().items()}
+    task.step(StopSignal())
+    moved = {name for name, value in task.state.network.state_dict().items() if not value.equal(before[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}
+    task.state.epoch = 1
+    task.step(StopSignal())
+    after = task.state.network.state_dict()
+    assert all(not after[name].equal(before[name]) for name in before if name.endswith("weight"))
+
+
+def test_the_moving_average_is_the_average(tmp_path):
+    task = _task(tmp_path, training__ema_decay=0.75)
+    name = "classifier.weight"
+    average = task.state.network.state_dict()[name].clone()
+    for step in range(3):
+        task.step(StopSignal())
+        now = task.state.network.state_dict()[name]
+        # The first update copies: there is nothing to average yet.
+        average = now.clone() if step == 0 else 0.75 * average + 0.25 * now
+    torch.testing.assert_close(task.state.ema.module.state_dict()[name], average)
+    for name, buffer in task.state.network.named_buffers():
+        assert task.state.ema.module.get_buffer(name).equal(buffer), "statistics are the network's own"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "amsgrad"])
+def test_the_backbone_moves_at_its_share_of_the_learning_rate(tmp_path, optimizer):
+    rate = 1e-3
+    task = _task(
+        tmp_path,
+        training__optimizer=optimizer,
+        training__backbone_scale=0.0,
+        training__learning_rate=rate,
+        training__final_learning_rate=0.0,
+    )
+    before = {name: value.detach().clone() for name, value in task.state.network.named_parameters()}
+    task.step(StopSignal())
+    for name, value in task.state.network.named_parameters():
+        assert value.equal(before[name]) == (not name.startswith("classifier")), name
+    assert {group["part"]: group["lr"] for group in task.state.weight_optimizer.param_groups} == {
+        "backbone": 0.0,
+        "head": rate,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("pcb", {"parts": 3}), ("resnet50", {"last_stride": 1}), ("osnet_ain_x0_25", {})]
+)
+def test_other_networks_take_a_step(tmp_path, name, options):
+    task = _task(tmp_path, model={"name": name, "options": options})
+    _, metrics = task.step(StopSignal())
+    assert torch.isfinite(metrics).all()
+    assert metrics[0] == pytest.approx(0.5 * (metrics[1] + metrics[2]).item())
+    assert metrics[1] == pytest.approx(math.log(12), abs=2.5), "twelve identities, hardly told apart yet"
+
+
+def test_schedules_by_their_formulas():
+    base = {"epochs": 10, "learning_rate": 0.4, "final_learning_rate": 0.1}
+    cosine = Training(**base, warmup_epochs=2)
+    for step in range(50):
+        expected = 0.1 + 0.15 * (1 + math.cos(math.pi * step / 50)) * 1.0
+        expected *= min((step + 1) / 10, 1)
+        assert learning_rate(cosine, step, 5) == pytest.approx(expected)
+    steps = Training(**base, schedule="step", milestones=(4, 6), decay=0.5)
+    rates = [learning_rate(steps, epoch * 5, 5) for epoch in range(8)]
+    assert rates == pytest.approx([0.4] * 4 + [0.2] * 2 + [0.1] * 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=resnet51", "did you mean resnet50"),
+        ("model.options.last_strid=1", "last_strid"),
+        ("model.weights=/nowhere.pth", "/nowhere.pth"),
+    ],
+)
+def test_a_wrong_network_is_one_line_and_status_2(tmp_path, capsys, override, message):
+    tiny_config(tmp_path, **OSNET)
+    path = write_tiny(tmp_path, **OSNET)
+    assert train.main(["--config", str(path), "model.name=resnet50", override]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
