@@ -9,7 +9,13 @@ from torch import nn
 
 from autoreid.errors import ConfigError
 from autoreid.models import NETWORKS, build_model, count_macs, count_parameters
+from autoreid.search.genotype import CellGenotype, Edge
 
+_CELL = (
+    (Edge("part_aware", 0), Edge("sep_conv_5x5", 1)),
+    (Edge("max_pool_3x3", 0), Edge("skip_connect", 1)),
+) * 2
+OPTIONS = {"derived": {"genotype": str(CellGenotype(normal=_CELL, reduce=_CELL))}}
 WIDTHS = {"resnet50": 2048, "pcb": 6 * 2048}
 # What the papers and torchreid's model zoo give at 256×128, in millions and in billions.
 PUBLISHED = {
@@ -30,7 +36,7 @@ def images(batch, height, width):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_gives_embedding_and_logits_and_evaluation_what_is_ranked(name):
     torch.manual_seed(0)
-    network = build_model(name, 5)
+    network = build_model(name, 5, **OPTIONS.get(name, {}))
     width = WIDTHS.get(name, 512)
     embedding, logits = network(images(2, 64, 32))
     assert embedding.shape == (2, width)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from autoreid.errors import ConfigError
+from autoreid.models.derived import DerivedNetwork
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
@@ -36,22 +37,25 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "osnet_ain_x0_75": partial(OSNet, _AIN, True, 0.75),
     "osnet_ain_x0_5": partial(OSNet, _AIN, True, 0.5),
     "osnet_ain_x0_25": partial(OSNet, _AIN, True, 0.25),
+    "derived": DerivedNetwork,
 }
 
 
 def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
     """Builds a network with fresh weights from torch's generator.
 
-    In training mode it gives (embedding, logits), in evaluation mode the embedding (B, D) that is ranked. Modules
-    named `classifier` hold what depends on the identities.
+    In training mode it gives (embedding, logits), then an auxiliary head's logits if there is one; in evaluation
+    mode the embedding (B, D) that is ranked. Modules named `classifier` hold what depends on the identities.
 
     Args:
         name: one of `NETWORKS`.
         num_identities: of the training set.
-        options: of the network: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb).
+        options: of the network: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb), those of
+            `DerivedNetwork`.
 
     Raises:
-        ConfigError: there is no such network or option, or a value is out of range.
+        ConfigError: there is no such network or option, one is missing, or a value is out of range.
+        DataError: the file that an option names cannot be read.
     """
     if name not in NETWORKS:
         nearest = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0)[0]
@@ -61,8 +65,13 @@ def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
     if num_identities < 1:
         raise ConfigError(f"{name}: num_identities = {num_identities}: must be 1 or more")
     build = NETWORKS[name]
-    known = [option for option in inspect.signature(build).parameters if option != "num_identities"]
+    known = {
+        key: value for key, value in inspect.signature(build).parameters.items() if key != "num_identities"
+    }
     unknown = next((option for option in options if option not in known), None)
     if unknown is not None:
         raise ConfigError(f"{name} has no option {unknown!r}; it has {', '.join(known) or 'none'}")
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ConfigError(f"{name} needs the option {option!r}; it has {', '.join(known)}")
     return build(num_identities, **options)

@@ -1,0 +1,184 @@
+"""The network that a genotype describes: its cells in a row, trained on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
+
+from autoreid.errors import ConfigError
+from autoreid.models.heads import BNNeck
+from autoreid.search.cells import build_preprocess
+from autoreid.search.genotype import Cell, CellGenotype, Genotype
+from autoreid.search.macro import STEMS, CellPlan, build_stem, plan_cells
+from autoreid.search.operations import build_operation
+
+_STAGES = "must be a list of the cells in each stage, each 1 or more, such as [2, 2, 2, 2]"
+
+
+class DerivedCell(nn.Module):
+    """A genotype's cell: two incoming edges a node; its output concatenates the nodes."""
+
+    def __init__(self, cell: Cell, plan: CellPlan, parts: int) -> None:
+        super().__init__()
+        older, newer = plan.in_channels
+        self.preprocess0 = build_preprocess(older, plan.channels, plan.after_reduction, affine=True)
+        self.preprocess1 = build_preprocess(newer, plan.channels, False, affine=True)
+        edges = [edge for node in cell for edge in node]
+        self.sources = [edge.source for edge in edges]
+        self.edges = nn.ModuleList(
+            build_operation(
+                edge.operation,
+                plan.channels,
+                2 if plan.kind == "reduce" and edge.source < 2 else 1,
+                affine=True,
+                parts=parts,
+            )
+            for edge in edges
+        )
+
+    def forward(self, x0: Tensor, x1: Tensor, drop_path: float) -> Tensor:
+        """The outputs of the cell before the last and of the last -> (B, nodes·C, H, W), halved by a reduction.
+
+        Args:
+            drop_path: probability that an edge is dropped for an image; identity edges never are.
+        """
+        states = [self.preprocess0(x0), self.preprocess1(x1)]
+        pairs = list(zip(self.sources, self.edges, strict=True))
+        for first, second in zip(pairs[::2], pairs[1::2], strict=True):
+            states.append(self._edge(states, *first, drop_path) + self._edge(states, *second, drop_path))
+        return torch.cat(states[2:], dim=1)
+
+    def _edge(self, states: list[Tensor], source: int, operation: nn.Module, drop_path: float) -> Tensor:
+        output: Tensor = operation(states[source])
+        if isinstance(operation, nn.Identity) or not drop_path:
+            return output
+        return stochastic_depth(output, drop_path, "row", self.training)
+
+
+class AuxiliaryHead(nn.Sequential):
+    """DARTS's second classifier, deep inside the network, for training only (arXiv 1806.09055).
+
+    Its pooling gives 2×2 whatever the map's size, where DARTS's own wants 8×8.
+    """
+
+    def __init__(self, channels: int, num_identities: int) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+        )
+        self.classifier = nn.Linear(768, num_identities)
+
+
+class DerivedNetwork(nn.Module):
+    """A genotype's normal and reduction cells, stacked as the supernet stacks them, with a BNNeck.
+
+    Args:
+        num_identities: outputs of the classifier.
+        genotype: path of the genotype's JSON file, or its text.
+        channels: C of the first stage's nodes; doubled by each reduction cell.
+        cells_per_stage: cells in each stage; all stages but the first begin with a reduction cell.
+        stem: "resnet" to 1/4 resolution, "darts" at full resolution.
+        parts: M of the part-aware operation.
+        drop_path: probability that an edge is dropped for an image in training. DARTS lets it grow linearly:
+            the training loop sets the attribute of the same name.
+        auxiliary: whether there is an auxiliary head after the cell at 2/3 of the depth.
+
+    Raises:
+        ConfigError: an option is out of range.
+        DataError: the genotype cannot be read.
+    """
+
+    def __init__(
+        self,
+        num_identities: int,
+        genotype: str,
+        channels: int = 16,
+        cells_per_stage: Sequence[int] = (2, 2, 2, 2),
+        stem: str = "resnet",
+        parts: int = 4,
+        drop_path: float = 0.0,
+        auxiliary: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(channels, cells_per_stage, stem, parts, drop_path)
+        self.genotype = read_genotype(genotype)
+        self.drop_path = drop_path
+        cells = dict(self.genotype.cells())
+        nodes = {kind: len(cell) for kind, cell in cells.items()}
+        self.plans = plan_cells(channels, cells_per_stage, nodes)
+        self.stem = build_stem(stem, channels)
+        self.cells = nn.ModuleList(DerivedCell(cells[plan.kind], plan, parts) for plan in self.plans)
+        self.embedding_size = self.plans[-1].out_channels
+        self.neck = BNNeck(self.embedding_size, num_identities)
+        self.auxiliary_after = 2 * len(self.plans) // 3
+        self.auxiliary: AuxiliaryHead | None = None
+        if auxiliary:
+            self.auxiliary = AuxiliaryHead(self.plans[self.auxiliary_after].out_channels, num_identities)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Embeds images (B, 3, H, W).
+
+        Returns:
+            In evaluation the embedding (B, D) that is ranked, after the neck's norm. In training the embedding
+            before it and logits (B, identities), then the auxiliary head's logits if there is one.
+        """
+        x0 = x1 = self.stem(images)
+        auxiliary: list[Tensor] = []
+        for index, cell in enumerate(self.cells):
+            x0, x1 = x1, cell(x0, x1, self.drop_path)
+            if self.auxiliary is not None and self.training and index == self.auxiliary_after:
+                auxiliary.append(self.auxiliary(x1))
+        embedding = x1.mean(dim=(2, 3))
+        if self.training:
+            return embedding, self.neck(embedding), *auxiliary
+        ranked: Tensor = self.neck.norm(embedding)
+        return ranked
+
+
+def read_genotype(genotype: str) -> CellGenotype:
+    """A genotype from the path of its file or from its JSON text.
+
+    Raises:
+        DataError: it cannot be read, or is not a genotype.
+    """
+    if genotype.lstrip().startswith("{"):
+        return Genotype.parse(genotype, "model.options.genotype")
+    return Genotype.load(Path(genotype))
+
+
+def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A derived network's options with the genotype's text for its path, so that they need no other file."""
+    return {**options, "genotype": str(read_genotype(options["genotype"]))}
+
+
+def _check(channels: int, cells_per_stage: Sequence[int], stem: str, parts: int, drop_path: float) -> None:
+    """Raises ConfigError for the first option that is out of range: a config checks no network's options."""
+    stages = cells_per_stage if isinstance(cells_per_stage, list | tuple) else ()
+    probability = isinstance(drop_path, int | float) and 0 <= drop_path < 1
+    checks = (
+        ("channels", channels, _is_count(channels), "must be 1 or more"),
+        ("cells_per_stage", cells_per_stage, bool(stages) and all(map(_is_count, stages)), _STAGES),
+        ("stem", stem, stem in STEMS, f"must be one of {', '.join(STEMS)}"),
+        ("parts", parts, _is_count(parts), "must be 1 or more"),
+        ("drop_path", drop_path, probability, "must be at least 0 and less than 1"),
+    )
+    for name, value, valid, right in checks:
+        if not valid:
+            raise ConfigError(f"derived: {name} = {value!r}: {right}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
