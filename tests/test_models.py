@@ -15,7 +15,7 @@ _CELL = (
     (Edge("part_aware", 0), Edge("sep_conv_5x5", 1)),
     (Edge("max_pool_3x3", 0), Edge("skip_connect", 1)),
 ) * 2
-OPTIONS = {"derived": {"genotype": str(CellGenotype(normal=_CELL, reduce=_CELL))}}
+OPTIONS = {"derived": {"genotype": str(CellGenotype(normal=_CELL, reduce=_CELL)), "parts": 2}}
 WIDTHS = {"resnet50": 2048, "pcb": 6 * 2048}
 # What the papers and torchreid's model zoo give at 256×128, in millions and in billions.
 PUBLISHED = {

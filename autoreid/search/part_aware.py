@@ -45,7 +45,7 @@ class PartAware(nn.Module):
         height = x.shape[2]
         if height < self.parts:
             raise ValueError(
-                f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer search.parts"
+                f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts"
             )
         pooled_BMC = F.adaptive_avg_pool2d(x, (self.parts, 1)).squeeze(3).transpose(1, 2)
         body_BMD = self.body(pooled_BMC)
