@@ -10,11 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(network: nn.Module, without_classifier: bool = True) -> int:
-    """Weights of a network; the classifier, which grows with the training set, is left out as papers do."""
+    """Weights of a network; the classifier, which grows with the training set, is left out as papers do.
+
+    So is an auxiliary head, which serves training alone.
+    """
+    left_out = {"classifier", "auxiliary"} if without_classifier else set()
     return sum(
         parameter.numel()
         for name, parameter in network.named_parameters()
-        if not (without_classifier and "classifier" in name.split("."))
+        if left_out.isdisjoint(name.split("."))
     )
 
 
