@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from autoreid.config import Data
+from autoreid.config import Config, Data, Evaluation, Search
 from autoreid.data.loaders import BatchStream, embedding_batches
 from autoreid.data.records import Split
 from autoreid.data.sampler import IdentityBalancedSampler
-from autoreid.data.search_data import build_search_data
+from autoreid.data.training_data import build_search_data, build_training_data
 from autoreid.data.transforms import DEVIATION, MEAN, denormalise, evaluation_transform, training_transform
 from autoreid.distributed import World
 from autoreid.errors import DataError
@@ -365,12 +365,16 @@ def market(tmp_path_factory):
     return root
 
 
-def build_data(root, measured="held_out", seed=0, rank=0, size=1, **options):
-    data = Data(
-        root=root, height=16, width=8, batch_size=8, images_per_identity=2, held_out_fraction=0.25, workers=0
+def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_search_data, **options):
+    sizes = {"height": 16, "width": 8, "batch_size": 8, "images_per_identity": 2, "held_out_fraction": 0.25}
+    config = Config(
+        task_name="t",
+        seed=seed,
+        data=Data(root=root, workers=0, **sizes | options),
+        search=Search(operations=("skip_connect",)),
+        evaluation=Evaluation(split=measured),
     )
-    world = World(rank, size, rank, torch.device("cpu"))
-    return build_search_data(data.model_copy(update=options), seed, measured, world)
+    return build(config, World(rank, size, rank, torch.device("cpu")))
 
 
 def paths_of(stream):
@@ -382,7 +386,7 @@ def paths_of(stream):
 def test_weights_alphas_and_held_out_share_no_image(market):
     data = build_data(market)
     groups = [
-        paths_of(data.weight_stream),
+        paths_of(data.stream),
         paths_of(data.alpha_stream),
         set(data.query.paths),
         set(data.gallery.paths),
@@ -401,7 +405,7 @@ def test_weights_alphas_and_held_out_share_no_image(market):
 def test_both_streams_label_a_person_alike(market):
     data = build_data(market)
     labels = {}
-    for stream in (data.weight_stream, data.alpha_stream):
+    for stream in (data.stream, data.alpha_stream):
         split = stream._images.split
         for indices in stream.sampler.global_batches():
             batch = next(stream)
@@ -413,12 +417,20 @@ def test_both_streams_label_a_person_alike(market):
 def test_the_division_follows_the_seed_and_not_the_rank(market):
     one, same = build_data(market), build_data(market, rank=1, size=2)
     other = build_data(market, seed=1)
-    assert paths_of(one.weight_stream) == paths_of(same.weight_stream) != paths_of(other.weight_stream)
+    assert paths_of(one.stream) == paths_of(same.stream) != paths_of(other.stream)
     assert one.query.paths.tolist() == same.query.paths.tolist()
     shares = [build_data(market, rank=rank, size=2) for rank in (0, 1)]
     whole = next(one.alpha_stream)
     parts = [next(share.alpha_stream) for share in shares]
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+
+
+def test_a_training_has_the_images_of_both_halves(market):
+    search, training = build_data(market), build_data(market, build=build_training_data)
+    assert paths_of(training.stream) == paths_of(search.stream) | paths_of(search.alpha_stream)
+    assert training.query.paths.tolist() == search.query.paths.tolist()
+    assert (training.num_identities, search.num_identities) == (9, 9)
+    assert "9 identities, 72 images" in training.summary
 
 
 def test_the_benchmarks_own_test_set(market):
