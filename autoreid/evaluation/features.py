@@ -49,6 +49,10 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.features)
 
+    def select(self, chosen: npt.NDArray[np.int64]) -> FeatureSet:
+        """The images at the chosen indices, in that order."""
+        return FeatureSet(*(getattr(self, key)[chosen] for key in _KEYS))
+
     @classmethod
     def of(cls, split: Split, features: Tensor) -> FeatureSet:
         """The (N, D) features of a split's images."""

@@ -1,0 +1,132 @@
+"""Ranked lists as a picture: each query with the gallery images nearest to it, right ones green, wrong ones red.
+
+Shape letters: Q queries, G gallery images.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from autoreid.data.records import JUNK
+from autoreid.errors import DataError
+from autoreid.evaluation.features import FeatureSet
+
+RIGHT, WRONG, QUERY = (34, 160, 70), (214, 39, 40), (70, 80, 90)
+INK = (30, 30, 30)
+#: Pixels of an image, of its border, and of what lies around it.
+IMAGE, BORDER = (72, 144), 5
+MARGIN, HEADER, CAPTION = 12, 22, 36
+CELL = (IMAGE[0] + 2 * BORDER + 8, IMAGE[1] + 2 * BORDER + CAPTION)
+
+
+class RankedList(NamedTuple):
+    """One query's first gallery images, from the nearest to the farthest.
+
+    Attributes:
+        gallery: their places in the gallery.
+        distances: their distances.
+        right: whether each shows the query's person.
+    """
+
+    gallery: npt.NDArray[np.int64]
+    distances: npt.NDArray[np.float32]
+    right: npt.NDArray[np.bool_]
+
+
+def hardest_queries(average_precision: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+    """The places of the `count` queries of lowest average precision (Q,), lowest first.
+
+    Queries without a match, whose average precision is NaN, are left out.
+    """
+    order = np.argsort(average_precision, kind="stable")  # NaN comes last
+    return order[: min(count, np.count_nonzero(~np.isnan(average_precision)))]
+
+
+def rank_lists(
+    distances: npt.NDArray[np.float32], query: FeatureSet, gallery: FeatureSet, top: int = 10
+) -> list[RankedList]:
+    """The first `top` gallery images of every query by distances (Q, G); equal ones keep the gallery's order.
+
+    Images of the query's own identity and camera, and of identity JUNK, are not in the lists.
+    """
+    lists = []
+    for row, identity, camera in zip(distances, query.identities, query.cameras, strict=True):
+        right = gallery.identities == identity
+        counted = (gallery.identities != JUNK) & ~(right & (gallery.cameras == camera))
+        order = np.argsort(row, kind="stable")
+        first = order[counted[order]][:top]
+        lists.append(RankedList(first, row[first], right[first]))
+    return lists
+
+
+def draw_ranked_lists(
+    lists: list[RankedList],
+    query: FeatureSet,
+    gallery: FeatureSet,
+    average_precision: npt.NDArray[np.float64],
+    title: str,
+) -> Image.Image:
+    """A row for each query and its list, with camera and distance under each image.
+
+    Args:
+        lists: of the queries, in order.
+        query: Q queries with the paths of their images.
+        gallery: what `lists` point into.
+        average_precision: (Q,) of the queries, shown beside them.
+        title: stands above.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    columns = 1 + max((len(ranked.gallery) for ranked in lists), default=0)
+    # The query stands apart from its list.
+    size = (3 * MARGIN + columns * CELL[0], 2 * MARGIN + 2 * HEADER + len(lists) * CELL[1])
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(16))
+    font = ImageFont.load_default(13)
+    for column in range(columns):
+        middle = _left(column) + BORDER + IMAGE[0] // 2
+        draw.text((middle, MARGIN + HEADER), str(column) if column else "query", INK, font=font, anchor="ma")
+    for row, ranked in enumerate(lists):
+        top = MARGIN + 2 * HEADER + row * CELL[1]
+        who = f"id {query.identities[row]}  c{query.cameras[row]}"
+        caption = f"{who}\nAP {100 * average_precision[row]:.1f} %"
+        _draw_cell(sheet, (_left(0), top), query.paths[row], QUERY, caption)
+        for place, (image, distance, right) in enumerate(zip(*ranked, strict=True), start=1):
+            caption = f"c{gallery.cameras[image]}  {distance:.4g}"
+            colour = RIGHT if right else WRONG
+            _draw_cell(sheet, (_left(place), top), gallery.paths[image], colour, caption)
+    return sheet
+
+
+def _left(column: int) -> int:
+    return MARGIN + column * CELL[0] + (MARGIN if column else 0)
+
+
+def _draw_cell(
+    sheet: Image.Image, corner: tuple[int, int], path: str, colour: tuple[int, int, int], caption: str
+) -> None:
+    """Pastes an image with its border at a corner, and writes its caption below."""
+    draw = ImageDraw.Draw(sheet)
+    left, top = corner
+    right, bottom = left + IMAGE[0] + 2 * BORDER, top + IMAGE[1] + 2 * BORDER
+    draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+    sheet.paste(_read_image(path), (left + BORDER, top + BORDER))
+    middle = (left + right) // 2
+    font = ImageFont.load_default(13)
+    draw.multiline_text((middle, bottom + 2), caption, INK, font, anchor="ma", align="center", spacing=2)
+
+
+def _read_image(path: str) -> Image.Image:
+    if not path:
+        raise DataError("the features come without the paths of their images, which cannot be shown")
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB").resize(IMAGE, Image.Resampling.BICUBIC)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot read this image: {error}") from error
