@@ -15,6 +15,7 @@ from autoreid.config import Config, describe_options, load_config
 from autoreid.data.synthetic_people import write_synthetic_people
 from autoreid.data.training_data import TrainingData, build_search_data, build_training_data
 from autoreid.distributed import StopSignal, World, on_main
+from autoreid.models.derived import with_genotype_text
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.run_report import RunReport, Silence
@@ -76,6 +77,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     # Overrides may stand before, between and after options.
     return parser.parse_intermixed_args(arguments)
+
+
+def with_genotype(config: Config) -> Config:
+    """The config with a derived network's genotype itself in the place of its path: it then needs no other file."""
+    if config.model.name != "derived" or "genotype" not in config.model.options:
+        return config
+    model = config.model.model_copy(update={"options": with_genotype_text(config.model.options)})
+    return config.model_copy(update={"model": model})
 
 
 def run(config: Config, world: World) -> None:
@@ -143,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        config = load_config(options.config, options.overrides)
+        config = with_genotype(load_config(options.config, options.overrides))
         if options.print_config:
             print(config.to_yaml(), end="")
             return 0
