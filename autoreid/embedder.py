@@ -1,0 +1,162 @@
+"""A trained network as a function from images to embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from autoreid.checkpoint import BEST, load_checkpoint
+from autoreid.config import Config, parse_config
+from autoreid.data.transforms import evaluation_transform
+from autoreid.errors import ConfigError, DataError, RunError
+from autoreid.models import build_model
+
+#: One image of a person: a file, (H, W, 3) uint8 in RGB, or a PIL image.
+Picture = str | Path | npt.NDArray[np.uint8] | Image.Image
+
+
+class Embedder:
+    """Embeds images with a trained network.
+
+    Args:
+        network: gives embeddings (B, D) in evaluation mode.
+        height, width: what pictures are resized to, in pixels.
+        device: what to compute on.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+
+    def __init__(self, network: nn.Module, height: int, width: int, device: str | torch.device) -> None:
+        try:
+            self.device = torch.device(device)
+            self.network = network.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
+            raise ConfigError(f"device = {str(device)!r}: {str(error).splitlines()[0]}") from error
+        self.height, self.width = height, width
+        self._transform = evaluation_transform(height, width)
+
+    def __call__(self, images: Picture | Iterable[Picture] | Tensor, batch_size: int = 64) -> Tensor:
+        """Embeds images, a batch at a time.
+
+        Args:
+            images: one picture or many, each a file, a uint8 RGB array (H, W, 3) or a PIL image; they are resized
+                and normalised as in training. Or a tensor (N, 3, H, W) that already is.
+            batch_size: images that are computed at once.
+
+        Returns:
+            (N, D) float32 on the CPU, a row an image in order.
+
+        Raises:
+            DataError: an image cannot be read or is no image; names the file or the image's place.
+        """
+        with torch.no_grad():
+            features = [
+                self.network(batch.to(self.device)).float().cpu()
+                for batch in self._batches(images, batch_size)
+            ]
+        if not features:
+            raise DataError("no images to embed")
+        return torch.cat(features)
+
+    def _batches(self, images: Picture | Iterable[Picture] | Tensor, batch_size: int) -> Iterator[Tensor]:
+        if isinstance(images, Tensor):
+            if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+                raise DataError(
+                    f"a {images.dtype} tensor of shape {tuple(images.shape)}: expected normalised floats (N, 3, H, W)"
+                )
+            yield from images.split(batch_size)
+            return
+        alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) == 3
+        numbered = enumerate([images] if alone else images)  # type: ignore[arg-type]
+        while batch := list(islice(numbered, batch_size)):
+            yield torch.stack([self._transform(_decode(image, index)) for index, image in batch])
+
+
+def load_embedder(path: str | Path, device: str | torch.device = "cpu") -> Embedder:
+    """The embedder of a training's checkpoint, for images of the size that it was trained at; see `load_network`."""
+    network, config = load_network(Path(path))
+    return Embedder(network, config.data.height, config.data.width, device)
+
+
+def load_network(path: Path) -> tuple[nn.Module, Config]:
+    """The network of a training's checkpoint in evaluation mode on the CPU, and the training's config.
+
+    If the training kept a moving average of the weights, the network has those.
+
+    Args:
+        path: the checkpoint, or the run's folder, whose best one is taken.
+
+    Raises:
+        DataError: there is no checkpoint, it cannot be read, or it is a search's.
+        ConfigError: its config is not one that this version knows.
+    """
+    checkpoint, path = _read(path)
+    config = parse_config(checkpoint["config"], f"{path}: config")
+    if config.task == "search":
+        raise DataError(
+            f"{path}: the checkpoint of a search holds a supernet, not a network: derive one from the genotype "
+            f"that the search found (python -m autoreid.derive) and train it"
+        )
+    network = build_model(config.model.name, checkpoint["num_identities"], **config.model.options)
+    state = checkpoint["state"]
+    averaged = state.get("ema")
+    weights = state["network"] if averaged is None else _without_prefix(averaged)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path}: its weights do not fit the network {config.model.name}: {reason}"
+        ) from error
+    return network.eval(), config
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Path]:
+    """A checkpoint's content and its file."""
+    if path.is_dir():
+        folder, path = path, path / "checkpoints" / BEST
+        if not path.exists():
+            raise DataError(f"{folder}: not the folder of a trained run: it has no checkpoints/{BEST}")
+    elif not path.exists():
+        raise DataError(f"{path}: no such checkpoint; give a run folder or a file of its checkpoints/")
+    try:
+        checkpoint = load_checkpoint(path)
+    except RunError as error:
+        raise DataError(str(error)) from error
+    if not isinstance(checkpoint, dict) or not {"state", "config", "num_identities"} <= set(checkpoint):
+        raise DataError(f"{path}: not a checkpoint of python -m autoreid.train: no config is kept in it")
+    return checkpoint, path
+
+
+def _without_prefix(averaged: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged network's own entries: torch's AveragedModel keeps them below `module`, beside a counter."""
+    prefix = "module."
+    return {name[len(prefix) :]: value for name, value in averaged.items() if name.startswith(prefix)}
+
+
+def _decode(image: object, index: int) -> Image.Image:
+    if isinstance(image, str | Path):
+        try:
+            with Image.open(image) as file:
+                return file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{image}: cannot read this image: {reason}") from error
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return Image.fromarray(image)
+        what = f"a {image.dtype} array of shape {image.shape}"
+    else:
+        what = f"a {type(image).__name__}"
+    raise DataError(f"image {index}: {what}: expected a file, a uint8 array (H, W, 3) or a PIL image")

@@ -1,0 +1,49 @@
+"""A training's checkpoint of a small derived network, as the training loop writes it, without the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoreid.config import Config
+from autoreid.models import build_model
+from autoreid.search.genotype import CellGenotype, Edge
+
+CELL = ((Edge("sep_conv_3x3", 0), Edge("part_aware", 1)), (Edge("skip_connect", 0), Edge("max_pool_3x3", 2)))
+OPTIONS = {
+    "genotype": str(CellGenotype(normal=CELL, reduce=CELL)),
+    "channels": 4,
+    "cells_per_stage": (1, 1),
+    "parts": 3,
+    "auxiliary": True,
+}
+HEIGHT, WIDTH, DIMENSIONS = 64, 32, 16
+
+
+def small_network(seed: int) -> nn.Module:
+    """With statistics and scales that are not those of a fresh network."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    network = build_model("derived", 7, **OPTIONS)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for values in (module.weight.data, module.running_mean, module.running_var):
+                values.copy_(torch.rand(values.shape, generator=generator) + 0.5)
+    return network.eval()
+
+
+def write_checkpoint(path: Path, network: nn.Module, task: str = "train", **parts: dict) -> Path:
+    """`parts` join the network's weights, such as the moving average `ema`."""
+    config = Config(
+        task=task,
+        task_name="tiny",
+        data={"root": Path("nowhere"), "height": HEIGHT, "width": WIDTH},
+        search={"parts": 1},
+        model={"name": "derived", "options": OPTIONS},
+    )
+    state = {"network": network.state_dict(), "step": 3} | parts
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state": state, "config": config.to_yaml(), "num_identities": 7}, path)
+    return path
