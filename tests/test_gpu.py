@@ -31,6 +31,10 @@ def test_a_gpu_finds_what_the_cpu_finds(tmp_path, order):
 
 
 def test_bfloat16_and_channels_last(tmp_path):
-    changes = {"distributed__device": "cuda", "training__precision": "bfloat16", "training__channels_last": True}
+    changes = {
+        "distributed__device": "cuda",
+        "training__precision": "bfloat16",
+        "training__channels_last": True,
+    }
     assert train.main(["--config", str(write_tiny(tmp_path, **changes))]) == 0
     assert 0 < _result(tmp_path)["map"] <= 1
