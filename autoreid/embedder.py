@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from autoreid.checkpoint import BEST, load_checkpoint
-from autoreid.config import Config, parse_config
+from autoreid.config import Config
 from autoreid.data.transforms import evaluation_transform
 from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.models import build_model
+from autoreid.recipes import parse_config
 
 #: One image of a person: a file, (H, W, 3) uint8 in RGB, or a PIL image.
 Picture = str | Path | npt.NDArray[np.uint8] | Image.Image

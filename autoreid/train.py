@@ -11,11 +11,12 @@ from pathlib import Path
 from autoreid import distributed
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
-from autoreid.config import Config, describe_options, load_config
+from autoreid.config import Config
 from autoreid.data.synthetic_people import write_synthetic_people
 from autoreid.data.training_data import TrainingData, build_search_data, build_training_data
 from autoreid.distributed import StopSignal, World, on_main
 from autoreid.models.derived import with_genotype_text
+from autoreid.recipes import describe_options, load_config
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.run_report import RunReport, Silence

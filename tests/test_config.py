@@ -8,8 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import Config, describe_options, load_config, option_names
+from autoreid.config import Config
 from autoreid.errors import ConfigError
+from autoreid.recipes import describe_options, load_config, option_names
 from autoreid.search.genotype import CELL_OPERATIONS
 
 RECIPES = Path(__file__).parents[1] / "configs"

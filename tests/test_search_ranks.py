@@ -8,11 +8,11 @@ from torch import distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from autoreid import distributed
-from autoreid.config import load_config
 from autoreid.data.loaders import Batch
 from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal
 from autoreid.errors import DataError, RunError
+from autoreid.recipes import load_config
 from autoreid.search.build import build_search
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config, write_tiny

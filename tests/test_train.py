@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 
 from autoreid import train
 from autoreid.checkpoint import load_checkpoint
-from autoreid.config import load_config, option_names
+from autoreid.recipes import load_config, option_names
 from autoreid.search.genotype import Genotype
 from tests.tiny import tiny_config, write_tiny
 

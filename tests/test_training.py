@@ -10,10 +10,11 @@ import torch
 
 from autoreid import distributed, train
 from autoreid.checkpoint import load_checkpoint
-from autoreid.config import Training, load_config
+from autoreid.config import Training
 from autoreid.data.loaders import Batch
 from autoreid.data.training_data import build_training_data
 from autoreid.distributed import StopSignal
+from autoreid.recipes import load_config
 from autoreid.training.schedules import learning_rate
 from autoreid.training.task import TrainTask, build_training
 from tests.ranks import run_ranks

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from autoreid.config import Config, load_config
+from autoreid.config import Config
 from autoreid.data.synthetic_people import write_synthetic_people
+from autoreid.recipes import load_config
 
 TINY: dict[str, Any] = {
     "task_name": "tiny",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,13 +153,21 @@ def draw_graph(gv_path: Path, folder: Path) -> Path:
 def draw_genotype(genotype: CellGenotype, folder: Path, stem: str, caption: str) -> list[Path]:
     """Writes a genotype's graphs as `<stem>-normal.gv` and `<stem>-reduce.gv`, with a .png beside each.
 
-    Returns the pictures drawn. A picture that cannot be drawn, say for want of the `dot` program, does not
-    stop a search: the process warns once, and the texts stay for `python -m autoreid.render`.
+    Returns the pictures that could be drawn.
+    """
+    return draw_where_possible(write_graphs(genotype, folder, stem, caption))
+
+
+def draw_where_possible(gv_paths: Iterable[Path]) -> list[Path]:
+    """Draws .gv texts as a .png beside each, and returns the pictures drawn.
+
+    A picture that cannot be drawn, say for want of the `dot` program, does not stop a search: the process
+    warns once, and the texts stay for `python -m autoreid.render`.
     """
     pictures = []
-    for gv_path in write_graphs(genotype, folder, stem, caption):
+    for gv_path in gv_paths:
         try:
-            pictures.append(draw_graph(gv_path, folder))
+            pictures.append(draw_graph(gv_path, gv_path.parent))
         except RunError as error:
             _warn_once(error)
     return pictures

@@ -44,9 +44,7 @@ class PartAware(nn.Module):
         """
         height = x.shape[2]
         if height < self.parts:
-            raise ValueError(
-                f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts"
-            )
+            raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
         pooled_BMC = F.adaptive_avg_pool2d(x, (self.parts, 1)).squeeze(3).transpose(1, 2)
         body_BMD = self.body(pooled_BMC)
         attention_BMM = torch.softmax(self.query(body_BMD) @ self.key(body_BMD).transpose(1, 2), dim=2)

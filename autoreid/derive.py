@@ -1,0 +1,148 @@
+"""python -m autoreid.derive: from a genotype, or a finished search, to a training config of its network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from autoreid.cli import run_command
+from autoreid.config import Config
+from autoreid.errors import ConfigError, DataError
+from autoreid.files import make_folder, write_atomically
+from autoreid.models import build_model, count_macs, count_parameters
+from autoreid.models.derived import DerivedNetwork
+from autoreid.recipes import load_config
+from autoreid.reporting.genotype_graph import draw_genotype, draw_where_possible
+from autoreid.reporting.network_graph import network_graph
+from autoreid.search.genotype import CellGenotype, Genotype, random_genotype
+
+_EXAMPLES = """\
+examples:
+  python -m autoreid.derive runs/darts_triplet --config configs/retrain.yaml --output derived/darts_triplet
+  python -m autoreid.derive searched_genotypes/published/auto_reid.json --config configs/retrain.yaml \\
+      --output derived/auto_reid model.options.channels=24 training.epochs=100
+  python -m autoreid.derive runs/darts_triplet --random 0 --config configs/retrain.yaml --output derived/random
+
+writes genotype.json and its pictures, config.yaml (for python -m autoreid.train) and network.png
+"""
+
+#: How many random genotypes the one nearest in size is chosen from.
+_DRAWS = 64
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autoreid.derive",
+        description="Makes the training config of the network that a genotype describes.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source", type=Path, help="a genotype's JSON file, or the run folder of a finished search"
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe to train it with")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument(
+        "--random", type=int, metavar="SEED", help="take a random genotype of about the same size instead"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def read_source(source: Path) -> CellGenotype:
+    """The genotype in a file, or in the result of a search's run folder.
+
+    Raises:
+        DataError: there is none; names the file.
+    """
+    if not source.is_dir():
+        return Genotype.load(source)
+    result = source / "result.json"
+    try:
+        content = json.loads(result.read_bytes())
+        return Genotype.parse(json.dumps(content["genotype"]), f"{result}: genotype")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{result}: no genotype in it; expected the result of a finished search") from error
+
+
+def derive(
+    genotype: CellGenotype, recipe: Path, output: Path, overrides: Sequence[str]
+) -> tuple[Config, DerivedNetwork]:
+    """Writes genotype, config and pictures to a folder.
+
+    Returns:
+        The training config, and the network that it trains, for 1 identity.
+
+    Raises:
+        ConfigError: the recipe does not train a derived network, or the folder cannot be written.
+    """
+    name = output.name
+    named = [f"task_name={name}", *overrides, f"model.options.genotype={output / 'genotype.json'}"]
+    config = load_config(recipe, named)
+    if config.task != "train" or config.model.name != "derived":
+        raise ConfigError(
+            f"{recipe}: expected task: train and model.name: derived, such as configs/retrain.yaml"
+        )
+    make_folder(output, "choose another --output")
+    genotype.save(output / "genotype.json")
+    network = _build(config.model.options)
+    write_atomically(output / "config.yaml", config.to_yaml().encode())
+    draw_genotype(genotype, output, "genotype", name)
+    graph = network_graph(network, config.data.height, config.data.width, name)
+    write_atomically(output / "network.gv", graph.source.encode())
+    draw_where_possible([output / "network.gv"])
+    return config, network
+
+
+def random_of_size(like: CellGenotype, seed: int, options: dict[str, Any]) -> CellGenotype:
+    """The random genotype, of some drawn by the seed, whose network is nearest in parameters to another's."""
+
+    def parameters(genotype: CellGenotype) -> int:
+        return count_parameters(_build({**options, "genotype": str(genotype)}))
+
+    rng = np.random.default_rng(seed)
+    wanted = parameters(like)
+    drawn = [random_genotype(rng, nodes=len(like.normal)) for _ in range(_DRAWS)]
+    return min(drawn, key=lambda genotype: abs(parameters(genotype) - wanted))
+
+
+def _build(options: Mapping[str, Any]) -> DerivedNetwork:
+    return cast(DerivedNetwork, build_model("derived", 1, **options))
+
+
+def summary(config: Config, network: DerivedNetwork) -> str:
+    """The network's size in a line."""
+    height, width = config.data.height, config.data.width
+    macs = count_macs(network, height, width) / 1e9
+    return f"{count_parameters(network) / 1e6:.2f} M parameters, {macs:.3f} GMACs at {height}×{width}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+
+    def command() -> int:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        genotype = read_source(options.source)
+        if options.random is not None:
+            recipe = load_config(options.config, options.overrides)
+            genotype = random_of_size(genotype, options.random, dict(recipe.model.options))
+        config, network = derive(genotype, options.config, options.output, options.overrides)
+        print(summary(config, network))
+        print(f"{options.output}: genotype.json, config.yaml and pictures")
+        print(f"next: python -m autoreid.train --config {options.output / 'config.yaml'}")
+        return 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

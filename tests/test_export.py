@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from autoreid import export
+from autoreid.errors import RunError
+from tests.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_network(0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network, tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints/best.pt", network)
+
+
+@pytest.fixture(scope="module")
+def model(network):
+    """One export for all tests: it takes seconds."""
+    return export.export_onnx(network, HEIGHT, WIDTH)
+
+
+def test_the_command_writes_what_it_checked(checkpoint, network, tmp_path):
+    output = tmp_path / "new/folder/model.onnx"
+    command = [sys.executable, "-m", "autoreid.export", str(checkpoint), "--output", str(output), "--check"]
+    root = Path(export.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert float(lines[0].partition("onnxruntime: ")[2]) < 1e-4
+    assert lines[1].startswith(f"{output}: images (B, 3, {HEIGHT}, {WIDTH})")
+    assert list(output.parent.iterdir()) == [output]
+    onnx.checker.check_model(onnx.load(output), full_check=True)
+    images = torch.randn(5, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(4))
+    session = onnxruntime.InferenceSession(output)
+    (features,) = session.run(["embedding"], {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(features, network(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_any_number_of_images_of_one_size(model):
+    session = onnxruntime.InferenceSession(model)
+    (images,), (embedding,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.shape[1:]) == ("images", [3, HEIGHT, WIDTH])
+    assert (embedding.name, embedding.shape[1:]) == ("embedding", [DIMENSIONS])
+    for batch in (1, 2, 9):
+        (features,) = session.run(None, {"images": np.zeros((batch, 3, HEIGHT, WIDTH), np.float32)})
+        assert features.shape == (batch, DIMENSIONS)
+
+
+def test_another_networks_file_is_found_out(model, network):
+    assert 0 <= export.check_onnx(model, network, HEIGHT, WIDTH) < 1e-4
+    with pytest.raises(RunError, match="embedding differs from the network's by"):
+        export.check_onnx(model, small_network(1), HEIGHT, WIDTH)
+    wider = torch.nn.Sequential(network, torch.nn.ZeroPad1d((0, 1)))
+    with pytest.raises(
+        RunError, match=rf"gives \(1, {DIMENSIONS}\) where it should give \(1, {DIMENSIONS + 1}\)"
+    ):
+        export.check_onnx(model, wider, HEIGHT, WIDTH)
+    broken = small_network(0)
+    torch.nn.init.constant_(broken.neck.norm.weight, torch.nan)
+    with pytest.raises(RunError, match="by nan"):
+        export.check_onnx(model, broken, HEIGHT, WIDTH)
+
+
+def test_a_check_that_fails_writes_nothing(checkpoint, model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(export, "export_onnx", lambda *_: model)
+    # The checkpoint of other weights than those that were exported.
+    other = write_checkpoint(tmp_path / "other.pt", small_network(1))
+    output = tmp_path / "model.onnx"
+    assert export.main([str(other), "--output", str(output), "--check"]) == 1
+    assert "nothing was written" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_missing_packages_are_one_line(checkpoint, monkeypatch, capsys, tmp_path):
+    find_spec = importlib.util.find_spec
+    missing = {"onnx", "onnxscript"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in missing else find_spec(name, *rest)
+    )
+    assert export.main([str(checkpoint), "--output", str(tmp_path / "model.onnx")]) == 1
+    message = "autoreid: export needs onnx and onnxscript: pip install 'autoreid[export]'\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_wrong_checkpoint_ends_with_status_2(capsys, tmp_path):
+    assert export.main([str(tmp_path / "gone.pt"), "--output", str(tmp_path / "model.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert "gone.pt: no such checkpoint" in error
+    assert error.count("\n") == 1
