@@ -1,0 +1,133 @@
+"""From a genotype or a search to a training config, and on to a trained network."""
+
+import json
+
+import numpy as np
+import pytest
+
+from autoreid import derive, train
+from autoreid.config import Config
+from autoreid.models import build_model, count_parameters
+from autoreid.models.derived import DerivedNetwork
+from autoreid.recipes import load_config
+from autoreid.search.genotype import Genotype, random_genotype
+from tests.tiny import tiny_config, write_tiny
+
+RECIPE = {
+    "task": "train",
+    "model": {
+        "name": "derived",
+        "options": {"channels": 4, "cells_per_stage": [1, 1], "parts": 2, "stem": "darts"},
+    },
+    "data__held_out_fraction": 0.0,
+    "evaluation__split": "test",
+    "training__epochs": 1,
+}
+
+
+@pytest.fixture
+def genotype(tmp_path):
+    path = tmp_path / "found.json"
+    random_genotype(np.random.default_rng(3)).save(path)
+    return path
+
+
+def _derive(tmp_path, source, *more) -> tuple[int, Config | None]:
+    recipe = write_tiny(tmp_path, **RECIPE)
+    output = tmp_path / "derived" / "net"
+    status = derive.main([str(source), "--config", str(recipe), "--output", str(output), *more])
+    return status, load_config(output / "config.yaml") if status == 0 else None
+
+
+def test_a_genotype_becomes_a_config_that_trains(tmp_path, genotype, capsys):
+    status, config = _derive(tmp_path, genotype, "model.options.channels=6")
+    assert status == 0
+    assert config.task_name == "net"
+    folder = tmp_path / "derived" / "net"
+    assert Genotype.load(folder / "genotype.json") == Genotype.load(genotype)
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert pictures == {"genotype-normal.png", "genotype-reduce.png", "network.png"}
+    parameters = count_parameters(build_model("derived", 1, **config.model.options))
+    assert f"{parameters / 1e6:.2f} M parameters" in capsys.readouterr().out
+
+    tiny_config(tmp_path, **RECIPE)
+    assert train.main(["--config", str(folder / "config.yaml")]) == 0
+    result = json.loads((tmp_path / "runs/net/result.json").read_text())
+    assert result["parameters"] == parameters
+    # The run stands alone: it goes on, and is read, without the genotype's file.
+    (folder / "genotype.json").unlink()
+    text = load_config(tmp_path / "runs/net/config.yaml").model.options["genotype"]
+    assert json.loads(text) == json.loads(genotype.read_text())
+
+
+def test_a_finished_search_is_a_source(tmp_path):
+    search = tmp_path / "search"
+    search.mkdir()
+    assert train.main(["--config", str(write_tiny(search))]) == 0
+    status, _ = _derive(tmp_path, search / "runs" / "tiny")
+    assert status == 0
+    found = Genotype.load(tmp_path / "derived/net/genotype.json")
+    assert found == Genotype.load(search / "genotypes/tiny/EP02.json")
+
+
+def test_a_random_genotype_of_about_the_same_size(tmp_path, genotype):
+    sizes = []
+    for seed in ("0", "0", "1"):
+        status, config = _derive(tmp_path, genotype, "--random", seed)
+        assert status == 0
+        drawn = Genotype.load(tmp_path / "derived/net/genotype.json")
+        sizes.append((count_parameters(build_model("derived", 1, **config.model.options)), drawn))
+    options = RECIPE["model"]["options"]
+    wanted = count_parameters(build_model("derived", 1, genotype=str(genotype), **options))
+    assert all(abs(size - wanted) < 0.1 * wanted for size, _ in sizes)
+    assert sizes[0] == sizes[1]
+    assert sizes[0][1] != sizes[2][1] != Genotype.load(genotype)
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "message"),
+    [
+        ("none.json", [], "none.json"),
+        (".", [], "result.json: no genotype in it"),
+        (
+            "found.json",
+            ["model.name=resnet50", "model.options={}"],
+            "expected task: train and model.name: derived",
+        ),
+        ("found.json", ["model.options.chanels=3"], "chanels"),
+        ("found.json", ["trainin.epochs=3"], "did you mean training"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(tmp_path, genotype, capsys, source, more, message):
+    status, _ = _derive(tmp_path, tmp_path / source, *more)
+    assert status == 2
+    (complaint,) = capsys.readouterr().err.splitlines()
+    assert message in complaint
+
+
+def test_drop_path_grows_over_the_epochs(tmp_path, genotype):
+    changes = RECIPE | {
+        "training__epochs": 4,
+        "model": {
+            "name": "derived",
+            "options": RECIPE["model"]["options"]
+            | {"genotype": str(genotype), "drop_path": 0.4, "auxiliary": True},
+        },
+    }
+    seen = []
+
+    original = DerivedNetwork.forward
+
+    def forward(network, images):
+        if network.training:
+            seen.append(network.drop_path)
+            output = original(network, images)
+            assert len(output) == 3, "the auxiliary head is trained"
+            return output
+        return original(network, images)
+
+    tiny_config(tmp_path, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DerivedNetwork, "forward", forward)
+        assert train.main(["--config", str(write_tiny(tmp_path, **changes))]) == 0
+    assert sorted(set(seen)) == pytest.approx([0.0, 0.1, 0.2, 0.3])
