@@ -1,27 +1,29 @@
-"""mAP, CMC and mINP of single-query retrieval, over blocks of queries.
+"""mAP, CMC and mINP of single-query retrieval.
 
-Shape letters: Q queries (q of them in a block), G gallery images, D embedding.
+Only the true matches of a query are ranked: a match's rank is one more than the number of gallery images
+before it. Distances are looked at in blocks of queries and never all held.
+
+Shape letters: Q queries (q of them in a block), G gallery images, D embedding, m matches of one query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from autoreid.data.records import JUNK
 from autoreid.errors import RunError
+from autoreid.evaluation.distances import BLOCK_ELEMENTS, ArrayLike, Distances, Metric
+from autoreid.evaluation.protocol import Ints, Protocol
 
-ArrayLike = Tensor | npt.NDArray[np.generic]
+Floats = npt.NDArray[np.floating]
 
-#: Bounds the working set: about a dozen (64, G) arrays are alive at once.
-QUERIES_PER_BLOCK = 64
+#: Distances up to the farthest match are picked out where they are at most this share of all, 1 / NARROW.
+NARROW = 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RetrievalResult:
         minp: mean inverse negative penalty, matches / rank of the last match (arXiv 2001.04193, eq. 1).
         valid_queries: queries with at least one match in the gallery; only these are counted.
         queries: all queries given.
+        average_precision: (Q,) each query's; NaN where there is no match.
     """
 
     map: float
@@ -41,6 +44,28 @@ class RetrievalResult:
     minp: float
     valid_queries: int
     queries: int
+    average_precision: npt.NDArray[np.float64] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The distances of a block of queries, and their true matches from the nearest to the farthest.
+
+    Attributes:
+        distances: (q, G).
+        queries: (q,) which queries these are.
+        rows: (n,) of each match, the row of its query in `distances`, ascending.
+        columns: (n,) of each match, its place in the gallery.
+        removed: rows and columns of what is not counted, beside what is junk for every query.
+        junk: columns that are.
+    """
+
+    distances: Tensor
+    queries: Ints
+    rows: Ints
+    columns: Ints
+    removed: tuple[Ints, Ints]
+    junk: Ints
 
 
 def evaluate_retrieval(
@@ -50,7 +75,7 @@ def evaluate_retrieval(
     gallery_ids: ArrayLike,
     query_cameras: ArrayLike,
     gallery_cameras: ArrayLike,
-    metric: Literal["euclidean", "cosine"] = "euclidean",
+    metric: Metric = "euclidean",
     ranks: Sequence[int] = (1, 5, 10, 20),
 ) -> RetrievalResult:
     """Rank the gallery for each query by Market-1501's protocol and score the rankings.
@@ -66,69 +91,132 @@ def evaluate_retrieval(
         ValueError: shapes do not fit together, or the metric is unknown.
         RunError: features are not all finite, or no query has a match.
     """
-    query, gallery = torch.as_tensor(query_features).float(), torch.as_tensor(gallery_features).float()
-    numbers = (query_ids, query_cameras, gallery_ids, gallery_cameras)
-    q_ids, q_cams, g_ids, g_cams = (torch.as_tensor(values, device=query.device) for values in numbers)
-    _check(query, gallery, q_ids, q_cams, g_ids, g_cams)
-    if metric == "cosine":
-        query, gallery = F.normalize(query), F.normalize(gallery)
-    elif metric != "euclidean":
-        raise ValueError(f"unknown metric {metric!r}: must be 'euclidean' or 'cosine'")
-
-    kept = g_ids != JUNK
-    gallery, g_ids, g_cams = gallery[kept], g_ids[kept], g_cams[kept]
-    blocks = []
-    for start in range(0, len(query), QUERIES_PER_BLOCK):
-        block = slice(start, start + QUERIES_PER_BLOCK)
-        same_id = q_ids[block, None] == g_ids
-        removed = same_id & (q_cams[block, None] == g_cams)
-        distances = _distances(query[block], gallery, metric)
-        blocks.append(_score(distances, same_id & ~removed, removed))
-    # (3, valid queries): average precision, rank of the first match, inverse negative penalty.
-    scores = torch.cat(blocks, dim=1) if blocks else torch.empty(3, 0)
-    valid_queries = scores.shape[1]
-    if valid_queries == 0:
-        raise RunError(f"none of the {len(query)} queries has a match in the gallery under another camera")
-    precision, first, inverse_penalty = scores
-    cmc = {rank: (first <= rank).double().mean().item() for rank in ranks}
-    map_, minp = precision.mean().item(), inverse_penalty.mean().item()
-    return RetrievalResult(map_, cmc, minp, valid_queries, len(query))
+    distances = Distances(query_features, gallery_features, metric)
+    protocol = Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras)
+    protocol.check(distances.shape)
+    return score(match_blocks(distances.blocks(), protocol), protocol, ranks)
 
 
-def _distances(query: Tensor, gallery: Tensor, metric: str) -> Tensor:
-    """(q, G) float32 distances; with cosine the features are already of unit length."""
-    products = query @ gallery.T
-    if metric == "cosine":
-        return 1 - products
-    return query.square().sum(1)[:, None] + gallery.square().sum(1) - 2 * products
+def evaluate_distances(
+    distances: ArrayLike | Iterable[ArrayLike],
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    query_cameras: ArrayLike,
+    gallery_cameras: ArrayLike,
+    ranks: Sequence[int] = (1, 5, 10, 20),
+) -> RetrievalResult:
+    """`evaluate_retrieval` of given distances: (Q, G), or blocks of its rows in order, as `rerank` gives.
+
+    Raises:
+        ValueError: shapes do not fit together.
+        RunError: distances are not all finite, or no query has a match.
+    """
+    protocol = Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras)
+    if isinstance(distances, Tensor | np.ndarray):
+        protocol.check(tuple(distances.shape))
+        distances = torch.as_tensor(distances).split(max(1, BLOCK_ELEMENTS // max(1, distances.shape[1])))
+    blocks = (torch.as_tensor(block).detach() for block in distances)
+    return score(match_blocks(blocks, protocol), protocol, ranks)
 
 
-def _score(distances: Tensor, matches: Tensor, removed: Tensor) -> Tensor:
-    """(3, valid queries) float64 scores of (q, G) distances; rows are named in `evaluate_retrieval`."""
-    valid = matches.any(dim=1)
-    if not valid.any():
-        return torch.empty(3, 0, dtype=torch.float64, device=distances.device)
-    order = distances[valid].argsort(dim=1, stable=True)
-    ranked_matches = matches[valid].gather(1, order)
-    rank = (~removed[valid].gather(1, order)).cumsum(dim=1)
-    found = ranked_matches.cumsum(dim=1)
-    total = found[:, -1].double()
-    precision = (found.double() / rank).masked_fill(~ranked_matches, 0).sum(1) / total
-    first = rank.masked_fill(~ranked_matches, rank.shape[1]).amin(1)
-    last = rank.masked_fill(~ranked_matches, 0).amax(1)
-    return torch.stack([precision, first.double(), total / last])
+def match_blocks(blocks: Iterable[Tensor], protocol: Protocol) -> Iterator[Block]:
+    """The true matches in (q, G) blocks of distances.
+
+    Raises:
+        ValueError: the blocks are not (q, G), or do not add up to Q rows.
+        RunError: a distance is not finite.
+    """
+    start = 0
+    for distances in blocks:
+        queries = np.arange(start, start := start + len(distances))
+        if start > protocol.shape[0] or distances.ndim != 2 or distances.shape[1] != protocol.shape[1]:
+            raise ValueError(
+                f"distances {tuple(distances.shape)} up to query {start}: must be {protocol.shape}"
+            )
+        if distances.numel() and not all(bound.isfinite() for bound in distances.aminmax()):
+            raise RunError(f"distances of queries {queries[0]} to {queries[-1]} hold NaN or infinity")
+        (rows, columns), removed = protocol.pairs(queries)
+        found = distances[torch.from_numpy(rows), torch.from_numpy(columns)].cpu().numpy()
+        order = np.lexsort((found, rows))
+        yield Block(distances, queries, rows[order], columns[order], removed, protocol.junk)
+    if start != protocol.shape[0]:
+        raise ValueError(f"distances of {start} queries: must be {protocol.shape}")
 
 
-def _check(query: Tensor, gallery: Tensor, *numbers: Tensor) -> None:
-    """Raise if shapes do not fit together or a feature is not finite."""
-    expected = [(len(query),)] * 2 + [(len(gallery),)] * 2
-    shapes = [tuple(values.shape) for values in numbers]
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1] or shapes != expected:
-        raise ValueError(
-            f"features {tuple(query.shape)} and {tuple(gallery.shape)} with query ids, query cameras, "
-            f"gallery ids, gallery cameras {shapes}: must be (Q, D), (G, D) and (Q,), (Q,), (G,), (G,)"
+def score(blocks: Iterable[Block], protocol: Protocol, ranks: Sequence[int]) -> RetrievalResult:
+    """mAP, CMC and mINP over the blocks of all queries."""
+    # Rows: average precision, rank of the first match, inverse negative penalty; NaN without a match.
+    scores = np.full((3, protocol.shape[0]), np.nan)
+    for block in blocks:
+        if len(block.rows):
+            valid, starts, total = np.unique(block.rows, return_index=True, return_counts=True)
+            rank = match_ranks(block)
+            found = np.arange(1, len(rank) + 1) - np.repeat(starts, total)
+            precision = np.add.reduceat(found / rank, starts) / total
+            penalty = total / rank[starts + total - 1]
+            scores[:, block.queries[valid]] = precision, rank[starts], penalty
+    precision, first, penalty = scores[:, ~np.isnan(scores[0])]
+    if not len(first):
+        raise RunError(
+            f"none of the {protocol.shape[0]} queries has a match in the gallery under another camera"
         )
-    bad = {side: int((~x.isfinite()).any(1).sum()) for side, x in (("query", query), ("gallery", gallery))}
-    if any(bad.values()):
-        counts = " and ".join(f"{count} {side} rows" for side, count in bad.items() if count)
-        raise RunError(f"features hold NaN or infinity in {counts}; a ranking of them would mean nothing")
+    cmc = {rank: float(np.mean(first <= rank)) for rank in ranks}
+    map_, minp = float(precision.mean()), float(penalty.mean())
+    return RetrievalResult(map_, cmc, minp, len(first), protocol.shape[0], scores[0])
+
+
+def match_ranks(block: Block) -> Ints:
+    """(n,) rank of every match, from 1; equal distances rank in the gallery's order."""
+    if block.distances.device.type != "cpu":
+        return _ranks_on_device(block)
+    distances = block.distances.numpy()
+    rows = np.unique(block.rows)
+    matches = _parts(block.rows, block.columns, rows)
+    not_counted = [np.concatenate([block.junk, columns]) for columns in _parts(*block.removed, rows)]
+    every = zip(rows, matches, not_counted, strict=True)
+    return np.concatenate([_ranks_in(distances[row], *rest) for row, *rest in every])
+
+
+def _parts(rows: Ints, columns: Ints, wanted: Ints) -> list[Ints]:
+    """The columns that go with each wanted row; `rows` ascend."""
+    bounds = zip(rows.searchsorted(wanted), rows.searchsorted(wanted, side="right"), strict=True)
+    return [columns[start:stop] for start, stop in bounds]
+
+
+def _ranks_in(row: Floats, columns: Ints, not_counted: Ints) -> Ints:
+    """(m,) ranks of `columns`, ordered from near to far, among the (G,) distances of their query."""
+    distances = row[columns]
+    near = row <= distances[-1]
+    near[not_counted] = False
+    if NARROW * np.count_nonzero(near) <= len(row):
+        ordered = row[near]
+    else:
+        # Picking so many costs more than to make all others equal, which sorts fast.
+        beyond = np.nextafter(distances[-1], np.inf, dtype=row.dtype)
+        ordered = np.minimum(row, beyond)
+        ordered[not_counted] = beyond
+    ordered.sort()
+    ranks = ordered.searchsorted(distances) + 1
+    for tied in np.flatnonzero(ordered.searchsorted(distances, side="right") > ranks):
+        before = slice(columns[tied])
+        ranks[tied] += np.count_nonzero(near[before] & (row[before] == distances[tied]))
+    return ranks
+
+
+def _ranks_on_device(block: Block) -> Ints:
+    """`match_ranks` by one comparison of every match with its whole row, many matches at once."""
+    G, device = block.distances.shape[1], block.distances.device
+    counted = block.distances.clone()
+    counted[:, torch.from_numpy(block.junk)] = torch.inf
+    counted[tuple(torch.from_numpy(x) for x in block.removed)] = torch.inf
+    place = torch.arange(G, device=device)
+    size = max(1, BLOCK_ELEMENTS // G)
+    ranks = []
+    for start in range(0, len(block.rows), size):
+        part = slice(start, start + size)
+        columns = torch.from_numpy(block.columns[part]).to(device)[:, None]
+        distances = counted[torch.from_numpy(block.rows[part])]
+        match = distances.gather(1, columns)
+        ahead = (distances < match) | ((distances == match) & (place < columns))
+        ranks.append(ahead.sum(1) + 1)
+    return torch.cat(ranks).cpu().numpy()

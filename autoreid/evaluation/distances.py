@@ -1,0 +1,100 @@
+"""Distances between two sets of features, a block of rows at a time.
+
+Shape letters: Q queries (q of them in a block), G gallery images, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoreid.errors import RunError
+
+ArrayLike = Tensor | npt.NDArray[np.generic]
+Metric = Literal["euclidean", "cosine"]
+
+#: A block holds about so many distances, 16 MB of them, ...
+BLOCK_ELEMENTS = 4_000_000
+#: ... but no fewer rows than a matrix product needs to be efficient.
+MIN_BLOCK_ROWS = 96
+
+
+class Distances:
+    """Float32 distances between Q query and G gallery features, computed when asked for.
+
+    Squared Euclidean distances, |q|² + |g|² - 2 q·g, or one minus the cosine similarity.
+
+    Args:
+        query: (Q, D) features; float32 is used as it is, copied only for "cosine".
+        gallery: (G, D) features, on the same device.
+        metric: "euclidean" or "cosine".
+
+    Raises:
+        ValueError: shapes do not fit together, or the metric is unknown.
+        RunError: features are not all finite.
+    """
+
+    def __init__(self, query: ArrayLike, gallery: ArrayLike, metric: Metric = "euclidean") -> None:
+        if metric not in get_args(Metric):
+            raise ValueError(f"unknown metric {metric!r}: must be 'euclidean' or 'cosine'")
+        self.query, self.gallery = (torch.as_tensor(x).detach().float() for x in (query, gallery))
+        if self.query.ndim != 2 or self.gallery.ndim != 2 or self.query.shape[1] != self.gallery.shape[1]:
+            shapes = f"{tuple(query.shape)} and {tuple(gallery.shape)}"
+            raise ValueError(f"query and gallery features are {shapes}: must be (Q, D) and (G, D)")
+        self.metric = metric
+        self.query_squares, self.gallery_squares = _squares(self.query), _squares(self.gallery)
+        _check_finite(self.query_squares, self.gallery_squares)
+        if metric == "cosine":
+            self.query, self.gallery = F.normalize(self.query), F.normalize(self.gallery)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Q, G)."""
+        return len(self.query), len(self.gallery)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block; the last block may have fewer."""
+        return max(MIN_BLOCK_ROWS, BLOCK_ELEMENTS // max(1, len(self.gallery)))
+
+    def blocks(self) -> Iterator[Tensor]:
+        """(q, G) blocks in the order of the queries; each may be written to and is gone with the next."""
+        Q, G = self.shape
+        buffer = torch.empty(min(Q, self.block_rows), G, device=self.query.device)
+        for start in range(0, Q, self.block_rows):
+            stop = min(Q, start + self.block_rows)
+            out = buffer[: stop - start]
+            products = (self.query[start:stop], self.gallery.T)
+            if self.metric == "euclidean":
+                torch.add(self.query_squares[start:stop, None], self.gallery_squares, out=out)
+                out.addmm_(*products, alpha=-2)
+            else:
+                torch.mm(*products, out=out).neg_().add_(1)
+            yield out
+
+    def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """(n,) distances of the queries `rows` to the gallery images `columns`; copies n rows of both."""
+        products = torch.einsum("nd,nd->n", self.query[rows], self.gallery[columns])
+        if self.metric == "euclidean":
+            return self.query_squares[rows] + self.gallery_squares[columns] - 2 * products
+        return 1 - products
+
+
+def _squares(features: Tensor) -> Tensor:
+    """(N,) squared lengths, piece by piece: a gallery may be half of the memory that there is."""
+    return torch.cat([piece.square().sum(1) for piece in features.split(4096)])
+
+
+def _check_finite(query_squares: Tensor, gallery_squares: Tensor) -> None:
+    """Raise if a feature is not finite, or so large that its square is not."""
+    sides = {"query": query_squares, "gallery": gallery_squares}
+    bad = {side: int((~squares.isfinite()).sum()) for side, squares in sides.items()}
+    if any(bad.values()):
+        counts = " and ".join(f"{count} {side} rows" for side, count in bad.items() if count)
+        raise RunError(f"features hold NaN or infinity in {counts}; a ranking of them would mean nothing")

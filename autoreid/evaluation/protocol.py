@@ -1,0 +1,75 @@
+"""Which gallery images are a query's true matches, and which are not counted for it.
+
+Shape letters: Q queries, G gallery images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from autoreid.data.records import JUNK
+from autoreid.evaluation.distances import ArrayLike
+
+Ints = npt.NDArray[np.int64]
+
+
+class Protocol:
+    """Market-1501's single-query protocol over identities and cameras, (Q,) and (G,) integers.
+
+    A match has the query's identity and another camera. Gallery images of the query's own identity and
+    camera are removed, and those of identity JUNK for every query.
+
+    Attributes:
+        shape: (Q, G).
+        junk: gallery images of identity JUNK.
+        by_identity: all other gallery images, ordered by identity, then by place in the gallery.
+        identities: their identities.
+    """
+
+    def __init__(
+        self,
+        query_ids: ArrayLike,
+        gallery_ids: ArrayLike,
+        query_cameras: ArrayLike,
+        gallery_cameras: ArrayLike,
+    ) -> None:
+        self.query_ids, self.gallery_ids = _integers(query_ids), _integers(gallery_ids)
+        self.query_cameras, self.gallery_cameras = _integers(query_cameras), _integers(gallery_cameras)
+        self.shape = (len(self.query_ids), len(self.gallery_ids))
+        self.check(self.shape)
+        self.junk = np.flatnonzero(self.gallery_ids == JUNK)
+        order = np.argsort(self.gallery_ids, kind="stable")
+        self.by_identity = order[self.gallery_ids[order] != JUNK]
+        self.identities = self.gallery_ids[self.by_identity]
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if identities or cameras do not fit distances of this shape."""
+        shapes = [
+            x.shape for x in (self.query_ids, self.query_cameras, self.gallery_ids, self.gallery_cameras)
+        ]
+        if len(shape) != 2 or shapes != [(shape[0],)] * 2 + [(shape[1],)] * 2:
+            raise ValueError(
+                f"query ids, query cameras, gallery ids, gallery cameras have shapes {shapes}: "
+                f"must be (Q,), (Q,), (G,), (G,) of distances (Q, G) = {shape}"
+            )
+
+    def pairs(self, queries: Ints) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
+        """The matches and the removed images of some queries, each as (rows, gallery images).
+
+        Rows count from the first of `queries` and ascend, the gallery images of a row as well.
+        """
+        ids = self.query_ids[queries]
+        start, stop = (self.identities.searchsorted(ids, side=side) for side in ("left", "right"))
+        count = stop - start
+        rows = np.repeat(np.arange(len(queries)), count)
+        # Places start, start + 1, ... of every row in `by_identity`, all rows in one array.
+        places = np.arange(count.sum()) + np.repeat(start - (np.cumsum(count) - count), count)
+        columns = self.by_identity[places]
+        same_camera = self.query_cameras[queries][rows] == self.gallery_cameras[columns]
+        return (rows[~same_camera], columns[~same_camera]), (rows[same_camera], columns[same_camera])
+
+
+def _integers(values: ArrayLike) -> Ints:
+    return torch.as_tensor(values).cpu().numpy().astype(np.int64)
