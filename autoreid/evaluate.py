@@ -1,0 +1,280 @@
+"""python -m autoreid.evaluate: mAP and CMC of checkpoints on data sets, or of feature files of any system."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+from autoreid import distributed
+from autoreid.cli import run_command
+from autoreid.config import Config
+from autoreid.data.loaders import Batch, embedding_batches
+from autoreid.data.market1501 import read_market1501
+from autoreid.data.records import ReidDataset, Split
+from autoreid.data.transforms import evaluation_transform
+from autoreid.distributed import World, on_main
+from autoreid.embedder import load_network
+from autoreid.errors import ConfigError, DataError
+from autoreid.evaluation.comparison import Comparison
+from autoreid.evaluation.distances import Metric
+from autoreid.evaluation.features import FeatureSet, extract_features, flip_test
+from autoreid.reporting.activation_maps import draw_activation_maps
+from autoreid.reporting.evaluation_report import Cell, EvaluationReport, as_json, as_table
+from autoreid.reporting.logs import progress_bar
+from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
+
+# Not __name__, which is __main__ when this is the command.
+_log = logging.getLogger("autoreid.evaluate")
+
+#: Ranks of the CMC that are reported.
+RANKS = range(1, 21)
+#: How long ranks wait for rank 0, which ranks and draws alone.
+TIMEOUT_SECONDS = 4 * 3600.0
+
+_DESCRIPTION = """\
+Ranks gallery images for queries by Market-1501's protocol and prints mAP and rank-1: of every --checkpoint
+on the query and gallery of every --data, or of features in files that any system wrote.
+"""
+_EXAMPLES = """\
+examples:
+  python -m autoreid.evaluate --checkpoint runs/quickstart --data /data/market1501
+  python -m autoreid.evaluate --checkpoint ours=runs/retrain --checkpoint runs/resnet50/checkpoints/best.pt \\
+      --data market=/data/market1501 --data msmt=/data/msmt17 --flip --output evaluations/cross-domain
+  python -m autoreid.evaluate --query q.npz --gallery g.npz --metric cosine --rerank --json
+  torchrun --nproc-per-node 4 -m autoreid.evaluate --checkpoint runs/retrain --data /data/msmt17
+
+A feature file holds the arrays features (images, dimensions), identities and cameras (images,), and, to show
+ranked lists, paths (images,) as text. Exit status: 0 done; 1 failed; 2 the command line or a file is wrong.
+"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line; raises ConfigError if its options do not fit together."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autoreid.evaluate",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    for option, what in (
+        ("--checkpoint", "run folder or checkpoint of a training"),
+        ("--data", "folder in Market-1501's layout"),
+    ):
+        again = "may stand several times"
+        add(option, action="append", default=[], metavar="[NAME=]PATH", help=f"{what}; {again}")
+    add("--query", type=Path, metavar="FILE", help="features of the queries (.npz), with --gallery")
+    add("--gallery", type=Path, metavar="FILE", help="features of the gallery (.npz), with --query")
+    add("--metric", choices=get_args(Metric), help="default: the checkpoint's own; euclidean for files")
+    add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
+    add("--flip", action="store_true", help="average the features of each image and its mirror image")
+    add("--batch-size", type=int, default=128, metavar="N", help="images a rank embeds at once (default 128)")
+    add("--workers", type=int, metavar="N", help="loader processes a rank (default: the checkpoint's)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
+    add("--output", type=Path, metavar="FOLDER", help="result.json, features, pictures, TensorBoard go here")
+    add(
+        "--rows",
+        type=int,
+        default=10,
+        metavar="N",
+        help="queries in the pictures, hardest first (default 10)",
+    )
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+    options = parser.parse_args(arguments)
+    _check(options)
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    files, networks = (options.query, options.gallery), (options.checkpoint, options.data)
+    if any(files) == any(networks) or not (all(files) or all(networks)):
+        raise ConfigError("give either --checkpoint with --data, or --query with --gallery")
+    if options.flip and all(files):
+        raise ConfigError("--flip: features in files are as they are; it needs --checkpoint")
+    workers = options.workers or 0
+    for option, value, least in (
+        ("--batch-size", options.batch_size, 1),
+        ("--rows", options.rows, 1),
+        ("--workers", workers, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{option} {value}: must be {least} or more")
+
+
+def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
+    """The paths of a repeated option by name: NAME=PATH, or PATH, whose run or last part names it.
+
+    Raises:
+        ConfigError: there is no such path, or two have the same name.
+    """
+    paths: dict[str, Path] = {}
+    for value in values:
+        given = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", value)
+        path = Path(given[2] if given else value)
+        if not path.exists():
+            raise ConfigError(f"{option} {value}: no such file or folder: {path}")
+        of_run = path.parent.name == "checkpoints"
+        name = given[1] if given else (path.absolute().parents[1] if of_run else path.resolve()).name
+        if name in paths:
+            raise ConfigError(f"{option} {value}: another one is called {name} too; give NAME=PATH")
+        paths[name] = path
+    return paths
+
+
+class Job(NamedTuple):
+    """What all cells of the table share: the command line, this process's place, rank 0's report if one is wanted."""
+
+    options: argparse.Namespace
+    world: World
+    report: EvaluationReport | None
+
+    def compare(self, query: FeatureSet, gallery: FeatureSet, metric: Metric) -> Comparison:
+        """Features as the command line wants them compared."""
+        return Comparison(
+            query, gallery, self.options.metric or metric, self.options.rerank, self.world.device
+        )
+
+
+def evaluate_files(job: Job) -> Cell:
+    """The cell of two feature files."""
+    paths = (job.options.query, job.options.gallery)
+    query, gallery = (FeatureSet.load(path) for path in paths)
+    if query.features.shape[1] != gallery.features.shape[1]:
+        dimensions = [features.features.shape[1] for features in (query, gallery)]
+        raise DataError(
+            f"{paths[1]}: features of {dimensions[1]} dimensions; those of {paths[0]} have {dimensions[0]}"
+        )
+    comparison = job.compare(query, gallery, "euclidean")
+    cell = rank(job, paths[0].stem, paths[1].stem, comparison)
+    if job.report is not None:
+        pictures = {}
+        try:
+            pictures["ranked_lists"] = draw_hardest(job, cell, comparison)
+        except DataError as error:  # another machine's paths
+            _log.warning("no ranked lists: %s", error)
+        job.report.add(cell, pictures, {})
+    return cell
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint's network: a row of the table."""
+
+    job: Job
+    name: str
+    network: nn.Module
+    config: Config
+
+    @classmethod
+    def load(cls, job: Job, name: str, path: Path) -> Source:
+        """The network on this rank's device."""
+        network, config = load_network(path)
+        return cls(job, name, network.to(job.world.device), config)
+
+    def evaluate(self, target: str, data: ReidDataset) -> Cell:
+        """The cell of a data set; equal on every rank."""
+        query, gallery = self.embed(data.query), self.embed(data.gallery)
+        comparison = self.job.compare(query, gallery, self.config.evaluation.metric)
+        return on_main(lambda: self._finish(target, data.query, comparison))
+
+    def embed(self, split: Split) -> FeatureSet:
+        """The features of a split's images, of which each rank computes its share."""
+        embed = flip_test(self.network) if self.job.options.flip else self.network
+        return FeatureSet.of(split, extract_features(embed, split, self.batches, self.job.world))
+
+    def batches(self, split: Split, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
+        """The chosen images in order, with a progress bar."""
+        shape = (self.config.data.height, self.config.data.width)
+        transform = evaluation_transform(*shape)
+        size, workers = self.job.options.batch_size, self.job.options.workers
+        workers = self.config.data.workers if workers is None else workers
+        with progress_bar(len(indices), 0, f"{self.name}: {split.name}", self.job.world.is_main) as bar:
+            for batch in embedding_batches(split, indices, transform, shape, size, workers):
+                yield batch
+                bar.update(len(batch.labels))
+
+    def _finish(self, target: str, query: Split, comparison: Comparison) -> Cell:
+        job = self.job
+        cell = rank(job, self.name, target, comparison)
+        if job.report is not None:
+            hardest = hardest_queries(cell.result.average_precision, job.options.rows)
+            images = torch.cat([batch.images for batch in self.batches(query, hardest)])
+            pictures = {
+                "ranked_lists": draw_hardest(job, cell, comparison),
+                "activation_maps": draw_activation_maps(self.network, images.to(job.world.device)),
+            }
+            features = {"query": comparison.query, "gallery": comparison.gallery}
+            job.report.add(cell, pictures, features)
+        return cell
+
+
+def rank(job: Job, source: str, target: str, comparison: Comparison) -> Cell:
+    """Scores a comparison."""
+    settings = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": job.options.flip}
+    return Cell(source, target, settings, comparison.evaluate(RANKS))
+
+
+def draw_hardest(job: Job, cell: Cell, comparison: Comparison) -> Image.Image:
+    """The ranked lists of the queries with the lowest average precision."""
+    precision = cell.result.average_precision
+    hardest = hardest_queries(precision, job.options.rows)
+    query = comparison.query.select(hardest)
+    lists = rank_lists(comparison.distances(hardest), query, comparison.gallery)
+    if comparison.squared:
+        lists = [one._replace(distances=np.sqrt(one.distances.clip(0))) for one in lists]
+    how = f"{comparison.metric}{', re-ranked' if comparison.reranked else ''}"
+    title = f"{cell.source} on {cell.target} ({how}): the {len(hardest)} hardest of {cell.result.valid_queries} queries"
+    return draw_ranked_lists(lists, query, comparison.gallery, precision[hardest], title)
+
+
+def evaluate(options: argparse.Namespace, world: World) -> list[Cell]:
+    """The cells of the table, in which sources are rows and targets columns; equal on every rank."""
+    reports: list[EvaluationReport] = []
+    if options.output is not None:
+        on_main(lambda: reports.append(EvaluationReport(options.output)))
+    with reports[0] if reports else nullcontext() as report:
+        job = Job(options, world, report)
+        if options.query is not None:
+            cells = [on_main(lambda: evaluate_files(job))]
+        else:
+            sources = named_paths("--checkpoint", options.checkpoint)
+            targets = {n: read_market1501(path) for n, path in named_paths("--data", options.data).items()}
+            cells = []
+            for name, path in sources.items():
+                source = Source.load(job, name, path)
+                cells += [source.evaluate(target, data) for target, data in targets.items()]
+        if options.output is not None:
+            on_main(lambda: reports[0].finish(cells))
+    return cells
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+
+    def command() -> int:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        with distributed.setup(options.device, TIMEOUT_SECONDS) as world:
+            cells = evaluate(options, world)
+            if world.is_main:
+                print(json.dumps(as_json(cells)) if options.json else as_table(cells))
+        return 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What an evaluation shows: the table of sources and targets, result.json, pictures and TensorBoard."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from autoreid.errors import ConfigError
+from autoreid.evaluation.features import FeatureSet
+from autoreid.evaluation.ranking import RetrievalResult
+from autoreid.files import make_folder, write_atomically
+from autoreid.reporting.board import Board
+from autoreid.reporting.cmc_curve import draw_cmc_curve
+from autoreid.reporting.run_folder import RunFolder
+
+
+class Cell(NamedTuple):
+    """A cell of the cross-domain table.
+
+    Attributes:
+        source: what embedded the images: a checkpoint or a file of features.
+        target: the data set, or the file of gallery features.
+        settings: how they were embedded and ranked.
+    """
+
+    source: str
+    target: str
+    settings: dict[str, str | bool]
+    result: RetrievalResult
+
+
+def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
+    """What result.json holds: `results`, the cells with their figures as fractions of 1."""
+    results = []
+    for source, target, settings, result in cells:
+        figures = {"map": result.map, "cmc": result.cmc, "minp": result.minp}
+        counts = {"queries": result.queries, "valid_queries": result.valid_queries}
+        results.append({"source": source, "target": target, **settings, **figures, **counts})
+    return {"results": results}
+
+
+def as_table(cells: Sequence[Cell]) -> str:
+    """Sources as rows, targets as columns; mAP and rank-1 in percent. Then what was left out, if anything was."""
+    rows = _rows(cells)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    for target, result in {cell.target: cell.result for cell in cells}.items():
+        if result.valid_queries < result.queries:
+            left_out = result.queries - result.valid_queries
+            lines.append(
+                f"{target}: {left_out} of {result.queries} queries have no match and are not counted"
+            )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _rows(cells: Sequence[Cell]) -> list[list[str]]:
+    shown = {
+        (cell.source, cell.target): f"{100 * cell.result.map:.1f} / {100 * cell.result.cmc[1]:.1f}"
+        for cell in cells
+    }
+    targets = list(dict.fromkeys(cell.target for cell in cells))
+    sources = dict.fromkeys(cell.source for cell in cells)
+    rows = [[source, *(shown[source, target] for target in targets)] for source in sources]
+    return [["mAP / rank-1 in %", *targets], *rows]
+
+
+class EvaluationReport:
+    """The folder of an evaluation, written by rank 0 while the table fills.
+
+    result.json, cmc.png and tensorboard/, and for each cell SOURCE/TARGET/ with its pictures and features.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder; raises ConfigError if it cannot, or if the folder is that of a run."""
+        self.folder = RunFolder(folder)
+        if self.folder.config.exists():
+            raise ConfigError(f"{folder}: holds a run, whose result.json must stay; give another --output")
+        make_folder(folder, "give another --output")
+        self.board = Board(self.folder.tensorboard)
+
+    def __enter__(self) -> EvaluationReport:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.board.close()
+
+    def add(
+        self, cell: Cell, pictures: Mapping[str, Image.Image], features: Mapping[str, FeatureSet]
+    ) -> None:
+        """Takes a cell's figures, and its pictures and features, each by the name of the file."""
+        folder = self.folder.root / cell.source / cell.target
+        make_folder(folder, "give another --output")
+        for part, feature_set in features.items():
+            feature_set.save(folder / f"{part}.npz")
+        name = f"{cell.source}/{cell.target}"
+        self.board.scalars({f"map/{name}": cell.result.map, f"minp/{name}": cell.result.minp}, 0)
+        for rank, share in cell.result.cmc.items():
+            self.board.scalars({f"cmc/{name}": share}, rank)
+        for what, picture in pictures.items():
+            self._show(f"{what}/{name}", picture, folder / f"{what}.png")
+
+    def finish(self, cells: Sequence[Cell]) -> None:
+        """Writes result.json, and shows the table and the CMC curves."""
+        self.folder.write_result(as_json(cells))
+        self.folder.write_environment({})
+        curves = {}
+        for cell in cells:
+            label = f"{cell.source} on {cell.target}: mAP {100 * cell.result.map:.1f} %"
+            curves[label] = cell.result.cmc
+        self._show("cmc", draw_cmc_curve(curves), self.folder.root / "cmc.png")
+        head, *rows = [f"| {' | '.join(row)} |" for row in _rows(cells)]
+        self.board.text("table", "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]))
+
+    def _show(self, tag: str, picture: Image.Image, path: Path) -> None:
+        data = io.BytesIO()
+        picture.save(data, "png")
+        write_atomically(path, data.getvalue())
+        self.board.picture(tag, path, 0)

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import autoreid
+from autoreid.data.market1501 import read_market1501
+from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from autoreid.evaluate import evaluate, main, parse
+from autoreid.evaluation import evaluate_retrieval
+from autoreid.evaluation.features import FeatureSet
+from autoreid.reporting.activation_maps import draw_activation_maps
+from autoreid.reporting.evaluation_report import Cell, as_table
+from tests.ranks import run_ranks
+from tests.test_board import points, read
+from tests.trained import small_network, write_checkpoint
+
+RANKS = range(1, 21)
+ON_CPU = ["--device", "cpu", "--workers", "0", "--batch-size", "7"]
+
+
+@pytest.fixture(scope="module")
+def world_of(tmp_path_factory):
+    """Two data sets of different people, and two trained networks."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for domain in (0, 1):
+        people = SyntheticPeople(
+            train_identities=1,
+            test_identities=4,
+            images_per_identity=5,
+            cameras=2,
+            distractors=2,
+            junk=1,
+            height=64,
+            width=32,
+            domain=domain,
+        )
+        write_synthetic_people(folder / f"people{domain}", people)
+    for seed in (0, 1):
+        write_checkpoint(folder / f"net{seed}" / "checkpoints/best.pt", small_network(seed))
+    return folder
+
+
+def by_hand(model, data, metric, flip=False):
+    """The data set's result and features, each image embedded by itself."""
+
+    def embed(path):
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+            feature = model(picture)[0]
+            if not flip:
+                return feature
+            # 64×32 is the network's own size: nothing is resized.
+            return (feature + model(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))[0]) / 2
+
+    query, gallery = (
+        torch.stack([embed(path) for path in split.paths]) for split in (data.query, data.gallery)
+    )
+    numbers = [data.query.identities, data.gallery.identities, data.query.cameras, data.gallery.cameras]
+    return evaluate_retrieval(query, gallery, *numbers, metric=metric, ranks=RANKS), query, gallery
+
+
+def run_json(capsys, *arguments):
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["results"]
+
+
+def assert_same(cell, result):
+    assert cell["map"] == pytest.approx(result.map, abs=1e-9)
+    assert cell["minp"] == pytest.approx(result.minp, abs=1e-9)
+    assert cell["cmc"] == {str(rank): pytest.approx(value) for rank, value in result.cmc.items()}
+    assert (cell["queries"], cell["valid_queries"]) == (result.queries, result.valid_queries)
+
+
+@pytest.mark.parametrize("options", [[], ["--flip"], ["--metric", "cosine"]])
+def test_the_cross_domain_table_is_that_of_single_images(world_of, capsys, options):
+    sources = {"net0": world_of / "net0", "other": world_of / "net1" / "checkpoints" / "best.pt"}
+    targets = {"people0": world_of / "people0", "b": world_of / "people1"}
+    arguments = ["--checkpoint", str(sources["net0"]), "--checkpoint", f"other={sources['other']}"]
+    arguments += ["--data", str(targets["people0"]), "--data", f"b={targets['b']}", *options, *ON_CPU]
+    cells = run_json(capsys, *arguments)
+    assert [(cell["source"], cell["target"]) for cell in cells] == [(s, t) for s in sources for t in targets]
+    for cell in cells:
+        metric = "cosine" if "--metric" in options else "euclidean"
+        model, data = autoreid.load(sources[cell["source"]]), read_market1501(targets[cell["target"]])
+        assert_same(cell, by_hand(model, data, metric, "--flip" in options)[0])
+        assert (cell["metric"], cell["flip"]) == (metric, "--flip" in options)
+
+
+def test_the_output_folder_holds_figures_features_pictures_and_events(world_of, tmp_path, capsys):
+    folder = tmp_path / "out"
+    arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0"), *ON_CPU]
+    assert main([*arguments, "--output", str(folder), "--rows", "3"]) == 0
+    table = capsys.readouterr().out
+    model, data = autoreid.load(world_of / "net0"), read_market1501(world_of / "people0")
+    result, *features = by_hand(model, data, "euclidean")
+
+    saved = json.loads((folder / "result.json").read_text())["results"]
+    assert len(saved) == 1
+    assert_same(saved[0], result)
+    assert f"{100 * result.map:.1f} / {100 * result.cmc[1]:.1f}" in table
+
+    cell = folder / "net0" / "people0"
+    for part, split, expected in zip(("query", "gallery"), (data.query, data.gallery), features, strict=True):
+        loaded = FeatureSet.load(cell / f"{part}.npz")
+        np.testing.assert_allclose(loaded.features, expected, rtol=1e-4, atol=1e-5)
+        assert loaded.paths.tolist() == split.paths.tolist()
+        assert loaded.identities.tolist() == split.identities.tolist()
+
+    hardest = np.argsort(result.average_precision, kind="stable")[:3]
+    images = [model._transform(Image.open(data.query.paths[number]).convert("RGB")) for number in hardest]
+    maps = np.asarray(draw_activation_maps(model.network, torch.stack(images)))
+    with Image.open(cell / "activation_maps.png") as file:
+        np.testing.assert_allclose(np.asarray(file).astype(int), maps.astype(int), atol=2)
+
+    events = read(folder / "tensorboard")
+    assert points(folder / "tensorboard", "map/net0/people0") == [(0, pytest.approx(result.map))]
+    curve = points(folder / "tensorboard", "cmc/net0/people0")
+    assert curve == [(rank, pytest.approx(result.cmc[rank])) for rank in RANKS]
+    pictures = {
+        "cmc": folder / "cmc.png",
+        "ranked_lists/net0/people0": cell / "ranked_lists.png",
+        "activation_maps/net0/people0": cell / "activation_maps.png",
+    }
+    assert set(events.Tags()["images"]) == set(pictures)
+    for tag, path in pictures.items():
+        shown = Image.open(io.BytesIO(events.Images(tag)[0].encoded_image_string))
+        with Image.open(path) as file:
+            assert np.array_equal(np.asarray(shown), np.asarray(file))
+
+
+def write_features(folder):
+    """Feature files in which query 0 finds its match second, query 1 first, and query 2 has none."""
+    query = {"features": [[0.0], [10.0], [20.0]], "identities": [1, 2, 3], "cameras": [1, 1, 1]}
+    gallery = {"features": [[1.0], [2.0], [10.5]], "identities": [7, 1, 2], "cameras": [2, 2, 2]}
+    for name, arrays in (("query", query), ("gallery", gallery)):
+        np.savez(folder / f"{name}.npz", **{key: np.array(array) for key, array in arrays.items()})
+    return ["--query", str(folder / "query.npz"), "--gallery", str(folder / "gallery.npz"), "--device", "cpu"]
+
+
+def test_bare_feature_files_of_another_system_are_ranked(tmp_path, capsys):
+    (cell,) = run_json(capsys, *write_features(tmp_path))
+    assert cell["map"] == pytest.approx((1 / 2 + 1) / 2)
+    assert (cell["cmc"]["1"], cell["cmc"]["2"]) == (0.5, 1.0)
+    assert (cell["source"], cell["target"], cell["metric"]) == ("query", "gallery", "euclidean")
+    assert (cell["queries"], cell["valid_queries"]) == (3, 2)
+
+
+def test_features_without_images_give_all_but_the_ranked_lists(tmp_path, capsys, caplog):
+    folder = tmp_path / "out"
+    assert main([*write_features(tmp_path), "--output", str(folder)]) == 0
+    assert "no ranked lists" in caplog.text
+    assert "1 of 3 queries have no match" in capsys.readouterr().out
+    assert (folder / "result.json").exists()
+    assert (folder / "cmc.png").exists()
+    assert not list(folder.rglob("ranked_lists.png"))
+
+
+def test_saved_features_evaluate_to_what_their_network_did(world_of, tmp_path, capsys):
+    arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0"), *ON_CPU]
+    (network,) = run_json(capsys, *arguments, "--output", str(tmp_path / "first"))
+    saved = tmp_path / "first" / "net0" / "people0"
+    files = ["--query", str(saved / "query.npz"), "--gallery", str(saved / "gallery.npz"), "--device", "cpu"]
+    (again,) = run_json(capsys, *files, "--output", str(tmp_path / "second"))
+    assert {**again, "source": "net0", "target": "people0"} == network
+    lists = [path.read_bytes() for path in tmp_path.rglob("ranked_lists.png")]
+    assert len(lists) == 2
+
+
+def evaluate_on_rank(world, arguments):
+    return evaluate(parse(arguments), world)
+
+
+def test_ranks_share_the_work_and_hold_the_same_table(world_of, tmp_path):
+    arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0"), *ON_CPU]
+    result, *_ = by_hand(autoreid.load(world_of / "net0"), read_market1501(world_of / "people0"), "euclidean")
+    for (cell,) in run_ranks(evaluate_on_rank, 2, [*arguments, "--output", str(tmp_path / "out")]):
+        assert cell.result == result
+    assert (tmp_path / "out" / "result.json").exists()
+
+
+def test_an_error_of_rank_0_reaches_every_rank(world_of, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0"), *ON_CPU]
+    errors = run_ranks(evaluate_on_rank, 2, [*arguments, "--output", str(tmp_path)], raises=False)
+    assert ["holds a run" in str(error) for error in errors] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either --checkpoint with --data, or --query with --gallery"),
+        (["--checkpoint", "x"], "give either"),
+        (["--query", "q.npz"], "give either"),
+        (["--checkpoint", "x", "--data", "y", "--query", "q.npz", "--gallery", "g.npz"], "give either"),
+        (["--query", "q.npz", "--gallery", "g.npz"], "q.npz: cannot read the features"),
+        (["--query", "q.npz", "--gallery", "g.npz", "--flip"], "--flip"),
+        (["--query", "q.npz", "--gallery", "g.npz", "--rows", "0"], "--rows 0: must be 1 or more"),
+        (["--checkpoint", "a=x/y", "--data", "z"], "--checkpoint a=x/y: no such file or folder: x/y"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):
+    network, people = str(world_of / "net0"), str(world_of / "people0")
+    cases = {
+        "another one is called net0 too; give NAME=PATH": ["--checkpoint", network] * 2 + ["--data", people],
+        "expected the train images": ["--checkpoint", network, "--data", str(tmp_path)],
+        "holds a run": ["--checkpoint", network, "--data", people, "--output", str(world_of / "net0")],
+        "features of 2 dimensions; those of": write_features(tmp_path),
+    }
+    (world_of / "net0" / "config.yaml").touch()
+    np.savez(
+        tmp_path / "gallery.npz",
+        features=np.zeros((1, 2)),
+        identities=np.ones(1, int),
+        cameras=np.ones(1, int),
+    )
+    for message, arguments in cases.items():
+        assert main(arguments) == 2
+        complaint = capsys.readouterr().err
+        assert message in complaint
+        assert complaint.count("\n") == 1
+
+
+def test_the_table_has_a_row_a_source_and_a_column_a_target():
+    query = torch.eye(4)
+    numbers = [torch.arange(4), torch.arange(4), torch.zeros(4), torch.ones(4)]
+    perfect = evaluate_retrieval(query, query, *numbers)
+    worst = evaluate_retrieval(query, -query, *numbers)
+    cells = [Cell("ours", "market", {}, perfect), Cell("ours", "duke", {}, worst)]
+    cells += [Cell("resnet50", "market", {}, worst), Cell("resnet50", "duke", {}, perfect)]
+    assert as_table(cells).splitlines() == [
+        "mAP / rank-1 in %   market          duke",
+        "ours                100.0 / 100.0   25.0 / 0.0",
+        "resnet50            25.0 / 0.0      100.0 / 100.0",
+    ]
