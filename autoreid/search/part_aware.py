@@ -45,7 +45,8 @@ class PartAware(nn.Module):
         height = x.shape[2]
         if height < self.parts:
             raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
-        pooled_BMC = F.adaptive_avg_pool2d(x, (self.parts, 1)).squeeze(3).transpose(1, 2)
+        # Columns first: where H is no multiple of M, an exported 2-d pooling would be a node for every pixel.
+        pooled_BMC = F.adaptive_avg_pool1d(x.mean(dim=3), self.parts).transpose(1, 2)
         body_BMD = self.body(pooled_BMC)
         attention_BMM = torch.softmax(self.query(body_BMD) @ self.key(body_BMD).transpose(1, 2), dim=2)
         attended_BMD = attention_BMM @ body_BMD
