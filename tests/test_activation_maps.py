@@ -48,10 +48,11 @@ def test_the_sheet_shows_image_map_and_overlay_and_is_reddest_where_the_activati
     images[:, :, 8:12, 4:8] = 10.0  # and a white spot
     network = nn.Sequential(nn.Hardtanh(0, 1))
     sheet = np.asarray(draw_activation_maps(network, images))
-    assert sheet.shape == (32 + 12, 2 * (3 * 16 + 6) + 6, 3)
+    assert sheet.shape == (6 * 32 + 12, 2 * (6 * 3 * 16 + 6) + 6, 3)  # enlarged six times
     for number in range(2):
-        left = 6 + number * (3 * 16 + 6)
-        image, heat, overlay = (sheet[6:38, left + at : left + at + 16].astype(int) for at in (0, 16, 32))
+        left = 6 + number * (6 * 3 * 16 + 6)
+        triple = sheet[6:-6:6, left : left + 6 * 3 * 16 : 6].astype(int)
+        image, heat, overlay = np.split(triple, 3, axis=1)
         assert image[9, 5].tolist() == [255] * 3
         assert image[20, 10].tolist() == [0] * 3
         assert heat[9, 5].tolist() == [128, 0, 0]  # dark red

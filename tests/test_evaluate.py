@@ -13,8 +13,10 @@ from autoreid.data.market1501 import read_market1501
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
 from autoreid.data.transforms import evaluation_transform
 from autoreid.evaluate import evaluate, main, parse
-from autoreid.evaluation import evaluate_retrieval
+from autoreid.evaluation import evaluate_distances, evaluate_retrieval
+from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
+from autoreid.evaluation.reranking import rerank
 from autoreid.models import build_model
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import Cell, as_table
@@ -150,6 +152,38 @@ def test_the_output_folder_holds_figures_features_pictures_and_events(world_of, 
         shown = Image.open(io.BytesIO(events.Images(tag)[0].encoded_image_string))
         with Image.open(path) as file:
             assert np.array_equal(np.asarray(shown), np.asarray(file))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_reranked_lists_and_figures_are_those_of_the_whole_matrix(metric):
+    rng = np.random.default_rng(0)
+    query, gallery = (
+        FeatureSet(
+            rng.normal(size=(N, 6)).astype(np.float32),
+            rng.integers(0, 5, N),
+            rng.integers(0, 3, N),
+            np.full(N, ""),
+        )
+        for N in (12, 40)
+    )
+    comparison = Comparison(query, gallery, metric, True, torch.device("cpu"))
+    matrix = rerank(query.features, gallery.features, metric=metric).full().numpy()
+    numbers = [query.identities, gallery.identities, query.cameras, gallery.cameras]
+    assert comparison.evaluate(RANKS) == evaluate_distances(matrix, *numbers, ranks=RANKS)
+    chosen = np.array([7, 0, 11])
+    np.testing.assert_array_equal(comparison.distances(chosen), matrix[chosen])
+
+
+def test_reranking_on_the_command_line(world_of, tmp_path, capsys):
+    arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0"), *ON_CPU]
+    (cell,) = run_json(capsys, *arguments, "--rerank", "--output", str(tmp_path / "out"))
+    saved = tmp_path / "out" / "net0" / "people0"
+    query, gallery = (FeatureSet.load(saved / f"{part}.npz") for part in ("query", "gallery"))
+    numbers = [query.identities, gallery.identities, query.cameras, gallery.cameras]
+    matrix = rerank(query.features, gallery.features).full()
+    assert_same(cell, evaluate_distances(matrix, *numbers, ranks=RANKS))
+    assert cell["rerank"] is True
+    assert (saved / "ranked_lists.png").exists()
 
 
 def write_features(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from torch import Tensor
 from autoreid.evaluation.distances import Distances, Metric
 from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.ranking import RetrievalResult, evaluate_distances, evaluate_retrieval
+from autoreid.evaluation.reranking import rerank
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Comparison:
     Attributes:
         metric: of the distances.
         reranked: whether the distances are those of k-reciprocal re-ranking.
-        device: what computes the distances that are not re-ranked.
+        device: what they are computed on.
     """
 
     query: FeatureSet
@@ -36,13 +38,13 @@ class Comparison:
         query, gallery = self.query, self.gallery
         numbers = (query.identities, gallery.identities, query.cameras, gallery.cameras)
         if self.reranked:
-            return evaluate_distances(self._reranked(), *numbers, ranks=ranks)
+            return evaluate_distances(self._reranked, *numbers, ranks=ranks)
         return evaluate_retrieval(*self._tensors(query), *numbers, metric=self.metric, ranks=ranks)
 
     def distances(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """(n, G) distances of the chosen queries; Euclidean ones are squared, as they are ranked."""
+        """(n, G) distances of the chosen queries; Euclidean ones are squared (see `squared`)."""
         if self.reranked:
-            return _rows(self._reranked(), chosen)
+            return _rows(self._reranked, chosen)
         blocks = Distances(*self._tensors(self.query.select(chosen)), self.metric).blocks()
         # A block is gone with the next.
         return np.concatenate([block.cpu().numpy().copy() for block in blocks])
@@ -52,15 +54,13 @@ class Comparison:
         """Whether `distances` gives squares."""
         return self.metric == "euclidean" and not self.reranked
 
+    @cached_property
     def _reranked(self) -> Iterable[Tensor]:
-        from autoreid.evaluation.reranking import rerank
-
-        return rerank(self.query.features, self.gallery.features, metric=self.metric)
+        return rerank(*self._tensors(self.query), metric=self.metric)
 
     def _tensors(self, query: FeatureSet) -> tuple[Tensor, Tensor]:
-        query_features, gallery_features = (
-            torch.from_numpy(x.features).to(self.device) for x in (query, self.gallery)
-        )
+        features = (query.features, self.gallery.features)
+        query_features, gallery_features = (torch.from_numpy(x).to(self.device) for x in features)
         return query_features, gallery_features
 
 

@@ -16,6 +16,8 @@ from autoreid.errors import RunError
 
 #: Share of the map in the overlay.
 OPACITY = 0.6
+#: Small images are enlarged to about so many pixels.
+HEIGHT = 192
 #: Images side by side on a sheet, each with its map and the overlay.
 COLUMNS = 4
 
@@ -66,6 +68,7 @@ def draw_activation_maps(network: nn.Module, images: Tensor) -> Image.Image:
     triples = torch.stack([pictures, heat, overlay], dim=1)  # (B, 3, 3, H, W)
     # Each triple becomes one wide image, so that the sheet's gaps stand between people.
     wide = triples.permute(0, 2, 3, 1, 4).reshape(len(images), 3, H, 3 * W)
+    wide = F.interpolate(wide, scale_factor=max(1, round(HEIGHT / H)))
     sheet = make_grid(wide, nrow=COLUMNS, padding=6, pad_value=1.0)
     return Image.fromarray((255 * sheet).round().byte().permute(1, 2, 0).numpy())
 
