@@ -8,6 +8,7 @@ from torch import nn
 from autoreid.errors import RunError
 from autoreid.models import build_model
 from autoreid.reporting.activation_maps import activation_maps, draw_activation_maps, rainbow
+from tests.trained import HEIGHT, OPTIONS, WIDTH
 
 
 class Pooled(nn.Module):
@@ -36,6 +37,20 @@ def test_every_network_shows_the_map_that_it_pools(name):
     with torch.inference_mode():
         expected = network.feature_map(images).square().sum(1)
     torch.testing.assert_close(activation_maps(network, images), expected)
+
+
+def test_a_derived_network_shows_its_last_cell():
+    torch.manual_seed(0)
+    network, images = build_model("derived", 7, **OPTIONS).eval(), torch.randn(2, 3, HEIGHT, WIDTH)
+    # What is ranked is the mean of that cell's map, after the neck's norm.
+    with torch.inference_mode():
+        embedding = network(images)
+    outputs = []
+    hook = network.cells[-1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    maps = activation_maps(network, images)
+    hook.remove()
+    torch.testing.assert_close(network.neck.norm(outputs[0].mean((2, 3))), embedding)
+    torch.testing.assert_close(maps, outputs[0].square().sum(1))
 
 
 def test_a_network_without_a_feature_map_is_refused():

@@ -155,6 +155,24 @@ def test_the_output_folder_holds_figures_features_pictures_and_events(world_of, 
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_distances_of_chosen_queries_are_those_of_the_formula(metric):
+    rng = np.random.default_rng(0)
+    query, gallery = (
+        FeatureSet(rng.normal(size=(N, 6)).astype(np.float32), np.arange(N), np.arange(N), np.full(N, ""))
+        for N in (12, 40)
+    )
+    comparison = Comparison(query, gallery, metric, False, torch.device("cpu"))
+    chosen = np.array([7, 0, 11])
+    q, g = query.features[chosen, None].astype(np.float64), gallery.features[None].astype(np.float64)
+    if metric == "euclidean":
+        expected = ((q - g) ** 2).sum(2)
+    else:
+        expected = 1 - (q * g).sum(2) / np.linalg.norm(q, axis=2) / np.linalg.norm(g, axis=2)
+    np.testing.assert_allclose(comparison.distances(chosen), expected, rtol=1e-4, atol=1e-5)
+    assert comparison.squared == (metric == "euclidean")
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_reranked_lists_and_figures_are_those_of_the_whole_matrix(metric):
     rng = np.random.default_rng(0)
     query, gallery = (
