@@ -62,13 +62,16 @@ class Protocol:
         """
         ids = self.query_ids[queries]
         start, stop = (self.identities.searchsorted(ids, side=side) for side in ("left", "right"))
-        count = stop - start
-        rows = np.repeat(np.arange(len(queries)), count)
-        # Places start, start + 1, ... of every row in `by_identity`, all rows in one array.
-        places = np.arange(count.sum()) + np.repeat(start - (np.cumsum(count) - count), count)
+        rows, places = ranges(start, stop - start)
         columns = self.by_identity[places]
         same_camera = self.query_cameras[queries][rows] == self.gallery_cameras[columns]
         return (rows[~same_camera], columns[~same_camera]), (rows[same_camera], columns[same_camera])
+
+
+def ranges(start: Ints, count: Ints) -> tuple[Ints, Ints]:
+    """start[n], start[n] + 1, ... of `count[n]` numbers for every n, end to end; each with its n first."""
+    owner = np.repeat(np.arange(len(start)), count)
+    return owner, np.arange(len(owner)) + (start - (np.cumsum(count) - count))[owner]
 
 
 def _integers(values: ArrayLike) -> Ints:
