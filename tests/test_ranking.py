@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from autoreid.data.records import JUNK
 from autoreid.errors import RunError
-from autoreid.evaluation import evaluate_retrieval
+from autoreid.evaluation import distances as distances_module
+from autoreid.evaluation import evaluate_distances, evaluate_retrieval, ranking
+from autoreid.evaluation.distances import Distances
+from autoreid.evaluation.protocol import Protocol
 
 RANKING_DATA = Path(__file__).parent / "data" / "ranking"
 RANKS = (1, 2, 5, 10, 20, 50, 1000)
@@ -72,18 +75,108 @@ def test_euclidean_agrees_with_the_definitions(problem):
     assert (result.valid_queries, result.queries) == (expected[3], len(query))
 
 
+def recorded(name):
+    """Features and numbers as `evaluate_retrieval` takes them, re-ranked distances, and the figures."""
+    names = [
+        "query_features",
+        "gallery_features",
+        "query_ids",
+        "gallery_ids",
+        "query_cameras",
+        "gallery_cameras",
+    ]
+    with np.load(RANKING_DATA / f"{name}.npz") as data:
+        problem = [data[key] for key in names]
+        reranked = {key: data[key] for key in data if key.startswith("rerank")}
+    return problem, reranked, json.loads((RANKING_DATA / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["basic", "ties"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_agrees_with_recorded_figures_on_tied_distances(metric):
+def test_agrees_with_recorded_figures(name, metric):
     """The figures were computed by fast-reid's Python evaluation with a stable sort."""
-    expected = json.loads((RANKING_DATA / "ties.json").read_text())[metric]
-    with np.load(RANKING_DATA / "ties.npz") as data:
-        names = ["query_features", "gallery_features", "query_ids", "gallery_ids"]
-        arrays = [data[name] for name in [*names, "query_cameras", "gallery_cameras"]]
-    result = evaluate_retrieval(*arrays, metric=metric, ranks=range(1, 51))
+    problem, _, figures = recorded(name)
+    expected = figures[metric]
+    result = evaluate_retrieval(*problem, metric=metric, ranks=range(1, 51))
     assert result.map == pytest.approx(expected["map"], abs=1e-12)
     assert result.minp == pytest.approx(expected["minp"], abs=1e-12)
     assert list(result.cmc.values()) == pytest.approx(expected["cmc"], abs=1e-6)
     assert result.valid_queries == expected["valid_queries"]
+    precision = result.average_precision[~np.isnan(result.average_precision)]
+    assert precision.tolist() == pytest.approx(expected["average_precision_of_valid_queries"], abs=1e-12)
+    if name == "basic":  # on ties, the Cython figure depends on the processor
+        assert result.map == pytest.approx(expected["torchreid_cython_map_unstable_sort_float32"], abs=5e-6)
+
+
+def test_given_distances_agree_with_recorded_figures():
+    problem, reranked, figures = recorded("basic")
+    distances = reranked["rerank_k1_20_k2_6_l_0.3"]
+    before = distances.copy()
+    result = evaluate_distances(distances, *problem[2:])
+    expected = figures["rerank_k1_20_k2_6_l_0.3"]
+    assert (result.map, result.minp) == pytest.approx((expected["map"], expected["minp"]), abs=1e-12)
+    assert np.array_equal(distances, before)
+    assert evaluate_distances(iter(np.array_split(distances, 7)), *problem[2:]) == result
+
+
+@st.composite
+def large_galleries(draw):
+    """Distances of few queries to many images, with few or many matches that are near or anywhere."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    Q, G = draw(st.integers(1, 4)), draw(st.integers(200, 1500))
+    ids = [rng.integers(JUNK, 3, Q), rng.integers(JUNK, draw(st.sampled_from([3, 40])), G)]
+    values = draw(st.sampled_from([4, 1000, 2**23]))
+    distances = rng.integers(0, values, (Q, G)).astype(np.float32)
+    if draw(st.booleans()):
+        distances[ids[0][:, None] == ids[1]] //= 64
+    return distances, *ids, *(rng.integers(0, 3, n) for n in (Q, G))
+
+
+@settings(max_examples=60, deadline=None)
+@given(large_galleries())
+def test_given_distances_agree_with_the_definitions(problem):
+    expected = brute_force(*problem)
+    if expected is None:
+        with pytest.raises(RunError, match="has a match"):
+            evaluate_distances(*problem)
+        return
+    result = evaluate_distances(*problem, ranks=RANKS)
+    assert (result.map, result.minp) == pytest.approx((expected[0], expected[2]), abs=1e-12)
+    assert result.cmc == pytest.approx(expected[1], abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(retrieval_problems())
+def test_ranks_by_comparison_are_those_by_sorting(problem):
+    """The way of other devices, run on the CPU."""
+    query, gallery, *numbers = problem
+    protocol = Protocol(*numbers)
+    for block in ranking.match_blocks(Distances(query, gallery).blocks(), protocol):
+        if len(block.rows):
+            assert np.array_equal(ranking._ranks_on_device(block), ranking.match_ranks(block))
+
+
+def test_average_precision_is_of_each_query_and_the_size_of_blocks_does_not_matter(monkeypatch):
+    problem, _, _ = recorded("ties")
+    problem[2][5] = 10**6  # an identity that the gallery lacks
+    result = evaluate_retrieval(*problem)
+    assert np.isnan(result.average_precision[5])
+    assert np.nanmean(result.average_precision) == pytest.approx(result.map, abs=1e-12)
+    assert result.valid_queries == 199
+    monkeypatch.setattr(distances_module, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(distances_module, "MIN_BLOCK_ROWS", 7)
+    assert evaluate_retrieval(*problem) == result
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_gpu_agrees_with_cpu(metric):
+    problem, _, _ = recorded("basic")
+    on_cpu = evaluate_retrieval(*problem, metric=metric)
+    on_gpu = evaluate_retrieval(*(torch.from_numpy(x).cuda() for x in problem), metric=metric)
+    assert (on_gpu.map, on_gpu.minp) == pytest.approx((on_cpu.map, on_cpu.minp), abs=1e-5)
+    assert on_gpu.cmc == pytest.approx(on_cpu.cmc, abs=0.005)
 
 
 def test_cosine_ignores_length_and_numpy_equals_torch():
@@ -130,3 +223,17 @@ def test_unknown_metric_and_empty_sets_are_refused():
         evaluate_retrieval(problem[0][:0], problem[1], problem[2][:0], problem[3], problem[4][:0], problem[5])
     with pytest.raises(RunError, match="none of the 3 queries"):
         evaluate_retrieval(problem[0], problem[1][:0], problem[2], problem[3][:0], problem[4], problem[5][:0])
+
+
+def test_distances_that_are_not_finite_or_do_not_fit_are_refused():
+    numbers = small_problem()[2:]
+    distances = np.ones((3, 3), np.float32)
+    with pytest.raises(ValueError, match=r"\(3, 4\)"):
+        evaluate_distances(np.ones((3, 4)), *numbers)
+    for blocks in ([distances[:2]], [distances, distances[:1]], [distances[:, :2]]):
+        with pytest.raises(ValueError, match="must be"):
+            evaluate_distances(blocks, *numbers)
+    for value in (np.nan, np.inf):
+        distances[1, 2] = value
+        with pytest.raises(RunError, match="queries 0 to 2 hold NaN"):
+            evaluate_distances(distances, *numbers)
