@@ -65,7 +65,7 @@ def test_any_number_of_images_of_one_size(model):
 
 def test_pooling_into_parts_that_do_not_divide_the_rows_stays_small(model):
     # torch takes such a 2-d pooling apart into every pixel: thousands of nodes at the usual size.
-    assert len(onnx.load_from_string(model).graph.node) < 100
+    assert len(onnx.load_from_string(model).graph.node) < 150
 
 
 def test_another_networks_file_is_found_out(model, network):

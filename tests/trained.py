@@ -16,7 +16,7 @@ OPTIONS = {
     "genotype": str(CellGenotype(normal=CELL, reduce=CELL)),
     "channels": 4,
     "cells_per_stage": (1, 1),
-    "parts": 3,
+    "parts": 6,
     "auxiliary": True,
 }
 HEIGHT, WIDTH, DIMENSIONS = 64, 32, 16
