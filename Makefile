@@ -8,9 +8,9 @@ STAMP := $(VENV)/.autoreid-$(shell (cat setup.cfg pyproject.toml; pwd) | cksum |
 
 .PHONY: demo test lint install
 
-## A search on synthetic people: its genotypes as pictures, its curves in TensorBoard.
+## Search, derive, train and rank on synthetic people, with pictures.
 demo: install
-	$(VENV)/bin/python -m autoreid.train --config configs/quickstart.yaml $(OVERRIDES)
+	PYTHON=$(VENV)/bin/python scripts/demo.sh $(OVERRIDES)
 
 ## Lint, type checks and all tests.
 test: lint

@@ -15,7 +15,7 @@ from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.errors import ConfigError, DataError
 from autoreid.files import make_folder, write_atomically
-from autoreid.models import build_model, count_macs, count_parameters
+from autoreid.models import build_model, check_input_size, count_macs, count_parameters
 from autoreid.models.derived import DerivedNetwork
 from autoreid.recipes import load_config
 from autoreid.reporting.genotype_graph import draw_genotype, draw_where_possible
@@ -92,9 +92,10 @@ def derive(
         raise ConfigError(
             f"{recipe}: expected task: train and model.name: derived, such as configs/retrain.yaml"
         )
+    network = _build({**config.model.options, "genotype": str(genotype)})
+    check_input_size(network, config.data.height, config.data.width)
     make_folder(output, "choose another --output")
     genotype.save(output / "genotype.json")
-    network = _build(config.model.options)
     write_atomically(output / "config.yaml", config.to_yaml().encode())
     draw_genotype(genotype, output, "genotype", name)
     graph = network_graph(network, config.data.height, config.data.width, name)

@@ -95,6 +95,11 @@ def test_a_random_genotype_of_about_the_same_size(tmp_path, genotype):
             "expected task: train and model.name: derived",
         ),
         ("found.json", ["model.options.chanels=3"], "chanels"),
+        (
+            "found.json",
+            ["model.options.parts=17"],
+            "data.height 32, data.width 16: too small for the network",
+        ),
         ("found.json", ["trainin.epochs=3"], "did you mean training"),
     ],
 )
@@ -103,6 +108,7 @@ def test_errors_are_one_line_and_status_2(tmp_path, genotype, capsys, source, mo
     assert status == 2
     (complaint,) = capsys.readouterr().err.splitlines()
     assert message in complaint
+    assert not (tmp_path / "derived").exists(), "nothing half written"
 
 
 def test_drop_path_grows_over_the_epochs(tmp_path, genotype):

@@ -17,27 +17,14 @@ from autoreid.evaluation import evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.reranking import rerank
-from autoreid.models import build_model
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import Cell, as_table
 from tests.ranks import run_ranks
 from tests.test_board import points, read
-from tests.trained import HEIGHT, OPTIONS, WIDTH, write_checkpoint
+from tests.trained import HEIGHT, WIDTH, lively_network, write_checkpoint
 
 RANKS = range(1, 21)
 ON_CPU = ["--device", "cpu", "--workers", "0", "--batch-size", "7"]
-
-
-def lively_network(seed: int, images: torch.Tensor) -> torch.nn.Module:
-    """A network whose batch statistics are those of the images, so that its embeddings of them differ."""
-    torch.manual_seed(seed)
-    network = build_model("derived", 7, **OPTIONS)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            module.momentum = None  # the average
-    with torch.no_grad():
-        network(images)
-    return network.eval()
 
 
 @pytest.fixture(scope="module")

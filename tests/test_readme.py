@@ -28,6 +28,7 @@ SMALL = [
     "data.batch_size=16",
     "data.workers=0",
     "search.parts=2",
+    "evaluation.every_epochs=1",
 ]
 
 
@@ -69,17 +70,27 @@ def the_command(beginning: str) -> list[str]:
     return shlex.split(command)
 
 
-def test_make_demo_searches_and_says_where_everything_is(place):
-    command = the_command("make demo")
-    printed = run(["make", "-n", *command[1:]], place)
-    (demo,) = [line for line in printed.splitlines() if "autoreid.train" in line]
-    # What make would run, with the environment that runs this test in the place of its own.
-    output = run([sys.executable, *shlex.split(demo)[1:], *SMALL], place)
-    for line in output.splitlines():
+@pytest.fixture(scope="module")
+def demo(place) -> str:
+    """What the demo printed: what make would run, with the environment that runs this test for its own."""
+    printed = run(["make", "-n", *the_command("make demo")[1:]], place)
+    (command,) = [line for line in printed.splitlines() if "scripts/demo.sh" in line]
+    _, *words = shlex.split(command)
+    return run(["env", f"PYTHON={sys.executable}", *words, *SMALL], place)
+
+
+def test_make_demo_goes_the_whole_way_and_says_where_everything_is(place, demo):
+    for line in demo.splitlines():
         if line.startswith(("genotypes: ", "result: ")):
             assert (place / line.split(": ")[1]).exists()
     assert (place / "searched_genotypes/quickstart/EP01-normal.png").exists()
-    assert "tensorboard --samples_per_plugin images=1000 --logdir runs" in output
+    assert "tensorboard --samples_per_plugin images=1000 --logdir runs" in demo
+    table = demo[demo.index("+ python -m autoreid.evaluate") :]
+    assert all(
+        name in table for name in ("quickstart_found", "quickstart_random", "quickstart_resnet50", "people")
+    )
+    for name in ("derived/quickstart_found/network.png", "runs/quickstart_evaluation/result.json"):
+        assert (place / name).exists()
 
 
 def test_make_test_runs_linters_types_and_tests(place):
@@ -87,7 +98,10 @@ def test_make_test_runs_linters_types_and_tests(place):
     assert all(name in printed for name in ("ruff check .", "ruff format --check .", "bin/mypy", "-m pytest"))
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "autoreid.train --config" in command])
+@pytest.mark.parametrize(
+    "command",
+    [command for command in COMMANDS if "autoreid.train --config" in command and "derived/" not in command],
+)
 def test_train_commands(place, command):
     words = shlex.split(command)
     name = f"readme{COMMANDS.index(command)}"
@@ -95,11 +109,33 @@ def test_train_commands(place, command):
     assert "--print-config" in words or (place / "runs" / name / "result.json").exists()
 
 
+def test_derive_and_train(place, demo):
+    small = ["model.options.channels=2", "model.options.cells_per_stage=[1, 1]", *SMALL]
+    run([*the_command("python -m autoreid.derive"), *small], place)
+    run([*the_command("python -m autoreid.train --config derived/"), *small], place)
+    assert (place / "runs/found/result.json").exists()
+
+
 def test_help(place):
     assert "training.epochs (50)" in run(the_command("python -m autoreid.train --help"), place)
 
 
-def test_render_draws_again(place):
+def test_evaluate(place, demo):
+    output = run(the_command("python -m autoreid.evaluate"), place)
+    assert "quickstart_found" in output
+    assert (place / "runs/evaluation/result.json").exists()
+
+
+def test_python_and_export(place, demo):
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "(1, " in run(
+        [sys.executable, "-c", snippet + "\nprint(tuple(features.shape), features.dtype)"], place
+    )
+    run(the_command("python -m autoreid.export"), place)
+    assert (place / "found.onnx").exists()
+
+
+def test_render_draws_again(place, demo):
     folder = place / "searched_genotypes" / "quickstart"
     for picture in folder.glob("*.png"):
         picture.unlink()
@@ -107,7 +143,7 @@ def test_render_draws_again(place):
     assert (folder / "EP01-normal.png").exists()
 
 
-def test_tensorboard_command_is_understood(place):
+def test_tensorboard_command_is_understood(place, demo):
     _, *options = the_command(".venv/bin/tensorboard")
     run([str(Path(sys.executable).parent / "tensorboard"), "--inspect", *options], place)
 

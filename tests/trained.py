@@ -22,16 +22,23 @@ OPTIONS = {
 HEIGHT, WIDTH, DIMENSIONS = 64, 32, 16
 
 
-def small_network(seed: int) -> nn.Module:
-    """With statistics and scales that are not those of a fresh network."""
-    generator = torch.Generator().manual_seed(seed)
+def lively_network(seed: int, images: torch.Tensor) -> nn.Module:
+    """A network whose batch statistics are those of the images, so that its embeddings of them differ."""
     torch.manual_seed(seed)
     network = build_model("derived", 7, **OPTIONS)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            for values in (module.weight.data, module.running_mean, module.running_var):
-                values.copy_(torch.rand(values.shape, generator=generator) + 0.5)
+            module.momentum = None  # the average
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    with torch.no_grad():
+        network(images)
     return network.eval()
+
+
+def small_network(seed: int) -> nn.Module:
+    """The same, for images of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    return lively_network(seed, torch.randn(16, 3, HEIGHT, WIDTH, generator=generator))
 
 
 def write_checkpoint(path: Path, network: nn.Module, task: str = "train", **parts: dict) -> Path:

@@ -23,6 +23,8 @@ Metric = Literal["euclidean", "cosine"]
 BLOCK_ELEMENTS = 4_000_000
 #: ... but no fewer rows than a matrix product needs to be efficient.
 MIN_BLOCK_ROWS = 96
+#: So many gallery images are multiplied at once.
+GALLERY_PIECE = 16_384
 
 
 class Distances:
@@ -68,15 +70,21 @@ class Distances:
         Q, G = self.shape
         buffer = torch.empty(min(Q, self.block_rows), G, device=self.query.device)
         for start in range(0, Q, self.block_rows):
-            stop = min(Q, start + self.block_rows)
-            out = buffer[: stop - start]
-            products = (self.query[start:stop], self.gallery.T)
-            if self.metric == "euclidean":
-                torch.add(self.query_squares[start:stop, None], self.gallery_squares, out=out)
-                out.addmm_(*products, alpha=-2)
-            else:
-                torch.mm(*products, out=out).neg_().add_(1)
+            rows = slice(start, min(Q, start + self.block_rows))
+            out = buffer[: rows.stop - start]
+            # In pieces, as a matrix product copies its operands.
+            for first in range(0, G, GALLERY_PIECE):
+                self._fill(out[:, first : first + GALLERY_PIECE], rows, slice(first, first + GALLERY_PIECE))
             yield out
+
+    def _fill(self, out: Tensor, rows: slice, columns: slice) -> None:
+        """Distances of some queries to some gallery images."""
+        products = (self.query[rows], self.gallery[columns].T)
+        if self.metric == "euclidean":
+            torch.add(self.query_squares[rows, None], self.gallery_squares[columns], out=out)
+            out.addmm_(*products, alpha=-2)
+        else:
+            torch.mm(*products, out=out).neg_().add_(1)
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
         """(n,) distances of the queries `rows` to the gallery images `columns`; copies n rows of both."""

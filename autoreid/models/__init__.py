@@ -15,10 +15,18 @@ from autoreid.models.derived import DerivedNetwork
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
-from autoreid.models.summary import count_macs, count_parameters
+from autoreid.models.summary import check_input_size, count_macs, count_parameters
 from autoreid.models.weights import LoadReport, load_weights
 
-__all__ = ["NETWORKS", "LoadReport", "build_model", "count_macs", "count_parameters", "load_weights"]
+__all__ = [
+    "NETWORKS",
+    "LoadReport",
+    "build_model",
+    "check_input_size",
+    "count_macs",
+    "count_parameters",
+    "load_weights",
+]
 
 _PLAIN = ("plain",) * 6
 _IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")

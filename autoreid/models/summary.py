@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from autoreid.errors import ConfigError
+
 
 def count_parameters(network: nn.Module, without_classifier: bool = True) -> int:
     """Weights of a network; the classifier, which grows with the training set, is left out as papers do.
@@ -31,3 +33,14 @@ def count_macs(network: nn.Module, height: int, width: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes_only(torch.empty(1, 3, height, width, device="meta"))
     return int(counter.get_total_flops()) // 2
+
+
+def check_input_size(network: nn.Module, height: int, width: int) -> None:
+    """Raises ConfigError where images of height × width pixels are too small for a network, by its shapes alone."""
+    try:
+        count_macs(network, height, width)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"data.height {height}, data.width {width}: too small for the network: {reason}"
+        ) from error

@@ -14,7 +14,7 @@ from autoreid.config import Config
 from autoreid.data.training_data import TrainingData
 from autoreid.distributed import StopSignal, World
 from autoreid.evaluation import RetrievalResult
-from autoreid.models import build_model, load_weights
+from autoreid.models import build_model, check_input_size, load_weights
 from autoreid.seeding import derive_seed
 from autoreid.training.build import (
     HEADS,
@@ -107,6 +107,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
     """
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(config.model.name, data.num_identities, **config.model.options)
+    check_input_size(model, config.data.height, config.data.width)
     if config.model.weights is not None:
         load_weights(model, config.model.weights)
     network = place_network(model, config, world)
