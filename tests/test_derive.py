@@ -97,7 +97,7 @@ def test_a_random_genotype_of_about_the_same_size(tmp_path, genotype):
         ("found.json", ["model.options.chanels=3"], "chanels"),
         (
             "found.json",
-            ["model.options.parts=17"],
+            ["model.options.parts=33"],
             "data.height 32, data.width 16: too small for the network",
         ),
         ("found.json", ["trainin.epochs=3"], "did you mean training"),
