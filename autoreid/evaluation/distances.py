@@ -96,7 +96,12 @@ class Distances:
 
 def _squares(features: Tensor) -> Tensor:
     """(N,) squared lengths, piece by piece: a gallery may be half of the memory that there is."""
-    return torch.cat([piece.square().sum(1) for piece in features.split(4096)])
+    squares = features.new_empty(len(features))
+    for start in range(0, len(features), 4096):
+        piece = features[start : start + 4096]
+        # Results kept between such large temporaries would keep their memory from being used again.
+        torch.sum(piece.square(), dim=1, out=squares[start : start + 4096])
+    return squares
 
 
 def _check_finite(query_squares: Tensor, gallery_squares: Tensor) -> None:
