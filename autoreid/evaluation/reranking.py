@@ -25,7 +25,7 @@ Integers = npt.NDArray[np.integer]
 
 #: Pairs of features multiplied, and pairs of sparse values compared, at once.
 PAIRS_AT_ONCE = 2048
-VALUES_AT_ONCE = 1_000_000
+VALUES_AT_ONCE = 500_000
 
 
 def rerank(
@@ -143,20 +143,22 @@ def _neighbours(among: Distances, k: int) -> tuple[npt.NDArray[np.int32], Tensor
 
     Equal distances keep the images' order, as a stable sort of all would.
     """
-    found, largest = [], []
+    N = among.shape[1]
+    size, start = min(k, N), 0
+    # Made at once: small results kept between large temporaries would keep their memory from being used again.
+    found, largest = np.empty((N, size), np.int32), among.query.new_empty(N)
     for block in among.blocks():
-        q, N = block.shape
-        largest.append(block.square_().amax(1).clamp_min(torch.finfo(block.dtype).tiny))
-        block.div_(largest[-1][:, None])
-        size = min(k, N)
+        rows = slice(start, start := start + len(block))
+        largest[rows] = block.square_().amax(1).clamp_min(torch.finfo(block.dtype).tiny)
+        block.div_(largest[rows, None])
         near = (block <= _smallest(block, size)[:, None]).cpu().numpy()
         places = np.flatnonzero(near)
         values = block.view(-1)[torch.from_numpy(places)].cpu().numpy()
         row, column = np.divmod(places, N)
         order = np.lexsort((values, row))
-        rank = np.arange(len(row)) - row.searchsorted(np.arange(q))[row]
-        found.append(column[order][rank < size].reshape(q, size).astype(np.int32))
-    return np.concatenate(found), torch.cat(largest)
+        rank = np.arange(len(row)) - row.searchsorted(np.arange(len(block)))[row]
+        found[rows] = column[order][rank < size].reshape(-1, size)
+    return found, largest
 
 
 def _smallest(block: Tensor, size: int) -> Tensor:
