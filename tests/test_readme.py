@@ -145,7 +145,8 @@ def test_render_draws_again(place, demo):
 
 def test_tensorboard_command_is_understood(place, demo):
     _, *options = the_command(".venv/bin/tensorboard")
-    run([str(Path(sys.executable).parent / "tensorboard"), "--inspect", *options], place)
+    shown = run([str(Path(sys.executable).parent / "tensorboard"), "--inspect", *options], place)
+    assert "genotype/normal" in shown
 
 
 def test_no_command_is_left_out():

@@ -53,9 +53,23 @@ def test_claim_makes_the_layout_and_claims_again(tmp_path):
     assert names == {"config.yaml", "checkpoints", "tensorboard", "logs"}
 
 
-def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
+def begun(root: Path, config: str) -> RunFolder:
+    """The folder of a run that has saved a checkpoint: from here on there is something to lose."""
+    folder = RunFolder(root)
+    folder.claim(config)
+    (folder.checkpoints / "step-00000001.pt").touch()
+    return folder
+
+
+def test_a_mended_config_takes_the_place_of_one_that_never_got_to_a_checkpoint(tmp_path):
     folder = RunFolder(tmp_path / "demo")
     folder.claim(as_yaml())
+    folder.claim(as_yaml(seed=3))
+    assert folder.config.read_text() == as_yaml(seed=3)
+
+
+def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
+    folder = begun(tmp_path / "demo", as_yaml())
     other = as_yaml(data={"batch_size": 32, "workers": 4}, losses={"margin": None}, seed=True)
     with pytest.raises(ConfigError) as caught:
         folder.claim(other, may_differ=["data.workers"])
@@ -68,8 +82,7 @@ def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
 
 
 def test_claim_takes_new_values_of_keys_that_may_differ(tmp_path):
-    folder = RunFolder(tmp_path / "demo")
-    folder.claim(as_yaml())
+    folder = begun(tmp_path / "demo", as_yaml())
     other = as_yaml(data={"batch_size": 32, "workers": 4})
     for keys in (["data"], ["data.workers", "data.batch_size"]):
         folder.claim(other, may_differ=keys)
@@ -95,8 +108,7 @@ CONFIGS = st.dictionaries(
 @settings(max_examples=40, deadline=None)
 @given(old=CONFIGS, new=CONFIGS)
 def test_claim_agrees_exactly_when_the_texts_mean_the_same(tmp_path_factory, old, new):
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "demo")
-    folder.claim(as_yaml(old))
+    folder = begun(tmp_path_factory.mktemp("runs") / "demo", as_yaml(old))
     folder.claim(as_yaml(dict(reversed(old.items()))))
     if yaml.safe_dump(old, sort_keys=True) == yaml.safe_dump(new, sort_keys=True):
         folder.claim(as_yaml(new))
@@ -108,9 +120,10 @@ def test_claim_agrees_exactly_when_the_texts_mean_the_same(tmp_path_factory, old
 
 @pytest.mark.parametrize("text", ["a: [1", "", "- 1"])
 def test_claim_of_a_folder_with_a_broken_config_says_so(tmp_path, text):
-    (tmp_path / "config.yaml").write_text(text)
+    folder = begun(tmp_path, as_yaml())
+    folder.config.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml: not a config: .*delete the folder") as caught:
-        RunFolder(tmp_path).claim(as_yaml())
+        folder.claim(as_yaml())
     assert "\n" not in str(caught.value)
 
 

@@ -68,7 +68,7 @@ class Distances:
     def blocks(self) -> Iterator[Tensor]:
         """(q, G) blocks in the order of the queries; each may be written to and is gone with the next."""
         Q, G = self.shape
-        buffer = torch.empty(min(Q, self.block_rows), G, device=self.query.device)
+        buffer = self.query.new_empty(min(Q, self.block_rows), G)
         for start in range(0, Q, self.block_rows):
             rows = slice(start, min(Q, start + self.block_rows))
             out = buffer[: rows.stop - start]
