@@ -3,6 +3,8 @@
 # ResNet-50, and rank them. Arguments are overrides for all four runs, such as training.epochs=1.
 set -eu
 python=${PYTHON:-python3}
+# Threads that wait sleep rather than spin: on two cores that something else uses too, spinning costs most of the time.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 run() { echo "+ python -m autoreid.$*" >&2; "$python" -m "autoreid.$@"; }
 
 run train --config configs/quickstart.yaml "$@"
