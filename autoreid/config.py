@@ -14,6 +14,8 @@ from autoreid.search.genotype import CELL_OPERATIONS
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+#: Of a data set: a folder's name, and no path.
+DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class Section(BaseModel):
@@ -28,9 +30,15 @@ class Data(Section):
     """What is trained on, and how batches are made of it."""
 
     root: Path
-    """Folder in Market-1501's layout: bounding_box_train, query, bounding_box_test."""
-    synthetic: SyntheticPeople | None = None
-    """Write these synthetic people to `root` first, if they are not there yet."""
+    """Folder that holds the data sets, each in a folder of its own."""
+    sources: Annotated[tuple[DataName, ...], Field(min_length=1)] = ("market1501",)
+    """Data sets to train on, as one: published ones by name, or folders below `root`."""
+    targets: tuple[DataName, ...] = ()
+    """Data sets whose query and gallery are measured with `evaluation.split: test`; none for the sources' own."""
+    combine_all: bool = False
+    """Train on the sources' query and gallery too, without their distractors; the targets must be others."""
+    synthetic: dict[DataName, SyntheticPeople] = {}
+    """Sources and targets that are drawn: synthetic people, written below `root` if they are not there yet."""
     height: Count = 256
     """Image height in pixels."""
     width: Count = 128
@@ -55,6 +63,14 @@ class Data(Section):
     """Strength of random contrast."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes a rank, for each of the two training streams; 0 loads in the main process."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        for key in ("sources", "targets"):
+            names = getattr(self, key)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{key}: each may stand once")
+        return self
 
 
 class Search(Section):
@@ -254,9 +270,18 @@ class Config(Section):
             )
         if self.task == "search":
             self._check_search()
-        if self.evaluation.split == "held_out" and not self.data.held_out_fraction:
-            raise ValueError("evaluation.split: held_out needs data.held_out_fraction above 0; or use test")
+        self._check_measure()
         return self
+
+    def _check_measure(self) -> None:
+        data, split = self.data, self.evaluation.split
+        if split == "held_out" and not data.held_out_fraction:
+            raise ValueError("evaluation.split: held_out needs data.held_out_fraction above 0; or use test")
+        if split == "held_out" and data.targets:
+            raise ValueError("data.targets: measured with evaluation.split: test only")
+        seen = sorted({*data.sources} & {*(data.targets or data.sources)})
+        if split == "test" and data.combine_all and seen:
+            raise ValueError(f"data.combine_all: would train on the query and gallery of {seen[0]}, a target")
 
     def _check_search(self) -> None:
         training = self.training

@@ -22,8 +22,8 @@ from torch import nn
 from autoreid import distributed
 from autoreid.cli import run_command
 from autoreid.config import Config
+from autoreid.data.datasets import read_folder
 from autoreid.data.loaders import Batch, embedding_batches
-from autoreid.data.market1501 import read_market1501
 from autoreid.data.records import ReidDataset, Split
 from autoreid.data.transforms import evaluation_transform
 from autoreid.distributed import World, on_main
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     for option, what in (
         ("--checkpoint", "run folder or checkpoint of a training"),
-        ("--data", "folder in Market-1501's layout"),
+        ("--data", "folder of a data set"),
     ):
         again = "may stand several times"
         add(option, action="append", default=[], metavar="[NAME=]PATH", help=f"{what}; {again}")
@@ -252,7 +252,7 @@ def evaluate(options: argparse.Namespace, world: World) -> list[Cell]:
             cells = [on_main(lambda: evaluate_files(job))]
         else:
             sources = named_paths("--checkpoint", options.checkpoint)
-            targets = {n: read_market1501(path) for n, path in named_paths("--data", options.data).items()}
+            targets = {n: read_folder(path, n) for n, path in named_paths("--data", options.data).items()}
             cells = []
             for name, path in sources.items():
                 source = Source.load(job, name, path)

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -162,7 +162,12 @@ def option_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterato
         if inner is None:
             yield prefix + name
         else:
-            yield from option_names(inner, f"{prefix}{name}.")
+            yield from option_names(inner, f"{prefix}{_below(name, field.annotation)}.")
+
+
+def _below(name: str, annotation: Any) -> str:
+    """A field's name in the keys of its section, or of its sections, which have names of their own."""
+    return f"{name}.NAME" if get_origin(annotation) is dict else name
 
 
 def describe_options() -> str:
@@ -180,8 +185,9 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, subsection in inner.items():
         if subsection is not None:
             meaning = section.model_fields[name].description or (subsection.__doc__ or "").splitlines()[0]
-            yield f"\n{prefix}{name}: {meaning}"
-            yield from _describe(subsection, f"{prefix}{name}.")
+            below = prefix + _below(name, section.model_fields[name].annotation)
+            yield f"\n{below}: {meaning}"
+            yield from _describe(subsection, f"{below}.")
 
 
 def _shown(value: Any) -> str:

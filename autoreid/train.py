@@ -12,8 +12,7 @@ from autoreid import distributed
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
 from autoreid.config import Config
-from autoreid.data.synthetic_people import write_synthetic_people
-from autoreid.data.training_data import TrainingData, build_search_data, build_training_data
+from autoreid.data.training_data import TrainingData, build_search_data, build_training_data, draw_people
 from autoreid.distributed import StopSignal, World, on_main
 from autoreid.models.derived import with_genotype_text
 from autoreid.recipes import describe_options, load_config
@@ -50,7 +49,7 @@ MAY_DIFFER = (
 _EXAMPLES = """\
 examples:
   python -m autoreid.train --config configs/quickstart.yaml
-  python -m autoreid.train --config configs/darts_triplet.yaml data.root=/data/market1501 training.epochs=100
+  python -m autoreid.train --config configs/darts_triplet.yaml data.root=/data training.epochs=100
   torchrun --nproc-per-node 2 -m autoreid.train --config configs/quickstart.yaml
   srun python -m autoreid.train --config configs/darts_triplet.yaml
 
@@ -90,9 +89,7 @@ def with_genotype(config: Config) -> Config:
 
 def run(config: Config, world: World) -> None:
     """Does the config's task, from its last checkpoint if there is one, and writes the run folder."""
-    if config.data.synthetic is not None:
-        people = config.data.synthetic
-        on_main(lambda: write_synthetic_people(config.data.root, people))
+    on_main(lambda: draw_people(config.data))
     data: TrainingData
     task: SearchTask | TrainTask
     if config.task == "search":

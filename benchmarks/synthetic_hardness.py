@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from autoreid.data.market1501 import read_market1501
+from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.records import ReidDataset, Split
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
 from autoreid.evaluation import evaluate_retrieval

@@ -77,7 +77,7 @@ def test_defaults_and_types(recipe):
     config = load_config(recipe())
     assert (config.task, config.seed, config.output_dir) == ("search", 0, Path("runs"))
     assert config.data.root == Path("somewhere")
-    assert config.data.synthetic is None
+    assert (config.data.sources, config.data.targets, config.data.synthetic) == (("market1501",), (), {})
     assert config.search.operations == CELL_OPERATIONS[:7]
     assert config.search.order == "second"
     assert config.training.gradient_clip == 5.0
@@ -95,7 +95,7 @@ def test_overrides(recipe):
             "search.cells_per_stage=[1, 2]",
             "search.operations=[none, skip_connect]",
             "data.batch_size=8",
-            "data.synthetic.domain=1",
+            "data.synthetic.people.domain=1",
             "losses.margin=",
             "losses.mine_across_ranks=true",
             "output_dir=/tmp/a=b",
@@ -107,19 +107,18 @@ def test_overrides(recipe):
     assert config.search.cells_per_stage == (1, 2)
     assert config.search.operations == ("none", "skip_connect")
     assert config.data.batch_size == 8
-    assert config.data.synthetic is not None
-    assert (config.data.synthetic.domain, config.data.synthetic.cameras) == (1, 4)
+    people = config.data.synthetic["people"]
+    assert (people.domain, people.cameras) == (1, 4)
     assert config.losses.margin is None
     assert config.losses.mine_across_ranks is True
     assert config.output_dir == Path("/tmp/a=b")  # noqa: S108
 
 
 def test_overrides_of_a_synthetic_section_keep_its_other_keys(recipe):
-    path = recipe(MINIMAL + "  synthetic: {cameras: 3, seed: 5}\n")
-    people = load_config(path, ["data.synthetic.domain=2"]).data.synthetic
-    assert people is not None
+    path = recipe(MINIMAL + "  synthetic: {winter: {cameras: 3, seed: 5}}\n")
+    people = load_config(path, ["data.synthetic.winter.domain=2"]).data.synthetic["winter"]
     assert (people.cameras, people.seed, people.domain) == (3, 5, 2)
-    assert load_config(path, ["data.synthetic=null"]).data.synthetic is None
+    assert load_config(path, ["data.synthetic={}"]).data.synthetic == {}
 
 
 @pytest.mark.parametrize(
@@ -128,8 +127,8 @@ def test_overrides_of_a_synthetic_section_keep_its_other_keys(recipe):
         ("training.learning_rte", "training.learning_rate"),
         ("data.batchsize", "data.batch_size"),
         ("trainning.epochs", "training"),
-        ("data.synthetic.domian", "data.synthetic.domain"),
-        ("data.synthetik.domain", "data.synthetic"),
+        ("data.synthetic.winter.domian", "data.synthetic.NAME.domain"),
+        ("data.synthetik.winter", "data.synthetic.NAME"),
         ("epochs", "training.epochs"),
         ("task-name", "task_name"),
     ],
@@ -169,8 +168,11 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
         ("search.order=third", "search.order = \"third\": input should be 'first', 'second' or 'exact'"),
         ("search.alpha_betas=[0.5]", "search.alpha_betas"),
         ("data.flip=1.5", "data.flip = 1.5: input should be less than or equal to 1"),
-        ("data.synthetic.cameras=1", "data.synthetic.cameras = 1: "),
+        ("data.synthetic.a.cameras=1", "data.synthetic.a.cameras = 1: "),
         ("data.root=3", "data.root = 3: "),
+        ("data.sources=[]", "data.sources = []: "),
+        ("data.sources=[../up]", 'data.sources.0 = "../up": '),
+        ("data.targets=winter", 'data.targets = "winter": '),
         ("task_name=../up", 'task_name = "../up": '),
         ("task_name=2024", "task_name = 2024: input should be a valid string"),
         ("reporting.every_seconds=2024-01-01", 'reporting.every_seconds = "2024-01-01": '),
@@ -198,7 +200,13 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         (["search.operations=[none, none]"], "search.operations: each may stand once"),
         (["search.cells_per_stage=[8]"], "search.cells_per_stage: at least two stages"),
         (["data.height=96"], "search.parts: 4 parts do not fit into the last cell's 3 rows"),
-        (["data.synthetic.images_per_identity=5"], "data.synthetic.images_per_identity 5 leaves queries"),
+        (["data.sources=[a, b, a]"], "data.sources: each may stand once"),
+        (["data.targets=[a]"], "data.targets: measured with evaluation.split: test only"),
+        (
+            ["data.combine_all=true", "evaluation.split=test"],
+            "data.combine_all: would train on the query and gallery of market1501, a target",
+        ),
+        (["data.synthetic.a.images_per_identity=5"], "data.synthetic.a.images_per_identity 5 leaves queries"),
     ],
 )
 def test_impossible_combinations_are_refused(recipe, overrides, expected):
@@ -288,7 +296,10 @@ def test_a_config_does_not_change():
     st.permutations(CELL_OPERATIONS).flatmap(
         lambda names: st.integers(2, 9).map(lambda count: names[:count])
     ),
-    st.none() | st.fixed_dictionaries({"domain": st.integers(0, 9), "cameras": st.integers(2, 6)}),
+    st.dictionaries(
+        st.sampled_from(["a", "b-2"]),
+        st.fixed_dictionaries({"domain": st.integers(0, 9), "cameras": st.integers(2, 6)}),
+    ),
 )
 def test_the_resolved_config_reads_back_equal(tmp_path_factory, top, training, operations, synthetic):
     tree = top | {
@@ -309,7 +320,7 @@ def test_help_describes_every_key():
     lines = describe_options().splitlines()
     names = list(option_names())
     assert len(names) == len(set(names))
-    assert "data.synthetic.domain" in names
+    assert "data.synthetic.NAME.domain" in names
     for name in names:
         (line,) = [line for line in lines if line.startswith(f"  {name} (")]
         assert not line.endswith("): "), f"{name} has no meaning"
@@ -317,7 +328,7 @@ def test_help_describes_every_key():
 
 def test_option_names_are_the_keys_of_a_resolved_config():
     """All keys of a config that has every optional section, found by walking its YAML."""
-    config = load_config(RECIPES / "darts_triplet.yaml", ["data.synthetic.seed=0"])
+    config = load_config(RECIPES / "darts_triplet.yaml", ["data.synthetic.NAME.seed=0"])
 
     def walk(tree, prefix=""):
         for key, value in tree.items():

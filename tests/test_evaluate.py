@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import autoreid
-from autoreid.data.market1501 import read_market1501
+from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
 from autoreid.data.transforms import evaluation_transform
 from autoreid.evaluate import evaluate, main, parse
@@ -273,7 +273,7 @@ def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):
     network, people = str(world_of / "net0"), str(world_of / "people0")
     cases = {
         "another one is called net0 too; give NAME=PATH": ["--checkpoint", network] * 2 + ["--data", people],
-        "expected the train images": ["--checkpoint", network, "--data", str(tmp_path)],
+        "not a data set; expected bounding_box_train": ["--checkpoint", network, "--data", str(tmp_path)],
         "holds a run": ["--checkpoint", network, "--data", people, "--output", str(world_of / "net0")],
         "features of 2 dimensions; those of": write_features(tmp_path),
     }

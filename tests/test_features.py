@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.loaders import embedding_batches
-from autoreid.data.market1501 import read_market1501
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
 from autoreid.data.transforms import evaluation_transform
 from autoreid.distributed import World

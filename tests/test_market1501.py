@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoreid.data.market1501 import read_market1501
+from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.records import DISTRACTOR
 from autoreid.errors import DataError
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from autoreid.data import synthetic_people
-from autoreid.data.market1501 import read_market1501
+from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.people_cameras import pick_camera
 from autoreid.data.people_drawing import (
     PALETTE,

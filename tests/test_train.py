@@ -18,7 +18,7 @@ from autoreid import train
 from autoreid.checkpoint import load_checkpoint
 from autoreid.recipes import load_config, option_names
 from autoreid.search.genotype import Genotype
-from tests.tiny import tiny_config, write_tiny
+from tests.tiny import TINY, tiny_config, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,43 @@ def test_tensorboard_shows_pictures_curves_and_config(finished):
     assert sum(probabilities) == pytest.approx(1, abs=1e-5)
     config = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "task_name: tiny" in config
+
+
+def test_targets_are_ranked_apart_and_reported_with_their_mean(tmp_path):
+    people = TINY["data"]["synthetic"]["people"]
+    changes = {
+        "data__synthetic": {
+            name: people | {"domain": domain} for domain, name in enumerate(("people", "winter", "fog"))
+        },
+        "data__targets": ["winter", "fog"],
+        "evaluation__split": "test",
+        "training__epochs": 1,
+    }
+    assert train.main(["--config", str(write_tiny(tmp_path, **changes))]) == 0
+    run = tmp_path / "runs/tiny"
+    result = json.loads((run / "result.json").read_text())
+    (line,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    of_each = result["targets"]
+    assert list(of_each) == ["winter", "fog"]
+    assert of_each["winter"]["map"] != of_each["fog"]["map"]
+    assert result["map"] == line["map"] == pytest.approx(sum(one["map"] for one in of_each.values()) / 2)
+    for rank in ("1", "5", "10", "20"):
+        assert result["cmc"][rank] == pytest.approx(sum(one["cmc"][rank] for one in of_each.values()) / 2)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name, figures in of_each.items():
+        curves = {"map": figures["map"], "minp": figures["minp"], "rank1": figures["cmc"]["1"]}
+        for figure, value in curves.items():
+            assert line[f"retrieval/{figure}/{name}"] == value
+            (event,) = events.Scalars(f"retrieval/{figure}/{name}")
+            assert event.value == pytest.approx(value)
+    # The galleries are not one: each target alone comes to the same.
+    alone = [f"task_name={name}" for name in of_each]
+    for override, name in zip(alone, of_each, strict=True):
+        words = ["--config", str(tmp_path / "tiny.yaml"), override, f"data.targets=[{name}]"]
+        assert train.main(words) == 0
+        alone_result = json.loads((tmp_path / f"runs/{name}/result.json").read_text())
+        assert alone_result["map"] == of_each[name]["map"]
+        assert "targets" not in alone_result
 
 
 def test_a_finished_search_is_left_as_it_is(finished, capsys):
@@ -170,7 +207,7 @@ def test_help_names_every_key(capsys):
         ),
         (["data.batch_size=128"], "data.batch_size 128"),
         (["data.batch_size=90", "data.images_per_identity=9"], "9"),
-        (["data.root=/nowhere", "data.synthetic=null"], "/nowhere"),
+        (["data.root=/nowhere", "data.synthetic={}"], "/nowhere"),
         (["output_dir=/proc/autoreid"], "/proc/autoreid"),
         (["genotype_dir=/proc/autoreid"], "/proc/autoreid"),
         (["search.parts=17"], "search.parts: 17 parts do not fit into the last cell's 16 rows"),
@@ -197,7 +234,7 @@ def test_a_truncated_jpeg_is_named_and_the_last_checkpoint_stays(tmp_path, capsy
     config = tiny_config(tmp_path, data__held_out_fraction=0.0, evaluation__split="test")
     assert train.main(["--config", str(tmp_path / "tiny.yaml"), "training.epochs=1", "task_name=good"]) == 0
     # Every training image but the first of each name: whichever comes first is named.
-    for path in sorted((config.data.root / "bounding_box_train").iterdir()):
+    for path in sorted((config.data.root / "people/bounding_box_train").iterdir()):
         path.write_bytes(path.read_bytes()[:300])
     assert train.main(["--config", str(tmp_path / "tiny.yaml")]) == 2
     complaint = capsys.readouterr().err.splitlines()[-1]
@@ -208,7 +245,7 @@ def test_a_truncated_jpeg_is_named_and_the_last_checkpoint_stays(tmp_path, capsy
 
 def test_a_truncated_query_is_named(tmp_path, capsys):
     config = tiny_config(tmp_path, evaluation__split="test")
-    broken = sorted((config.data.root / "query").iterdir())[0]
+    broken = sorted((config.data.root / "people/query").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:200])
     assert train.main(["--config", str(tmp_path / "tiny.yaml"), "training.epochs=1"]) == 2
     assert str(broken) in capsys.readouterr().err.splitlines()[-1]

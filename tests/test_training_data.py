@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from autoreid.config import Config, Data, Evaluation, Search
-from autoreid.data.training_data import build_search_data, build_training_data
+from autoreid.data import training_data
+from autoreid.data.datasets import read_dataset
+from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
+from autoreid.data.synthetic_people import SyntheticPeople
+from autoreid.data.training_data import build_search_data, build_training_data, draw_people
 from autoreid.distributed import World
 from autoreid.errors import DataError
 
@@ -16,7 +23,8 @@ from autoreid.errors import DataError
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
     """12 identities with 8 images by 4 cameras to train on; 3 others as query and gallery."""
-    root = tmp_path_factory.mktemp("market")
+    root = tmp_path_factory.mktemp("data") / "market"
+    root.mkdir()
     rng = np.random.default_rng(0)
     for folder, people in (
         ("bounding_box_train", range(1, 13)),
@@ -35,10 +43,11 @@ def market(tmp_path_factory):
 
 def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_search_data, **options):
     sizes = {"height": 16, "width": 8, "batch_size": 8, "images_per_identity": 2, "held_out_fraction": 0.25}
+    options.setdefault("sources", (root.name,))
     config = Config(
         task_name="t",
         seed=seed,
-        data=Data(root=root, workers=0, **sizes | options),
+        data=Data(root=root.parent, workers=0, **sizes | options),
         search=Search(operations=("skip_connect",)),
         evaluation=Evaluation(split=measured),
     )
@@ -56,13 +65,13 @@ def test_weights_alphas_and_held_out_share_no_image(market):
     groups = [
         paths_of(data.stream),
         paths_of(data.alpha_stream),
-        set(data.query.paths),
-        set(data.gallery.paths),
+        set(data.targets[0].query.paths),
+        set(data.targets[0].gallery.paths),
     ]
     everything = {str(path) for path in (market / "bounding_box_train").iterdir()}
     assert sum(map(len, groups)) == len(set.union(*groups)) == len(everything) == 96
     assert {str(path) for path in set.union(*groups)} == everything
-    held = set(data.query.identities) | set(data.gallery.identities)
+    held = set(data.targets[0].query.identities) | set(data.targets[0].gallery.identities)
     assert len(held) == 3
     assert data.num_identities == 9
     for number in ("9 identities", "36 images for the weights", "36 for the alphas"):
@@ -86,7 +95,7 @@ def test_the_division_follows_the_seed_and_not_the_rank(market):
     one, same = build_data(market), build_data(market, rank=1, size=2)
     other = build_data(market, seed=1)
     assert paths_of(one.stream) == paths_of(same.stream) != paths_of(other.stream)
-    assert one.query.paths.tolist() == same.query.paths.tolist()
+    assert one.targets[0].query.paths.tolist() == same.targets[0].query.paths.tolist()
     shares = [build_data(market, rank=rank, size=2) for rank in (0, 1)]
     whole = next(one.alpha_stream)
     parts = [next(share.alpha_stream) for share in shares]
@@ -96,18 +105,137 @@ def test_the_division_follows_the_seed_and_not_the_rank(market):
 def test_a_training_has_the_images_of_both_halves(market):
     search, training = build_data(market), build_data(market, build=build_training_data)
     assert paths_of(training.stream) == paths_of(search.stream) | paths_of(search.alpha_stream)
-    assert training.query.paths.tolist() == search.query.paths.tolist()
+    assert training.targets[0].query.paths.tolist() == search.targets[0].query.paths.tolist()
     assert (training.num_identities, search.num_identities) == (9, 9)
     assert "9 identities, 72 images" in training.summary
 
 
 def test_the_benchmarks_own_test_set(market):
     data = build_data(market, "test", held_out_fraction=0.0)
-    assert {Path(path).parent.name for path in data.query.paths} == {"query"}
-    assert len(data.gallery) == 4
+    assert {Path(path).parent.name for path in data.targets[0].query.paths} == {"query"}
+    assert len(data.targets[0].gallery) == 4
     assert data.num_identities == 12
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match=str(tmp_path)):
         build_data(tmp_path / "nowhere")
+
+
+def numbered(name, identities, cameras):
+    paths = np.array([f"{name}/{number}" for number in range(len(identities))], dtype=object)
+    return Split(name, paths, np.array(identities, dtype=np.int64), np.array(cameras, dtype=np.int64))
+
+
+splits = st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 4)), max_size=12)
+
+
+@given(st.lists(splits, min_size=1, max_size=4))
+def test_combined_sources_share_neither_identity_nor_camera(sources):
+    parts = [
+        numbered(f"s{number}", *(zip(*pairs, strict=True) if pairs else ((), ())))
+        for number, pairs in enumerate(sources)
+    ]
+    whole = combine(parts)
+    assert whole.paths.tolist() == [path for part in parts for path in part.paths]
+    person, camera = {}, {}
+    everyone = [(number, *pair) for number, pairs in enumerate(sources) for pair in pairs]
+    for (source, *pair), identity, view in zip(
+        everyone, whole.identities.tolist(), whole.cameras.tolist(), strict=True
+    ):
+        if pair[0] in (JUNK, DISTRACTOR):
+            assert identity == pair[0]
+        else:
+            assert person.setdefault((source, pair[0]), identity) == identity > 0
+        assert camera.setdefault((source, pair[1]), view) == view >= 0
+    assert len(set(person.values())) == len(person)
+    assert len(set(camera.values())) == len(camera)
+    first = combine(parts[:1])
+    np.testing.assert_array_equal(first.identities, parts[0].identities)
+    np.testing.assert_array_equal(first.cameras, parts[0].cameras)
+
+
+@pytest.fixture(scope="module")
+def seasons(tmp_path_factory):
+    """Two synthetic domains of 6 identities to train on and 4 to find, by 2 cameras, in Market-1501's layout."""
+    root = tmp_path_factory.mktemp("seasons")
+    small = {
+        "train_identities": 6,
+        "test_identities": 4,
+        "images_per_identity": 4,
+        "cameras": 2,
+        "height": 32,
+    }
+    people = {
+        name: SyntheticPeople(domain=domain, width=16, distractors=2, junk=1, **small)
+        for domain, name in enumerate(("summer", "winter"))
+    }
+    draw_people(Data(root=root, sources=("summer",), targets=("winter",), synthetic=people))
+    return root
+
+
+def of_seasons(root, measured="test", sources=("summer", "winter"), **options):
+    return build_data(
+        root / "any", measured, build=build_training_data, held_out_fraction=0.0, sources=sources, **options
+    )
+
+
+def test_several_sources_train_together_and_are_measured_apart(seasons):
+    data = of_seasons(seasons)
+    assert data.num_identities == 12
+    assert [target.name for target in data.targets] == ["summer", "winter"]
+    for target in data.targets:
+        assert {Path(path).parents[1].name for path in (*target.query.paths, *target.gallery.paths)} == {
+            target.name
+        }
+        assert len(target.query) == 8
+    assert {Path(path).parents[1].name for path in paths_of(data.stream)} == {"summer", "winter"}
+    assert data.summary.startswith("summer + winter: 12 identities, 48 images; ")
+
+
+def test_targets_replace_the_sources_own(seasons):
+    data = of_seasons(seasons, sources=("summer",), targets=("winter",))
+    assert [target.name for target in data.targets] == ["winter"]
+    assert {Path(path).parents[1].name for path in paths_of(data.stream)} == {"summer"}
+
+
+def test_combine_all_trains_on_everyone_but_distractors_and_junk(seasons):
+    data = of_seasons(seasons, sources=("summer",), targets=("winter",), combine_all=True)
+    assert data.num_identities == 10
+    names = [path.name for path in (seasons / "summer").rglob("*.jpg")]
+    assert {Path(path).name for path in data.stream._images.split.paths} == {
+        name for name in names if not name.startswith(("-1", "0000"))
+    }
+
+
+def test_held_out_identities_of_several_sources_are_one_gallery(seasons):
+    data = build_data(
+        seasons / "any", build=build_training_data, held_out_fraction=0.4, sources=("summer", "winter")
+    )
+    (target,) = data.targets
+    assert target.name == "held-out"
+    assert target.query.num_identities == 5
+    assert data.num_identities == 7
+
+
+def test_a_target_without_queries_is_refused(seasons, monkeypatch):
+    def trains_only(root, name):
+        found = read_dataset(root, name)
+        nothing = found.query.select(np.arange(0))
+        return replace(found, query=nothing, gallery=nothing)
+
+    monkeypatch.setattr(training_data, "read_dataset", trains_only)
+    with pytest.raises(DataError, match="winter: has no queries"):
+        of_seasons(seasons, targets=("winter",))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("sumer", "did you mean summer?"), ("market151", "did you mean market1501?")]
+)
+def test_a_missing_data_set_is_answered_with_the_nearest(seasons, name, expected):
+    with pytest.raises(DataError) as error:
+        of_seasons(seasons, sources=(name,))
+    assert str(error.value).startswith(
+        f"{seasons / name}: no such folder; expected the data set {name} there"
+    )
+    assert str(error.value).endswith(expected)

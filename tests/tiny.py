@@ -8,21 +8,24 @@ from typing import Any
 import yaml
 
 from autoreid.config import Config
-from autoreid.data.synthetic_people import write_synthetic_people
+from autoreid.data.training_data import draw_people
 from autoreid.recipes import load_config
 
 TINY: dict[str, Any] = {
     "task_name": "tiny",
     "data": {
+        "sources": ["people"],
         "synthetic": {
-            "train_identities": 12,
-            "test_identities": 4,
-            "images_per_identity": 8,
-            "cameras": 2,
-            "distractors": 2,
-            "junk": 2,
-            "height": 48,
-            "width": 24,
+            "people": {
+                "train_identities": 12,
+                "test_identities": 4,
+                "images_per_identity": 8,
+                "cameras": 2,
+                "distractors": 2,
+                "junk": 2,
+                "height": 48,
+                "width": 24,
+            }
         },
         "height": 32,
         "width": 16,
@@ -52,7 +55,7 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
     """A config file whose run lives in the folder; changes are dotted keys with __ for the dots."""
     tree = yaml.safe_load(yaml.safe_dump(TINY))
     tree["output_dir"], tree["genotype_dir"] = str(folder / "runs"), str(folder / "genotypes")
-    tree["data"]["root"] = str(folder / "people")
+    tree["data"]["root"] = str(folder)
     for key, value in changes.items():
         *sections, last = key.split("__")
         inner = tree
@@ -67,5 +70,5 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
 def tiny_config(folder: Path, **changes: Any) -> Config:
     """The same, loaded, with its people written."""
     config = load_config(write_tiny(folder, **changes))
-    write_synthetic_people(config.data.root, config.data.synthetic)
+    draw_people(config.data)
     return config

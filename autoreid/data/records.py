@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,9 +45,44 @@ class Split:
 
 @dataclass(frozen=True)
 class ReidDataset:
-    """A benchmark: images to train on, queries, and the gallery they are ranked against."""
+    """A benchmark: images to train on, queries, and the gallery they are ranked against.
+
+    A number stands for the same person in all three. A data set may have nothing to train on, or no queries.
+    """
 
     name: str
     train: Split
     query: Split
     gallery: Split
+
+    def all_people(self) -> Split:
+        """All images that show one of the data set's people, as images to train on."""
+        everything = join([self.train, self.query, self.gallery], self.train.name)
+        return everything.select(~np.isin(everything.identities, (DISTRACTOR, JUNK)))
+
+
+def join(splits: Sequence[Split], name: str) -> Split:
+    """The images of several splits of the same data set, one after the other."""
+    return Split(
+        name,
+        np.concatenate([split.paths for split in splits]),
+        np.concatenate([split.identities for split in splits]),
+        np.concatenate([split.cameras for split in splits]),
+    )
+
+
+def combine(splits: Sequence[Split]) -> Split:
+    """The images of several data sets as one split, in which no two share an identity or a camera.
+
+    The first keeps its numbers; those of each further one begin after the last so far. Distractors and junk stay
+    what they are.
+    """
+    parts: list[Split] = []
+    people = cameras = 0
+    for split in splits:
+        nobody = np.isin(split.identities, (DISTRACTOR, JUNK))
+        identities = np.where(nobody, split.identities, split.identities + people)
+        parts.append(Split(split.name, split.paths, identities, split.cameras + cameras))
+        people = max(people, int(identities.max(initial=0)))
+        cameras = int(parts[-1].cameras.max(initial=cameras - 1)) + 1
+    return join(parts, " + ".join(dict.fromkeys(split.name for split in splits)))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from autoreid.data.market1501 import FOLDERS
+from autoreid.data.datasets.market1501 import FOLDERS
 from autoreid.data.people_cameras import BACKGROUNDS, Camera, draw_obstacle, pick_camera
 from autoreid.data.people_drawing import Person, draw_person, pick_colours, pick_person, pick_pose
 from autoreid.data.records import DISTRACTOR, JUNK

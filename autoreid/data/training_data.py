@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from autoreid.config import Config, Data
+from autoreid.data.datasets import read_dataset
 from autoreid.data.loaders import BatchStream
-from autoreid.data.market1501 import read_market1501
-from autoreid.data.records import ReidDataset, Split
+from autoreid.data.records import ReidDataset, Split, combine
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.splits import bilevel, hold_out
+from autoreid.data.synthetic_people import write_synthetic_people
 from autoreid.data.transforms import training_transform
 from autoreid.distributed import World
+from autoreid.errors import DataError
 from autoreid.seeding import derive_seed
 
 
@@ -25,13 +28,13 @@ class TrainingData:
 
     Attributes:
         stream: batches that train the weights.
+        targets: whose queries and galleries are measured, each by itself.
         num_identities: classes of the classifier.
         summary: how the images were divided, in a line.
     """
 
     stream: BatchStream
-    query: Split
-    gallery: Split
+    targets: tuple[ReidDataset, ...]
     num_identities: int
     summary: str
 
@@ -48,52 +51,75 @@ class SearchData(TrainingData):
 
 
 def build_training_data(config: Config, world: World) -> TrainingData:
-    """Reads the data set for a training.
+    """Reads the data sets for a training.
 
     Raises:
-        DataError: a folder is missing or empty.
+        DataError: a folder is missing or empty, or a target has no queries.
         ConfigError: batches as asked for cannot be made of these identities on this many ranks.
     """
-    name, train, query, gallery = _read(config)
+    train, targets = _read(config)
     identities = np.unique(train.identities)
-    summary = f"{name}: {len(identities)} identities, {len(train)} images; {_measured_on(query, gallery)}"
-    return TrainingData(_stream(config, identities, world, train), query, gallery, len(identities), summary)
+    summary = f"{_summary(config, train)}, {len(train)} images; {_measured_on(targets)}"
+    return TrainingData(_stream(config, identities, world, train), targets, len(identities), summary)
 
 
 def build_search_data(config: Config, world: World) -> SearchData:
-    """Reads the data set for a search, and divides its images between weights and alphas.
+    """Reads the data sets for a search, and divides their images between weights and alphas.
 
     Raises:
-        DataError: a folder is missing or empty, or holds too little to divide.
+        DataError: a folder is missing or empty, holds too little to divide, or a target has no queries.
         ConfigError: batches as asked for cannot be made of these identities on this many ranks.
     """
-    name, train, query, gallery = _read(config)
+    train, targets = _read(config)
     data = config.data
     halves = bilevel(
         train, data.alpha_fraction, data.images_per_identity, derive_seed(config.seed, "bilevel")
     )
     identities = np.unique(train.identities)
     summary = (
-        f"{name}: {len(identities)} identities; {len(halves.weights)} images for the weights, "
+        f"{_summary(config, train)}; {len(halves.weights)} images for the weights, "
         f"{len(halves.alphas)} for the alphas ({halves.identities_without_alphas} identities have too few for "
-        f"both); {_measured_on(query, gallery)}"
+        f"both); {_measured_on(targets)}"
     )
     stream = partial(_stream, config, identities, world)
-    return SearchData(stream(halves.weights), query, gallery, len(identities), summary, stream(halves.alphas))
+    return SearchData(stream(halves.weights), targets, len(identities), summary, stream(halves.alphas))
 
 
-def _read(config: Config) -> tuple[str, Split, Split, Split]:
-    """The data set's name, training images, and the query and gallery that the config measures on."""
-    dataset: ReidDataset = read_market1501(config.data.root)
+def draw_people(data: Data) -> None:
+    """Draws those sources and targets that are synthetic people and not there yet."""
+    for name in dict.fromkeys(data.sources + data.targets):
+        if name in data.synthetic:
+            write_synthetic_people(data.root / name, data.synthetic[name])
+
+
+def _read(config: Config) -> tuple[Split, tuple[ReidDataset, ...]]:
+    """The sources' training images as one split, and what the config measures on."""
+    data = config.data
+    wanted = data.sources if config.evaluation.split == "held_out" else data.sources + data.targets
+    datasets = {name: read_dataset(data.root, name) for name in dict.fromkeys(wanted)}
+    sources = [datasets[name] for name in data.sources]
+    train = combine([source.all_people() if data.combine_all else source.train for source in sources])
     seed = derive_seed(config.seed, "held out")
-    train, query, gallery = hold_out(dataset.train, config.data.held_out_fraction, seed)
-    if config.evaluation.split == "test":
-        query, gallery = dataset.query, dataset.gallery
-    return dataset.name, train, query, gallery
+    train, query, gallery = hold_out(train, data.held_out_fraction, seed)
+    if config.evaluation.split == "held_out":
+        return train, (ReidDataset("held-out", train, query, gallery),)
+    targets = tuple(datasets[name] for name in data.targets or data.sources)
+    for target in targets:
+        if not len(target.query):
+            raise DataError(f"{target.name}: has no queries to measure with; name others in data.targets")
+    return train, targets
 
 
-def _measured_on(query: Split, gallery: Split) -> str:
-    return f"retrieval measured on {len(query)} {query.name} and {len(gallery)} {gallery.name} images"
+def _summary(config: Config, train: Split) -> str:
+    return f"{' + '.join(config.data.sources)}: {train.num_identities} identities"
+
+
+def _measured_on(targets: Sequence[ReidDataset]) -> str:
+    each = [
+        f"{len(target.query)} queries and {len(target.gallery)} gallery images of {target.name}"
+        for target in targets
+    ]
+    return f"retrieval measured on {', '.join(each)}"
 
 
 def _stream(config: Config, identities: npt.NDArray[np.int64], world: World, split: Split) -> BatchStream:

@@ -2,10 +2,12 @@
 
 from autoreid.evaluation.cuhk03 import evaluate_single_shot
 from autoreid.evaluation.features import extract_features, measure_retrieval
+from autoreid.evaluation.mean import MeanRetrieval
 from autoreid.evaluation.ranking import RetrievalResult, evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.reranking import rerank
 
 __all__ = [
+    "MeanRetrieval",
     "RetrievalResult",
     "evaluate_distances",
     "evaluate_retrieval",

@@ -11,6 +11,7 @@ from torchvision.utils import make_grid
 
 from autoreid.config import Config
 from autoreid.data.transforms import denormalise
+from autoreid.evaluation import MeanRetrieval, RetrievalResult
 from autoreid.reporting.board import Board
 from autoreid.reporting.logs import PeriodicLine, progress_bar
 from autoreid.reporting.run_folder import RunFolder
@@ -111,11 +112,18 @@ class RunReport:
         """Adds the epoch to log, metrics and TensorBoard."""
         self.bar.close()
         values = result.metrics | {"images_per_second": self._speed()}
+        of_targets: dict[str, float] = {}
         if result.retrieval is not None:
-            rates = {f"rank{rank}": rate for rank, rate in result.retrieval.cmc.items()}
-            values |= {"map": result.retrieval.map, "minp": result.retrieval.minp, **rates}
-        self.board.scalars({f"epoch/{name}": value for name, value in values.items()}, self.state.step)
-        self.folder.append_metrics({"epoch": result.epoch, "step": self.state.step, **values})
+            values |= _figures(result.retrieval)
+            if len(result.retrieval.targets) > 1:
+                of_targets = {
+                    f"retrieval/{figure}/{target}": value
+                    for target, found in result.retrieval.targets.items()
+                    for figure, value in _figures(found).items()
+                }
+        curves = {f"epoch/{name}": value for name, value in values.items()} | of_targets
+        self.board.scalars(curves, self.state.step)
+        self.folder.append_metrics({"epoch": result.epoch, "step": self.state.step, **values, **of_targets})
         self.board.flush()
         _log.info("%s: %s", self.name, in_words(result))
 
@@ -131,9 +139,11 @@ class RunReport:
         """What result.json holds."""
         state = self.state
         retrieval = state.retrieval or {}
+        of_targets = {key: retrieval[key] for key in ("targets",) if key in retrieval}
         return {
             "map": retrieval.get("map"),
             "cmc": retrieval.get("cmc"),
+            **of_targets,
             "best_map": state.best_map,
             "epochs": state.epoch,
             "steps": state.step,
@@ -143,6 +153,11 @@ class RunReport:
         }
 
 
+def _figures(result: RetrievalResult | MeanRetrieval) -> dict[str, float]:
+    rates = {f"rank{rank}": rate for rank, rate in result.cmc.items()}
+    return {"map": result.map, "minp": result.minp, **rates}
+
+
 def in_words(result: EpochResult) -> str:
     """An epoch in a line."""
     metrics = result.metrics
@@ -150,6 +165,9 @@ def in_words(result: EpochResult) -> str:
     if result.retrieval is not None:
         text += f", mAP {100 * result.retrieval.map:.1f} %, rank-1 {100 * result.retrieval.cmc[1]:.1f} %"
         text += " (best)" if result.is_best else ""
+        if len(result.retrieval.targets) > 1:
+            each = [f"{name} {100 * found.map:.1f}" for name, found in result.retrieval.targets.items()]
+            text += f", mAP by target: {', '.join(each)}"
     entropy = [
         f"{name.split('/')[0]} {value:.3f}" for name, value in metrics.items() if name.endswith("/entropy")
     ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autoreid.config import Config
 from autoreid.data.loaders import BatchStream
 from autoreid.distributed import StopSignal, World, check_agreement
-from autoreid.evaluation import RetrievalResult
+from autoreid.evaluation import MeanRetrieval
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.collapse import collapse_signs, count_skips
@@ -57,7 +57,7 @@ class SearchTask:
 
     Attributes:
         network: the supernet as the weights train it, under DDP where there are ranks.
-        measure: embeds held-out images with given mixing weights and ranks them.
+        measure: embeds the targets with given mixing weights and ranks them.
     """
 
     config: Config
@@ -68,7 +68,7 @@ class SearchTask:
     architect: Architect
     objective: Objective
     network: nn.Module
-    measure: Callable[[Mapping[str, Tensor]], RetrievalResult]
+    measure: Callable[[Mapping[str, Tensor]], MeanRetrieval]
 
     def learning_rate(self) -> float:
         """The weights', at the state's step."""

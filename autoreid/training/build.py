@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from autoreid import distributed
 from autoreid.config import Config, Training
 from autoreid.data.loaders import embedding_batches
-from autoreid.data.records import Split
+from autoreid.data.records import ReidDataset
 from autoreid.data.transforms import evaluation_transform
 from autoreid.distributed import World
-from autoreid.evaluation import RetrievalResult, measure_retrieval
+from autoreid.evaluation import MeanRetrieval, measure_retrieval
 from autoreid.losses import RetrievalLoss
 from autoreid.training.objective import Objective
 
@@ -69,11 +69,10 @@ def measure_network(
     config: Config,
     network: nn.Module,
     embed: Callable[[Tensor], Tensor],
-    query: Split,
-    gallery: Split,
+    targets: Sequence[ReidDataset],
     world: World,
-) -> RetrievalResult:
-    """Ranks the gallery by an embedding of the network, in evaluation mode with rank 0's statistics."""
+) -> MeanRetrieval:
+    """Ranks each target's gallery by an embedding of the network, in evaluation mode with rank 0's statistics."""
     distributed.broadcast_buffers(network)
     shape = (config.data.height, config.data.width)
     load = partial(
@@ -85,6 +84,13 @@ def measure_network(
     )
     network.eval()
     try:
-        return measure_retrieval(embed, query, gallery, load, world, config.evaluation.metric)
+        return MeanRetrieval(
+            {
+                target.name: measure_retrieval(
+                    embed, target.query, target.gallery, load, world, config.evaluation.metric
+                )
+                for target in targets
+            }
+        )
     finally:
         network.train()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoreid.config import Config
 from autoreid.distributed import StopSignal, average_and_agree
-from autoreid.evaluation import RetrievalResult
+from autoreid.evaluation import MeanRetrieval
 from autoreid.training.state import METRICS, RunState
 
 
@@ -22,13 +22,13 @@ class EpochResult:
     Attributes:
         epoch: counted from 1.
         metrics: means over the epoch's steps and ranks, and what the task adds.
-        retrieval: on query and gallery; None if this epoch was not measured.
+        retrieval: on the targets; None if this epoch was not measured.
         is_best: whether the retrieval was the best so far.
     """
 
     epoch: int
     metrics: dict[str, float]
-    retrieval: RetrievalResult | None
+    retrieval: MeanRetrieval | None
     is_best: bool
 
 
@@ -112,8 +112,8 @@ def close_epoch(state: RunState, epochs: int) -> dict[str, float]:
 
 
 def measure_epoch(
-    state: RunState, every_epochs: int, measure: Callable[[], RetrievalResult]
-) -> tuple[RetrievalResult | None, bool]:
+    state: RunState, every_epochs: int, measure: Callable[[], MeanRetrieval]
+) -> tuple[MeanRetrieval | None, bool]:
     """Measures retrieval after every so many epochs and after the last.
 
     Returns:
@@ -122,8 +122,7 @@ def measure_epoch(
     if not state.finished and state.epoch % every_epochs:
         return None, False
     retrieval = measure()
-    cmc = {str(rank): rate for rank, rate in retrieval.cmc.items()}
-    state.retrieval = {"map": retrieval.map, "minp": retrieval.minp, "cmc": cmc}
+    state.retrieval = retrieval.as_plain()
     is_best = retrieval.map > state.best_map
     state.best_map = max(state.best_map, retrieval.map)
     return retrieval, is_best

@@ -28,7 +28,7 @@ class RunState:
         epoch: epochs done.
         finished: whether the last epoch is over, or the run ended itself.
         best_map: the best mAP measured so far.
-        retrieval: the last measured `map`, `minp` and `cmc`.
+        retrieval: the last measured, as MeanRetrieval.as_plain gives it.
         seconds: spent on steps, over all restarts.
         restarts: how often the run was resumed.
         totals: sums of METRICS over the current epoch's steps.

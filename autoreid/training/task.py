@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from autoreid.config import Config
 from autoreid.data.training_data import TrainingData
 from autoreid.distributed import StopSignal, World
-from autoreid.evaluation import RetrievalResult
+from autoreid.evaluation import MeanRetrieval
 from autoreid.models import build_model, check_input_size, load_weights
 from autoreid.seeding import derive_seed
 from autoreid.training.build import (
@@ -50,7 +50,7 @@ class TrainTask:
 
     Attributes:
         network: the state's as it is trained, under DDP where there are ranks.
-        measure: embeds query and gallery and ranks them.
+        measure: embeds and ranks the targets.
     """
 
     config: Config
@@ -58,7 +58,7 @@ class TrainTask:
     state: TrainState
     objective: Objective
     network: nn.Module
-    measure: Callable[[], RetrievalResult]
+    measure: Callable[[], MeanRetrieval]
 
     def learning_rate(self) -> float:
         """The head's, at the state's step."""
@@ -127,5 +127,5 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         state,
         build_objective(config, world),
         network,
-        lambda: measure_network(config, measured, measured, data.query, data.gallery, world),
+        lambda: measure_network(config, measured, measured, data.targets, world),
     )
