@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from autoreid import distributed
@@ -13,9 +14,11 @@ from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.data.training_data import TrainingData, build_search_data, build_training_data, draw_people
-from autoreid.distributed import StopSignal, World, on_main
+from autoreid.distributed import StopSignal, World, gather_objects, on_main
+from autoreid.errors import AutoreidError, RunError
 from autoreid.models.derived import with_genotype_text
 from autoreid.recipes import describe_options, load_config
+from autoreid.reporting.history import Kind, record
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.run_report import RunReport, Silence
@@ -87,26 +90,52 @@ def with_genotype(config: Config) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def run(config: Config, world: World) -> None:
+def build_task(config: Config, world: World) -> tuple[TrainingData, SearchTask | TrainTask]:
+    """Data, network and everything else that the config's task is made of; raises whatever is wrong with them."""
+    if config.task == "search":
+        search_data = build_search_data(config, world)
+        return search_data, build_search(config, search_data, world)
+    data = build_training_data(config, world)
+    return data, build_training(config, data, world)
+
+
+def run(config: Config, world: World, stop: StopSignal) -> None:
     """Does the config's task, from its last checkpoint if there is one, and writes the run folder."""
     on_main(lambda: draw_people(config.data))
-    data: TrainingData
-    task: SearchTask | TrainTask
-    if config.task == "search":
-        data = build_search_data(config, world)
-        task = build_search(config, data, world)
-    else:
-        data = build_training_data(config, world)
-        task = build_training(config, data, world)
+    data, task = build_task(config, world)
     folder = RunFolder(config.output_dir / config.task_name)
-    on_main(lambda: folder.claim(config.to_yaml(), MAY_DIFFER))
-    start_logging(folder.logs, world.rank)
+    with ExitStack() as stack:
+
+        def claim() -> None:
+            folder.create()
+            stack.enter_context(folder.lock())
+            folder.claim(config.to_yaml(), MAY_DIFFER)
+
+        on_main(claim)
+        start_logging(folder.logs, world.rank)
+        try:
+            _go_on(config, world, data, task, folder, stop)
+        except AutoreidError as error:
+            with suppress(RunError):  # the disk may be full
+                _record(folder, world, "failed", task.state, str(error))
+            raise
+
+
+def _go_on(
+    config: Config,
+    world: World,
+    data: TrainingData,
+    task: SearchTask | TrainTask,
+    folder: RunFolder,
+    stop: StopSignal,
+) -> None:
     checkpoints = CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
     state = task.state
     _resume(state, checkpoints)
     if state.finished and folder.result.exists():
         _log.info("this run is finished: %s", folder.result)
         return
+    _record(folder, world, "started", state)
     _log.info("%s", data.summary)
     share = config.data.batch_size // world.size
     _log.info("global batch of %d images: %d on each of %d ranks", config.data.batch_size, share, world.size)
@@ -119,11 +148,19 @@ def run(config: Config, world: World) -> None:
         }
         on_main(lambda: checkpoints.save(state.step, content, is_best))
 
-    with StopSignal() as stop, _open_report(config, folder, task, world) as report:
+    with _open_report(config, folder, task, world) as report:
         if run_epochs(task, config, save, report, stop):
             report.finish()
+            _record(folder, world, "finished", state)
         else:
-            _log.info("stopped at step %d by a signal; the same command goes on", state.step)
+            signals = sorted({name for name in gather_objects(stop.received) if name})
+            _record(folder, world, "stopped", state, signals[-1])
+            _log.info("stopped at step %d by %s; the same command goes on", state.step, " and ".join(signals))
+
+
+def _record(folder: RunFolder, world: World, kind: Kind, state: RunState, reason: str = "") -> None:
+    if world.is_main:
+        record(folder.root, kind, state.step, reason)
 
 
 def _resume(state: RunState, checkpoints: CheckpointFolder) -> None:
@@ -154,8 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(config.to_yaml(), end="")
             return 0
-        with distributed.setup(config.distributed.device, config.distributed.timeout_seconds) as world:
-            run(config, world)
+        settings = config.distributed
+        # From here on: a job may be told to stop while it is still getting ready.
+        with StopSignal() as stop, distributed.setup(settings.device, settings.timeout_seconds) as world:
+            run(config, world, stop)
         return 0
 
     return run_command(command)

@@ -73,7 +73,11 @@ def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous | None:
     if "SLURM_STEP_ID" in environment:
         _require(environment, _SLURM, "srun")
         job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID")
-        port = environment.get("MASTER_PORT") or str(20_000 + (job * 31 + step) % 40_000)
+        restart = _number(
+            {"SLURM_RESTART_COUNT": environment.get("SLURM_RESTART_COUNT") or "0"}, "SLURM_RESTART_COUNT"
+        )
+        # A requeued job meets elsewhere: processes of its last life may linger on a node that was cut off.
+        port = environment.get("MASTER_PORT") or str(20_000 + (job * 31 + step + restart * 17) % 40_000)
         return Rendezvous(
             rank=_number(environment, "SLURM_PROCID"),
             size=_number(environment, "SLURM_STEP_NUM_TASKS"),

@@ -29,7 +29,8 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.received = signal.Signals(number).name
+        # The first counts: Slurm follows USR2 with TERM when the time that it gave is over.
+        self.received = self.received or signal.Signals(number).name
 
 
 def ignore_stop_signals() -> None:

@@ -72,21 +72,22 @@ class PeriodicLine:
 
     def update(
         self, description: str, step: int, images: int, values: Callable[[], Mapping[str, float]]
-    ) -> None:
-        """Counts the images of one step and, when it is time, logs a line.
+    ) -> bool:
+        """Counts the images of one step and, when it is time, logs a line; says whether it did.
 
         `step` is the number of steps done; `values` is called for a line alone, so that it may wait for a GPU.
         """
         self._images += images
         seconds = self._clock() - self._since
         if seconds < self._every_seconds or step <= self._step:
-            return
+            return False
         eta = datetime.timedelta(seconds=round((self.total - step) * seconds / (step - self._step)))
         shown = "".join(f" {name} {value:.4g}" for name, value in values().items())
         speed = self._images / seconds
         line = f"{description} step {step}/{self.total}{shown} {speed:.1f} images/s eta {eta}"
         _log.info("%s", line, extra={"instead_of_bar": True})
         self._restart(step)
+        return True
 
     def _restart(self, step: int) -> None:
         self._since, self._step, self._images = self._clock(), step, 0

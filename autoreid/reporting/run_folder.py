@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from autoreid.files import make_folder, write_atomically
 
 _log = logging.getLogger(__name__)
 _REMEDY = "set output_dir to a folder that can be written"
+#: A requeued job may start before the last of its old processes has left.
+LOCK_WAIT_SECONDS = 60.0
 
 
 class RunFolder:
@@ -35,6 +40,7 @@ class RunFolder:
         self.metrics = root / "metrics.jsonl"
         self.result = root / "result.json"
         self.environment = root / "environment.json"
+        self.progress = root / "progress.json"
 
     def create(self) -> None:
         """Makes the folders; raises ConfigError naming the folder and `output_dir` when it cannot."""
@@ -52,6 +58,11 @@ class RunFolder:
             ConfigError: the folder holds checkpoints of another config; names the first keys that differ.
         """
         self.create()
+        self.check_claim(config_text, may_differ)
+        write_atomically(self.config, config_text.encode())
+
+    def check_claim(self, config_text: str, may_differ: Collection[str] = ()) -> None:
+        """Raises what `claim` would, and writes nothing."""
         # A run that died before its first checkpoint left nothing to lose: the mended config takes its place.
         if self.config.exists() and any(self.checkpoints.glob("*.pt")):
             old, new = _flat_yaml(_read_text(self.config), self.config), _flat_yaml(config_text, self.config)
@@ -66,7 +77,35 @@ class RunFolder:
                     f"{self.root} belongs to a run of another config: {'; '.join(differing[:3])}{more}; "
                     f"give another task_name, or delete the folder to start anew"
                 )
-        write_atomically(self.config, config_text.encode())
+
+    @contextmanager
+    def lock(self, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
+        """Keeps every other process from running this run for the length of a `with` block.
+
+        The lock is the operating system's, so it ends with the process that holds it, however that ends.
+
+        Args:
+            wait_seconds: how long to wait for a process that is about to leave.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        with (self.root / "lock").open("a") as file:
+            deadline = time.monotonic() + wait_seconds
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
+                        raise ConfigError(
+                            f"{self.root}: another process is running this run; give another task_name"
+                        ) from error
+                    time.sleep(0.2)
+                except OSError as error:  # a file system without locks
+                    _log.warning("%s: cannot be locked: %s", self.root, error.strerror)
+                    break
+            yield
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Adds one line of JSON to metrics.jsonl; raises RunError when it cannot."""
@@ -98,6 +137,13 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json in one step."""
         write_atomically(self.result, _json(result))
+
+    def write_progress(self, progress: Mapping[str, Any]) -> None:
+        """Writes progress.json, for those who watch; a failure is logged, and costs nothing else."""
+        try:
+            write_atomically(self.progress, _json(progress))
+        except RunError as error:
+            _log.warning("%s", error)
 
     def write_environment(self, extra: Mapping[str, Any]) -> None:
         """Writes environment.json: what the run runs on, and `extra`."""

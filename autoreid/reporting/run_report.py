@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from types import TracebackType
 from typing import Any
 
@@ -83,6 +84,7 @@ class RunReport:
         self.bar = progress_bar(steps, done, self.name, enabled=True)
         self.line = PeriodicLine(steps, done, self.config.reporting.every_seconds)
         self.started = (self.state.step, self.state.seconds)
+        self._show_progress()
 
     def step(self, metrics: Tensor, learning_rate: float) -> None:
         """Moves the bar; now and then a plain line and a point on each curve, of rank 0's share of the batch."""
@@ -90,7 +92,8 @@ class RunReport:
         def values() -> dict[str, float]:
             return dict(zip(METRICS, metrics.tolist(), strict=True))
 
-        self.line.update(self.name, self.state.step_in_epoch, self.images_per_step, values)
+        if self.line.update(self.name, self.state.step_in_epoch, self.images_per_step, values):
+            self._show_progress()
         if self.state.step % self.config.reporting.every_steps == 0:
             self.bar.set_postfix_str(f"loss {values()['loss']:.3f}", refresh=False)
             curves = {f"step/{name}": value for name, value in values().items()}
@@ -107,6 +110,24 @@ class RunReport:
         """Training images a second since the epoch began here."""
         step, seconds = self.started
         return (self.state.step - step) * self.images_per_step / max(self.state.seconds - seconds, 1e-9)
+
+    def _show_progress(self) -> None:
+        state, epochs = self.state, self.config.training.epochs
+        steps = epochs * state.steps_per_epoch
+        speed = self._speed()
+        self.folder.write_progress(
+            {
+                "updated": time.time(),
+                "task": self.config.task,
+                "epoch": state.epoch,
+                "epochs": epochs,
+                "step": state.step,
+                "steps": steps,
+                "map": (state.retrieval or {}).get("map"),
+                "images_per_second": speed,
+                "seconds_left": (steps - state.step) * self.images_per_step / speed if speed else None,
+            }
+        )
 
     def end_epoch(self, result: EpochResult) -> None:
         """Adds the epoch to log, metrics and TensorBoard."""
@@ -125,6 +146,7 @@ class RunReport:
         self.board.scalars(curves, self.state.step)
         self.folder.append_metrics({"epoch": result.epoch, "step": self.state.step, **values, **of_targets})
         self.board.flush()
+        self._show_progress()
         _log.info("%s: %s", self.name, in_words(result))
 
     def finish(self) -> None:

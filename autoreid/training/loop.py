@@ -87,8 +87,9 @@ def run_epochs(
             stopping, metrics = task.step(stop)
             state.seconds += time.monotonic() - started
             report.step(metrics, learning_rate)
+            # Also before an epoch is measured, which may take longer than a job is given to stop.
             epoch_ends = state.step_in_epoch == state.steps_per_epoch
-            if stopping or (state.step % config.checkpoint.every_steps == 0 and not epoch_ends):
+            if stopping or epoch_ends or state.step % config.checkpoint.every_steps == 0:
                 # Rank 0's file speaks for all: from here on every rank counts from their mean.
                 (state.totals,), _ = average_and_agree([state.totals])
                 save(False)

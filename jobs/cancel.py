@@ -1,0 +1,9 @@
+"""Cancels the jobs of runs: python jobs/cancel.py --help says more."""
+
+import sys
+
+from autoreid.cli import run_command
+from autoreid.slurm.cancel import main
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,9 @@
+"""Shows a rank's log: python jobs/logs.py --help says more."""
+
+import sys
+
+from autoreid.cli import run_command
+from autoreid.slurm.logs import main
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,9 @@
+"""Shows what runs do: python jobs/status.py --help says more."""
+
+import sys
+
+from autoreid.cli import run_command
+from autoreid.slurm.status import main
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
