@@ -40,6 +40,7 @@ install_slurm() {
         fail 3 "no ${missing% }: install slurm-wlm, munge and iproute2, or run this as root where apt-get is"
     fi
     output=$(export DEBIAN_FRONTEND=noninteractive
+        exec 9< "$script" && flock 9 # apt-get does not wait for another one
         apt-get update -qq 2>&1 &&
             apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 2>&1) ||
         fail 3 "apt-get could not install slurm-wlm, munge and iproute2: ${output##*$'\n'}"
@@ -84,7 +85,9 @@ make_folder() {
     touch "$lab/.autoreid-slurm"
     mkdir -p "$lab"/{etc,run,log,state,spool/n1,spool/n2,dev}
     chmod 755 "$lab" "$lab"/{etc,run}
-    for number in {0..7}; do mknod "$lab/dev/nvidia$number" c 1 3; done # each one's null device
+    for number in {0..7}; do # Slurm wants a device for each GPU; these are null devices
+        mknod "$lab/dev/nvidia$number" c 1 3 2> /dev/null || fail 3 "this machine does not let us make devices"
+    done
     (umask 077 && head -c 128 /dev/urandom > "$lab/etc/munge.key")
 }
 
@@ -153,9 +156,9 @@ on_node() { # NODE COMMAND...
 kill_node() { # NODE
     local pid
     pid=$(first_process "$1")
+    ip link delete "$(bridge)-$1" # first: a node without power does not even say that its connections end
     kill -KILL "$pid"
     soon gone "$1"
-    ip link delete "$(bridge)-$1" 2> /dev/null || true # it may have died with the node
 }
 
 all_idle() { [ "$(sinfo --noheader --Node --partition main --format %T 2> /dev/null)" = $'idle\nidle' ]; }
