@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autoreid.checkpoint import BEST, load_checkpoint
 from autoreid.config import Config
+from autoreid.data.decoding import decode
 from autoreid.data.transforms import evaluation_transform
 from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.models import build_model
@@ -146,12 +147,7 @@ def _without_prefix(averaged: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _decode(image: object, index: int) -> Image.Image:
     if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as file:
-                return file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{image}: cannot read this image: {reason}") from error
+        return decode(image)
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, np.ndarray):

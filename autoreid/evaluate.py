@@ -253,6 +253,8 @@ def evaluate(options: argparse.Namespace, world: World) -> list[Cell]:
         else:
             sources = named_paths("--checkpoint", options.checkpoint)
             targets = {n: read_folder(path, n) for n, path in named_paths("--data", options.data).items()}
+            for note in [note for data in targets.values() for note in data.notes if world.is_main]:
+                _log.warning("%s", note)
             cells = []
             for name, path in sources.items():
                 source = Source.load(job, name, path)

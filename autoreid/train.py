@@ -137,6 +137,8 @@ def _go_on(
         return
     _record(folder, world, "started", state)
     _log.info("%s", data.summary)
+    for note in data.notes:
+        _log.warning("%s", note)
     share = config.data.batch_size // world.size
     _log.info("global batch of %d images: %d on each of %d ranks", config.data.batch_size, share, world.size)
 

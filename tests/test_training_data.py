@@ -18,6 +18,7 @@ from autoreid.data.synthetic_people import SyntheticPeople
 from autoreid.data.training_data import build_search_data, build_training_data, draw_people
 from autoreid.distributed import World
 from autoreid.errors import DataError
+from tests import miniatures
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +231,7 @@ def test_a_target_without_queries_is_refused(seasons, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("sumer", "did you mean summer?"), ("market151", "did you mean market1501?")]
+    ("name", "expected"), [("sumer", "did you mean summer?"), ("market151", "did you mean market1501 or ")]
 )
 def test_a_missing_data_set_is_answered_with_the_nearest(seasons, name, expected):
     with pytest.raises(DataError) as error:
@@ -238,4 +239,22 @@ def test_a_missing_data_set_is_answered_with_the_nearest(seasons, name, expected
     assert str(error.value).startswith(
         f"{seasons / name}: no such folder; expected the data set {name} there"
     )
-    assert str(error.value).endswith(expected)
+    assert expected in str(error.value)
+
+
+def test_images_that_two_sources_share_are_refused(tmp_path):
+    miniatures.market1501_500k(tmp_path / "market1501")
+    with pytest.raises(DataError, match="market1501 and market1501_500k share images"):
+        of_seasons(tmp_path, sources=("market1501", "market1501_500k"))
+
+
+def test_images_that_are_trained_on_are_not_measured(tmp_path):
+    miniatures.grid(tmp_path / "grid")
+    with pytest.raises(DataError, match=r"jpeg: is trained on, and measured as grid_1's"):
+        of_seasons(tmp_path, sources=("grid",), targets=("grid", "grid_1"), batch_size=2)
+
+
+def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
+    miniatures.dukemtmc(tmp_path / "dukemtmc")
+    (note,) = of_seasons(tmp_path, sources=("dukemtmc",), batch_size=2).notes
+    assert "4 train images, not 16,522" in note

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from autoreid.data.decoding import decode
 from autoreid.data.records import Split
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.distributed import ignore_stop_signals
+from autoreid.errors import DataError
 from autoreid.seeding import derive_seed
 
 
@@ -65,10 +66,9 @@ class _Images(Dataset[tuple[Tensor, int, str | None]]):
         path = self.split.paths[key.image]
         label = int(self.labels[key.image])
         try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return torch.zeros(3, *self.shape), label, f"{path}: cannot read this image: {error}"
+            picture = decode(path)
+        except DataError as error:
+            return torch.zeros(3, *self.shape), label, str(error)
         # A sample's augmentation is its own, whichever worker or rank makes it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key.seed)

@@ -48,12 +48,16 @@ class ReidDataset:
     """A benchmark: images to train on, queries, and the gallery they are ranked against.
 
     A number stands for the same person in all three. A data set may have nothing to train on, or no queries.
+
+    Attributes:
+        notes: what its user should hear of, a line each.
     """
 
     name: str
     train: Split
     query: Split
     gallery: Split
+    notes: tuple[str, ...] = ()
 
     def all_people(self) -> Split:
         """All images that show one of the data set's people, as images to train on."""

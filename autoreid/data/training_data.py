@@ -31,12 +31,14 @@ class TrainingData:
         targets: whose queries and galleries are measured, each by itself.
         num_identities: classes of the classifier.
         summary: how the images were divided, in a line.
+        notes: what the user should hear of the data sets, a line each.
     """
 
     stream: BatchStream
     targets: tuple[ReidDataset, ...]
     num_identities: int
     summary: str
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,11 @@ def build_training_data(config: Config, world: World) -> TrainingData:
         DataError: a folder is missing or empty, or a target has no queries.
         ConfigError: batches as asked for cannot be made of these identities on this many ranks.
     """
-    train, targets = _read(config)
+    train, targets, notes = _read(config)
     identities = np.unique(train.identities)
     summary = f"{_summary(config, train)}, {len(train)} images; {_measured_on(targets)}"
-    return TrainingData(_stream(config, identities, world, train), targets, len(identities), summary)
+    stream = _stream(config, identities, world, train)
+    return TrainingData(stream, targets, len(identities), summary, notes)
 
 
 def build_search_data(config: Config, world: World) -> SearchData:
@@ -70,7 +73,7 @@ def build_search_data(config: Config, world: World) -> SearchData:
         DataError: a folder is missing or empty, holds too little to divide, or a target has no queries.
         ConfigError: batches as asked for cannot be made of these identities on this many ranks.
     """
-    train, targets = _read(config)
+    train, targets, notes = _read(config)
     data = config.data
     halves = bilevel(
         train, data.alpha_fraction, data.images_per_identity, derive_seed(config.seed, "bilevel")
@@ -82,7 +85,7 @@ def build_search_data(config: Config, world: World) -> SearchData:
         f"both); {_measured_on(targets)}"
     )
     stream = partial(_stream, config, identities, world)
-    return SearchData(stream(halves.weights), targets, len(identities), summary, stream(halves.alphas))
+    return SearchData(stream(halves.weights), targets, len(identities), summary, notes, stream(halves.alphas))
 
 
 def draw_people(data: Data) -> None:
@@ -92,22 +95,28 @@ def draw_people(data: Data) -> None:
             write_synthetic_people(data.root / name, data.synthetic[name])
 
 
-def _read(config: Config) -> tuple[Split, tuple[ReidDataset, ...]]:
-    """The sources' training images as one split, and what the config measures on."""
+def _read(config: Config) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ...]]:
+    """The sources' training images as one split, what the config measures on, and the data sets' notes."""
     data = config.data
     wanted = data.sources if config.evaluation.split == "held_out" else data.sources + data.targets
     datasets = {name: read_dataset(data.root, name) for name in dict.fromkeys(wanted)}
     sources = [datasets[name] for name in data.sources]
+    notes = tuple(note for dataset in datasets.values() for note in dataset.notes)
     train = combine([source.all_people() if data.combine_all else source.train for source in sources])
+    if len(set(train.paths)) < len(train):
+        raise DataError(f"data.sources: {' and '.join(data.sources)} share images, as different people")
     seed = derive_seed(config.seed, "held out")
     train, query, gallery = hold_out(train, data.held_out_fraction, seed)
     if config.evaluation.split == "held_out":
-        return train, (ReidDataset("held-out", train, query, gallery),)
+        return train, (ReidDataset("held-out", train, query, gallery),), notes
     targets = tuple(datasets[name] for name in data.targets or data.sources)
     for target in targets:
         if not len(target.query):
             raise DataError(f"{target.name}: has no queries to measure with; name others in data.targets")
-    return train, targets
+        seen = {*target.query.paths, *target.gallery.paths}.intersection(train.paths)
+        if seen:
+            raise DataError(f"{min(seen)}: is trained on, and measured as {target.name}'s")
+    return train, targets, notes
 
 
 def _summary(config: Config, train: Split) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from autoreid.data.decoding import decode
 from autoreid.data.records import JUNK
 from autoreid.errors import DataError
 from autoreid.evaluation.features import FeatureSet
@@ -125,8 +126,4 @@ def _draw_cell(
 def _read_image(path: str) -> Image.Image:
     if not path:
         raise DataError("the features come without the paths of their images, which cannot be shown")
-    try:
-        with Image.open(path) as file:
-            return file.convert("RGB").resize(IMAGE, Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot read this image: {error}") from error
+    return decode(path).resize(IMAGE, Image.Resampling.BICUBIC)

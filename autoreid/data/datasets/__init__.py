@@ -1,4 +1,4 @@
-"""Data sets: the published ones by name, and folders in their layouts.
+"""Data sets: the published ones by name, and folders of one's own.
 
 A data set `name` lies in a folder below `data.root`. Each published one has a reader of its own, which knows that
 folder, its layout and its published size.
@@ -7,60 +7,80 @@ folder, its layout and its published size.
 from __future__ import annotations
 
 import difflib
-import logging
 from dataclasses import replace
 from pathlib import Path
 
+from autoreid.data.datasets import grid, viper
 from autoreid.data.datasets.benchmark import Benchmark, Counts
-from autoreid.data.datasets.market1501 import FOLDERS, MARKET1501, read_market1501
+from autoreid.data.datasets.cuhk03 import CUHK03_DETECTED, CUHK03_LABELED
+from autoreid.data.datasets.cuhk_sysu import CUHK_SYSU
+from autoreid.data.datasets.dukemtmc import DUKEMTMC
+from autoreid.data.datasets.listing import locate
+from autoreid.data.datasets.market1501 import FOLDERS, MARKET1501, MARKET1501_500K, read_market1501
+from autoreid.data.datasets.msmt17 import MSMT17, MSMT17_V2
+from autoreid.data.datasets.occluded_duke import OCCLUDED_DUKE
+from autoreid.data.datasets.own_folder import read_own_folder
 from autoreid.data.records import ReidDataset
 from autoreid.errors import DataError
 
 __all__ = ["BENCHMARKS", "Benchmark", "Counts", "read_dataset", "read_folder"]
 
-_log = logging.getLogger(__name__)
-
 BENCHMARKS: dict[str, Benchmark] = {
     "market1501": MARKET1501,
+    "market1501_500k": MARKET1501_500K,
+    "dukemtmc": DUKEMTMC,
+    "occluded_duke": OCCLUDED_DUKE,
+    "cuhk03_labeled": CUHK03_LABELED,
+    "cuhk03_detected": CUHK03_DETECTED,
+    "msmt17": MSMT17,
+    "msmt17_v2": MSMT17_V2,
+    "cuhk_sysu": CUHK_SYSU,
+    **viper.SPLITS,
+    **grid.SPLITS,
 }
 
 
 def read_dataset(root: Path, name: str) -> ReidDataset:
     """Reads a data set below a folder: a published one by its name, or any other in a known layout; opens no image.
 
-    A published one whose size is not as published is warned about.
-
     Raises:
         DataError: there is no such folder, or it does not follow the layout; one line that says what was expected
             where, and the nearest names.
     """
-    benchmark = BENCHMARKS.get(name)
-    folder = root / (benchmark.folder if benchmark else name)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected the data set {name} there{_nearest(root, name)}")
+    names = BENCHMARKS[name].folders if name in BENCHMARKS else (name,)
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
+        missing = root / names[0]
+        raise DataError(
+            f"{missing}: no such folder; expected the data set {name} there{_nearest(root, name)}"
+        )
     return read_folder(folder, name)
 
 
 def read_folder(folder: Path, name: str) -> ReidDataset:
-    """Reads a data set's own folder, by its name, that of the folder, or the layout that it is in.
+    """Reads a data set's own folder: as the published one of that name, or of the folder's, or by its layout.
 
     Raises:
-        DataError: as `read_dataset`.
+        DataError: as `read_dataset`, or the folder holds several published data sets, and the name is none of them.
     """
-    benchmark = BENCHMARKS.get(name) or BENCHMARKS.get(folder.resolve().name)
+    benchmark = _benchmark_of(folder, name)
     if benchmark is None:
-        return replace(_read_unknown(folder), name=name)
-    dataset = replace(benchmark.read(folder), name=name)
+        in_market1501s = (locate(folder, FOLDERS["train"]) / FOLDERS["train"]).is_dir()
+        return replace((read_market1501 if in_market1501s else read_own_folder)(folder), name=name)
+    dataset = benchmark.read(folder)
     differences = benchmark.differences(dataset)
-    if differences:
-        _log.warning("%s: not the size that is published: %s", folder, "; ".join(differences))
-    return dataset
+    notes = (f"{folder}: not the size that is published: {'; '.join(differences)}",) if differences else ()
+    return replace(dataset, name=name, notes=notes)
 
 
-def _read_unknown(folder: Path) -> ReidDataset:
-    if (folder / FOLDERS["train"]).is_dir():
-        return read_market1501(folder)
-    raise DataError(f"{folder}: not a data set; expected {', '.join(FOLDERS.values())} in it")
+def _benchmark_of(folder: Path, name: str) -> Benchmark | None:
+    own = folder.resolve().name
+    if name in BENCHMARKS or own in BENCHMARKS:
+        return BENCHMARKS.get(name) or BENCHMARKS[own]
+    here = [known for known, benchmark in BENCHMARKS.items() if own in benchmark.folders]
+    if len(here) > 1:
+        raise DataError(f"{folder}: holds {' and '.join(here[:2])}; say which, as in {here[0]}={folder}")
+    return BENCHMARKS[here[0]] if here else None
 
 
 def _nearest(root: Path, name: str) -> str:

@@ -1,0 +1,114 @@
+"""CUHK03 (Li et al., "DeepReID", CVPR 2014) by its new protocol (Zhong et al., CVPR 2017): 767 and 700 people.
+
+    FOLDER/labeled/bounding_box_train/...     people cut out by hand, in the layout of Market-1501, as
+    FOLDER/detected/bounding_box_train/...    by a detector         CUHK03-NP is passed on
+
+The authors publish the images in cuhk-03.mat, which is HDF5 and read with h5py, and the protocol in
+cuhk03_new_protocol_config_labeled.mat and ..._detected.mat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from autoreid.data.datasets.benchmark import Benchmark, Counts
+from autoreid.data.datasets.listing import locate
+from autoreid.data.datasets.market1501 import FOLDERS, read_market1501
+from autoreid.data.datasets.mat import load_mat
+from autoreid.data.records import ReidDataset
+from autoreid.errors import ConfigError, DataError
+
+_IMAGES = "cuhk-03.mat"
+_KINDS = ("labeled", "detected")
+
+
+def _read(kind: str, folder: Path) -> ReidDataset:
+    return read_market1501(locate(folder, kind) / kind)
+
+
+def extract_images(unpacked: Path, target: Path) -> None:
+    """Writes the images of cuhk-03.mat to the target as PNG files, divided by the protocols that are there.
+
+    Images that are there already stay. Without a cuhk-03.mat, nothing is done.
+
+    Raises:
+        ConfigError: h5py or scipy is not installed.
+        DataError: no protocol is there, a file is broken, or a protocol names an image that is not there.
+    """
+    images = next(unpacked.rglob(_IMAGES), None)
+    if images is None:
+        return
+    protocols = {
+        kind: next(unpacked.rglob(f"cuhk03_new_protocol_config_{kind}.mat"), None) for kind in _KINDS
+    }
+    if not any(protocols.values()):
+        raise DataError(
+            f"{images}: without its protocol; give cuhk03_new_protocol_config_labeled.mat or"
+            " cuhk03_new_protocol_config_detected.mat as a further --archive"
+        )
+    try:
+        import h5py
+    except ImportError as error:
+        raise ConfigError(f"{images}: reading it needs h5py: pip install 'autoreid[mat]'") from error
+    try:
+        with h5py.File(images, "r") as file:
+            for kind, protocol in protocols.items():
+                if protocol is not None:
+                    _extract(partial(_picture, file, kind), protocol, target / kind)
+    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
+        raise DataError(f"{images}: not CUHK03's images, or broken: {error}") from error
+
+
+def _extract(picture: Callable[[str], npt.NDArray[np.uint8]], protocol: Path, folder: Path) -> None:
+    """Writes the images that a protocol names, by split."""
+    content = load_mat(protocol)
+    try:
+        names = [str(name) for name in np.atleast_1d(content["filelist"])]
+        people, cameras = (np.atleast_1d(content[key]).astype(int) for key in ("labels", "camId"))
+        parts = {split: np.atleast_1d(content[f"{split}_idx"]).astype(int) - 1 for split in FOLDERS}
+        rows = [
+            (FOLDERS[split], names[index], people[index], cameras[index])
+            for split, indices in parts.items()
+            for index in indices
+        ]
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise DataError(f"{protocol}: not the new protocol of CUHK03: {error!r}") from error
+    for part, name, person, camera in tqdm(rows, desc=f"writing {folder.name}", unit="image", disable=None):
+        path = folder / part / f"{person:04d}_c{camera}_{Path(name).stem}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".partial")
+            Image.fromarray(picture(name)).save(unfinished, "PNG")
+            unfinished.rename(path)
+
+
+def _picture(file: Any, kind: str, name: str) -> npt.NDArray[np.uint8]:
+    """(H, W, 3), found by its name: camera pair, person of that pair, camera, number from 1 to 10."""
+    pair, person, _, number = (int(part) for part in Path(name).stem.split("_"))
+    # MATLAB's arrays have their axes the other way round here.
+    of_pair = file[file[kind][0, pair - 1]]
+    image = file[of_pair[number - 1, person - 1]][:].T
+    if image.ndim != 3:
+        raise DataError(f"{file.filename}: {kind} has no image {name}, which the protocol names")
+    return np.ascontiguousarray(image)
+
+
+def _benchmark(kind: str, train: int, gallery: int) -> Benchmark:
+    published = {
+        "train": Counts(767, train, 2),
+        "query": Counts(700, 1_400, 2),
+        "gallery": Counts(700, gallery, 2),
+    }
+    return Benchmark(("cuhk03", "cuhk03-np", "CUHK03-NP"), partial(_read, kind), published, extract_images)
+
+
+CUHK03_LABELED = _benchmark("labeled", 7_368, 5_328)
+CUHK03_DETECTED = _benchmark("detected", 7_365, 5_332)

@@ -1,0 +1,70 @@
+"""MSMT17 (Wei et al., "Person Transfer GAN", CVPR 2018), both versions; V2 has its faces blurred.
+
+    FOLDER/train/0000/0000_000_01_0303morning_0015_0_ex.jpg    V1's images; V2 has mask_train_v2
+    FOLDER/test/...                                            V1's images; V2 has mask_test_v2
+    FOLDER/list_train.txt, list_val.txt                        lines such as "0000/0000_000_01_0303....jpg 0"
+    FOLDER/list_query.txt, list_gallery.txt                    the same, of the test images
+
+A name's third number is the camera. The training set is both lists of it, 30,248 and 2,373 images of the same people.
+Training and test people are numbered from 0 each, so the test people's numbers follow the others' here.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from autoreid.data.datasets.benchmark import Benchmark, Counts
+from autoreid.data.datasets.listing import locate, split_of
+from autoreid.data.records import ReidDataset, Split, join
+from autoreid.errors import DataError
+
+_LINE = re.compile(r"(\d+/[^/_\s]+_[^/_\s]+_(\d+)_[^/\s]+) (\d+)")
+
+
+def _read(train: str, test: str, folder: Path) -> ReidDataset:
+    """Reads the lists; `train` and `test` are the names of the folders of images."""
+    inside = locate(folder, train, test)
+    for part in (train, test):
+        if not (inside / part).is_dir():
+            raise DataError(f"{inside / part}: no such folder; expected images of MSMT17, beside its lists")
+    parts = [_read_list("train", inside / f"list_{name}.txt", inside / train, 1) for name in ("train", "val")]
+    both = join(parts, "train")
+    first = int(both.identities.max()) + 1
+    query, gallery = (
+        _read_list(name, inside / f"list_{name}.txt", inside / test, first) for name in ("query", "gallery")
+    )
+    return ReidDataset(folder.name, both, query, gallery)
+
+
+def _read_list(name: str, file: Path, images: Path, first: int) -> Split:
+    """The images of a list; person 0 gets the number `first`."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot read the list: {error}") from error
+    paths, numbers = [], []
+    for number, line in enumerate(lines, start=1):
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise DataError(
+                f"{file}:{number}: {line[:80]!r}: expected an image and its person's number,"
+                " such as 0000/0000_000_01_0303morning_0015_0_ex.jpg 0"
+            )
+        paths.append(match[1])
+        numbers.append((int(match[3]) + first, int(match[2])))
+    if not paths:
+        raise DataError(f"{file}: an empty list; expected the {name} images of MSMT17")
+    return split_of(name, images, paths, numbers)
+
+
+_PUBLISHED = {
+    "train": Counts(1_041, 32_621, 15),
+    "query": Counts(3_060, 11_659, 15),
+    "gallery": Counts(3_060, 82_161, 15),
+}
+MSMT17 = Benchmark(("msmt17", "MSMT17_V1", "MSMT17"), partial(_read, "train", "test"), _PUBLISHED)
+MSMT17_V2 = Benchmark(
+    ("msmt17_v2", "MSMT17_V2", "msmt17"), partial(_read, "mask_train_v2", "mask_test_v2"), _PUBLISHED
+)

@@ -1,0 +1,48 @@
+"""Occluded-DukeMTMC (Miao et al., "Pose-Guided Feature Alignment", ICCV 2019), in the layout of Market-1501.
+
+Its authors publish lists of DukeMTMC-reID's images: train.list, query.list and gallery.list, a file name a line.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from autoreid.data.datasets.benchmark import Benchmark, Counts
+from autoreid.data.datasets.listing import locate
+from autoreid.data.datasets.market1501 import FOLDERS, read_market1501
+from autoreid.errors import DataError
+
+
+def divide_duke(unpacked: Path, target: Path) -> None:
+    """Divides DukeMTMC-reID's images by the lists into the target; without the lists nothing is done.
+
+    Raises:
+        DataError: a list is missing, or names an image that is not there.
+    """
+    lists = locate(unpacked, "train.list", "query.list", "gallery.list")
+    duke = locate(unpacked, FOLDERS["train"])
+    if not any(lists.glob("*.list")):
+        return
+    for split, part in FOLDERS.items():
+        (target / part).mkdir(parents=True, exist_ok=True)
+        file = lists / f"{split}.list"
+        try:
+            names = file.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: cannot read the list: {error}") from error
+        for name in names:
+            # Images that were gallery became queries.
+            places = [duke / folder / name for folder in (part, FOLDERS["gallery"])]
+            found = next((place for place in places if place.is_file()), None)
+            if Path(name).name != name or found is None:
+                raise DataError(f"{file}: {name}: not among DukeMTMC-reID's images in {duke}")
+            shutil.copyfile(found, target / part / name)
+
+
+OCCLUDED_DUKE = Benchmark(
+    ("occluded_duke", "Occluded_Duke", "Occluded-DukeMTMC-Dataset"),
+    read_market1501,
+    {"train": Counts(702, 15_618, 8), "query": Counts(519, 2_210, 8), "gallery": Counts(1_110, 17_661, 8)},
+    divide_duke,
+)

@@ -1,0 +1,354 @@
+"""Every reader on its data set in miniature, and the published split rules at their true size."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoreid.data.datasets import BENCHMARKS, read_dataset, read_folder
+from autoreid.data.datasets.benchmark import Benchmark, Counts
+from autoreid.data.records import DISTRACTOR, ReidDataset, Split, combine
+from autoreid.errors import ConfigError, DataError
+from tests import miniatures
+from tests.miniatures import MINIATURES
+
+SPLITS = ("train", "query", "gallery")
+#: Splits of these are the reader's.
+DIVIDED = ("viper", "grid")
+
+
+def folder_of(name: str) -> str:
+    return BENCHMARKS[name].folders[0]
+
+
+def records(dataset, folder):
+    """(split, path below the folder, identity, camera) of every image."""
+    return [
+        (name, str(Path(path).relative_to(folder)), identity, camera)
+        for name in SPLITS
+        for split in [getattr(dataset, name)]
+        for path, identity, camera in zip(
+            split.paths, split.identities.tolist(), split.cameras.tolist(), strict=True
+        )
+    ]
+
+
+def assert_same_people(found, rows):
+    """The same images in the same splits; identities and cameras are the rows' up to their names."""
+    assert sorted(row[:2] for row in found) == sorted((row.split, row.path) for row in rows)
+    by_path = {(row.split, row.path): row for row in rows}
+    people, cameras = set(), set()
+    for split, path, identity, camera in found:
+        row = by_path[split, path]
+        if row.person == miniatures.DISTRACTOR:
+            assert identity == DISTRACTOR
+        else:
+            assert identity > 0
+            people.add((row.person, identity))
+        cameras.add((row.camera, camera))
+    for pairs in (people, cameras):
+        assert len(pairs) == len({name for name, _ in pairs}) == len({number for _, number in pairs})
+
+
+@pytest.mark.parametrize("name", [name for name in MINIATURES if name not in DIVIDED])
+def test_a_reader_finds_what_its_miniature_holds(tmp_path, name):
+    folder = tmp_path / folder_of(name)
+    rows = [row for row in MINIATURES[name](folder) if row.split != "none"]
+    dataset = read_dataset(tmp_path, name)
+    assert dataset.name == name
+    assert_same_people(records(dataset, folder), rows)
+    (note,) = dataset.notes
+    published = BENCHMARKS[name].published["train"].images
+    assert f"{len(dataset.train)} train images, not {published:,}" in note
+
+
+@pytest.mark.parametrize("name", ["viper", "grid"])
+def test_each_split_divides_the_same_images(tmp_path, name):
+    folder = tmp_path / folder_of(name)
+    rows = {row.path: row for row in MINIATURES[name](folder)}
+    halves = set()
+    for benchmark in [name, *(f"{name}_{split}" for split in range(1, 10))]:
+        dataset = read_dataset(tmp_path, benchmark)
+        trained = {rows[path].person for split, path, *_ in records(dataset, folder) if split == "train"}
+        expected = []
+        for row in rows.values():
+            is_query = "cam_a" in row.path or "probe" in row.path
+            split = "train" if row.person in trained else "query" if is_query else "gallery"
+            expected.append(row._replace(split=split))
+        assert_same_people(records(dataset, folder), expected)
+        assert len(trained) == 3
+        halves.add(frozenset(trained))
+    assert len(halves) > 1
+
+
+def test_viper_at_its_true_size_has_ten_random_halves(tmp_path):
+    miniatures.viper(tmp_path / "viper", people=632)
+    chosen = []
+    for split in range(10):
+        dataset = read_dataset(tmp_path, f"viper_{split}" if split else "viper")
+        assert dataset.notes == ()
+        half = set(dataset.train.identities.tolist())
+        assert len(half) == 316
+        assert half.isdisjoint(dataset.query.identities.tolist())
+        assert set(dataset.query.identities.tolist()) == set(dataset.gallery.identities.tolist())
+        chosen.append(half)
+    # Worked out once; the splits must never change.
+    assert sorted(chosen[0])[:8] == [1, 2, 4, 5, 6, 7, 8, 9]
+    assert sorted(chosen[9])[:8] == [3, 5, 7, 8, 10, 14, 16, 18]
+    shared = [len(one & other) for one in chosen for other in chosen if one is not other]
+    # Hypergeometric: 158 in the mean, with a deviation of 6.3.
+    assert 125 < min(shared) <= max(shared) < 191
+
+
+def test_grid_at_its_true_size_follows_its_partitions(tmp_path):
+    miniatures.grid(tmp_path / "grid", people=250, strangers=775)
+    for split in (0, 7):
+        dataset = read_dataset(tmp_path, f"grid_{split}" if split else "grid")
+        expected = miniatures.grid_training_people(250, split)
+        np.testing.assert_array_equal(np.unique(dataset.train.identities), expected)
+        assert np.count_nonzero(dataset.gallery.identities == DISTRACTOR) == 775
+        assert dataset.notes == ()
+
+
+def of_size(name: str, counts: Counts) -> Split:
+    """A split of that size."""
+    index = np.arange(counts.images)
+    paths = np.array([f"{name}{number}" for number in index], dtype=object)
+    return Split(name, paths, index % counts.identities + 1, index % (counts.cameras or 3))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_difference_from_the_published_size_is_told_with_both_numbers(name):
+    benchmark = BENCHMARKS[name]
+    sizes = {split: benchmark.published.get(split, Counts(1, 1)) for split in SPLITS}
+    splits = {split: of_size(split, counts) for split, counts in sizes.items()}
+    assert benchmark.differences(ReidDataset(name, **splits)) == []
+    splits["train"] = splits["train"].select(np.arange(1, len(splits["train"])))
+    images = sizes["train"].images
+    assert f"{images - 1:,} train images, not {images:,}" in benchmark.differences(
+        ReidDataset(name, **splits)
+    )
+
+
+def test_the_sizes_are_those_of_the_papers():
+    """Of the training sets together, as tables of domain generalisation have them, and of all tests."""
+    train = {name: benchmark.published["train"] for name, benchmark in BENCHMARKS.items()}
+    assert sum(train[name].images for name in ("market1501", "dukemtmc", "msmt17", "cuhk_sysu")) == 96_653
+    assert train["msmt17"] == (1_041, 30_248 + 2_373, 15)
+    market = BENCHMARKS["market1501"].published
+    assert market["gallery"].images == 19_732 - 3_819
+    assert BENCHMARKS["market1501_500k"].published["gallery"].images - market["gallery"].images == 500_000
+    for kind, images in (("labeled", 14_096), ("detected", 14_097)):
+        assert sum(counts.images for counts in BENCHMARKS[f"cuhk03_{kind}"].published.values()) == images
+    msmt = BENCHMARKS["msmt17"].published
+    assert sum(counts.images for counts in msmt.values()) == 126_441
+    assert msmt["train"].identities + msmt["gallery"].identities == 4_101
+
+
+def test_sources_of_different_kinds_combine(tmp_path):
+    for name in ("msmt17", "market1501", "cuhk_sysu"):
+        MINIATURES[name](tmp_path / folder_of(name))
+    datasets = [read_dataset(tmp_path, name) for name in ("msmt17", "market1501", "cuhk_sysu")]
+    whole = combine([dataset.all_people() for dataset in datasets])
+    # 3 + 3 people of MSMT17, 5 of Market-1501, 3 of CUHK-SYSU; 2, 4 and 1 cameras.
+    assert whole.num_identities == 14
+    assert len(np.unique(whole.cameras)) == 2 + 4 + 1
+    assert 0 not in whole.identities
+
+
+@pytest.mark.parametrize("folder", ["Market-1501-v15.09.15", "market1501", "people"])
+def test_a_folder_is_read_by_its_name_or_its_layout(tmp_path, folder):
+    rows = miniatures.market1501(tmp_path / folder, inside="")
+    dataset = read_folder(tmp_path / folder, "m")
+    assert dataset.name == "m"
+    assert_same_people(records(dataset, tmp_path / folder), [row for row in rows if row.split != "none"])
+    assert bool(dataset.notes) == (folder != "people"), "only published data sets have a size to have"
+
+
+def test_a_folder_of_two_data_sets_is_asked_about(tmp_path):
+    miniatures.cuhk03_labeled(tmp_path / "cuhk03")
+    with pytest.raises(DataError, match="say which, as in cuhk03_labeled="):
+        read_folder(tmp_path / "cuhk03", "x")
+    assert read_folder(tmp_path / "cuhk03", "cuhk03_detected").name == "cuhk03_detected"
+
+
+def test_other_known_folder_names(tmp_path):
+    miniatures.dukemtmc(tmp_path / "dukemtmc-reid")
+    assert len(read_dataset(tmp_path, "dukemtmc").train) == 4
+    with pytest.raises(
+        DataError, match=re.escape(f"{tmp_path / 'viper'}: no such folder; expected the data")
+    ):
+        read_dataset(tmp_path, "viper")
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "message"),
+    [
+        ("market1501", "Market-1501-v15.09.15/query", "query: no such folder; expected the query images"),
+        ("market1501_500k", "images", "images: no such folder; expected the 500 k distractors"),
+        ("dukemtmc", "DukeMTMC-reID/bounding_box_test", "bounding_box_test: no such folder"),
+        ("cuhk03_labeled", "cuhk03-np/labeled", "labeled: no such folder"),
+        ("msmt17", "MSMT17_V1/test", "test: no such folder; expected images of MSMT17"),
+        ("msmt17_v2", "MSMT17_V2/list_val.txt", "list_val.txt: cannot read the list"),
+        ("viper", "VIPeR/cam_b", "cam_b: no such folder"),
+        (
+            "grid",
+            "underground_reid/features_and_partitions.mat",
+            "partitions.mat: cannot read the file: No such file",
+        ),
+        ("cuhk_sysu", "cropped_images", "cropped_images: no such folder; expected CUHK-SYSU's people"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, name, removed, message):
+    MINIATURES[name](tmp_path / folder_of(name))
+    (tmp_path / folder_of(name) / removed).rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        read_dataset(tmp_path, name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("market1501", "Market-1501-v15.09.15/query/portrait.jpg"),
+        ("viper", "VIPeR/cam_a/left.bmp"),
+        ("grid", "underground_reid/probe/first.jpeg"),
+        ("grid", "underground_reid/probe/0000_1_25004_107_32_106_221.jpeg"),
+        ("cuhk_sysu", "cropped_images/s3_p5.jpg"),
+    ],
+)
+def test_a_name_that_does_not_follow_the_layout_is_named(tmp_path, name, file):
+    MINIATURES[name](tmp_path / folder_of(name))
+    (tmp_path / folder_of(name) / file).touch()
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / folder_of(name) / file))):
+        read_dataset(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "line", ["0000/0000_000_01_x.jpg", "../0000_000_01_x.jpg 0", "/a/0_0_1_x.jpg 0", "a b c"]
+)
+def test_a_wrong_line_of_a_list_is_named(tmp_path, line):
+    MINIATURES["msmt17"](tmp_path / "msmt17")
+    file = tmp_path / "msmt17/MSMT17_V1/list_query.txt"
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(DataError, match=re.escape(f"{file}:5: {line!r}")):
+        read_dataset(tmp_path, "msmt17")
+
+
+@pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file, not at all", bytes(4000)])
+def test_a_broken_matlab_file_is_named(tmp_path, content):
+    MINIATURES["grid"](tmp_path / "grid")
+    file = tmp_path / "grid/underground_reid/features_and_partitions.mat"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(str(file))):
+        read_dataset(tmp_path, "grid")
+
+
+def test_without_scipy_the_extra_is_named(tmp_path, monkeypatch):
+    MINIATURES["grid"](tmp_path / "grid")
+    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'autoreid[mat]'")):
+        read_dataset(tmp_path, "grid")
+
+
+OWN = [
+    ("train", "anna", "door"),
+    ("train", "anna", "yard"),
+    ("train", "Bo", "door"),
+    ("query", "cy", "yard"),
+    ("gallery", "cy", "door"),
+    ("gallery", "distractor", "door"),
+    ("gallery", "junk", "yard"),
+]
+
+
+def own_folders(folder: Path, layout: str) -> list[miniatures.Row]:
+    """The people of OWN in one of the three forms; without splits, those to train on alone."""
+    made = miniatures.Miniature(folder)
+    for split, person, camera in OWN:
+        if layout == "people" and split != "train":
+            continue
+        path = f"{person}/{camera}/1.png" if layout == "people" else f"{split}/{person}/{camera}/1.png"
+        made.add(split, f"pictures/{path}" if layout == "csv" else path, person, camera)
+    if layout == "csv":
+        with (folder / "images.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["split", "camera", "note", "identity", "path"])
+            writer.writerows([row.split, row.camera, "a, b", row.person, row.path] for row in made.rows)
+    return [row for row in made.rows if row.person != miniatures.JUNK]
+
+
+@pytest.mark.parametrize("layout", ["csv", "splits", "people"])
+def test_a_folder_of_ones_own(tmp_path, layout):
+    rows = own_folders(tmp_path / "mine", layout)
+    dataset = read_dataset(tmp_path, "mine")
+    assert_same_people(records(dataset, tmp_path / "mine"), rows)
+    assert dataset.notes == ()
+
+
+def test_a_csv_without_splits_trains_on_everything(tmp_path):
+    (tmp_path / "images.csv").write_text(
+        "path,identity,camera\na.jpg,1,1\n/b/c.jpg,2,1\n", encoding="utf-8-sig"
+    )
+    dataset = read_folder(tmp_path, "x")
+    assert dataset.train.paths.tolist() == [str(tmp_path / "a.jpg"), "/b/c.jpg"]
+    assert len(dataset.query) == len(dataset.gallery) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,identity\na.jpg,1\n", ":1: no column camera"),
+        ("", ":1: no column camera"),
+        ("path,identity,camera\n", "no line of images"),
+        ("path,identity,camera\na.jpg,1,1\nb.jpg,,1\n", ":3: no identity"),
+        ("path,identity,camera\na.jpg,1\n", ":2: no camera"),
+        (
+            "path,identity,camera,split\na.jpg,1,1,test\n",
+            ":2: split 'test'; expected train, query or gallery",
+        ),
+        ("path,identity,camera,split\na.jpg,1,1\n", ":2: split ''"),
+        ("path,identity,camera\na.jpg,1,1\n./a.jpg,2,1\n", "a.jpg is in line 2 too"),
+        ("path,identity,camera,split\na.jpg,junk,1,query\n", "junk (-1) or a distractor"),
+        ('path,identity,camera\n"a.jpg,1,1\n', "cannot read the list: unexpected end of data"),
+        ("path,identity,camera\n\udce4.jpg,1,1\n", "cannot read the list"),
+    ],
+)
+def test_a_wrong_csv_is_answered_with_file_and_line(tmp_path, text, message):
+    (tmp_path / "images.csv").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_folder(tmp_path, "x")
+
+
+def test_a_folder_of_nothing_known_is_answered_with_what_would_be(tmp_path):
+    with pytest.raises(DataError, match="not a data set; expected bounding_box_train"):
+        read_folder(tmp_path, "x")
+    miniatures.Miniature(tmp_path).add("train", "anna/1.jpg", "anna", "")
+    with pytest.raises(DataError, match="anna: no folder in it; expected one a camera"):
+        read_folder(tmp_path, "x")
+    (tmp_path / "anna/door").mkdir()
+    with pytest.raises(DataError, match="door: holds no image"):
+        read_folder(tmp_path, "x")
+
+
+def test_two_folders_that_both_fit_are_named(tmp_path):
+    for inside in ("first/", "second/"):
+        miniatures.market1501(tmp_path / "market1501", inside)
+    with pytest.raises(DataError, match="bounding_box_train is in first and in second"):
+        read_dataset(tmp_path, "market1501")
+
+
+@given(st.integers(0, 3), st.integers(0, 5), st.integers(1, 4))
+def test_differences_count_people_without_distractors(strangers, people, cameras):
+    identities = np.array([DISTRACTOR] * strangers + list(range(1, people + 1)), dtype=np.int64)
+    paths = np.array([""] * len(identities), dtype=object)
+    split = Split("s", paths, identities, np.arange(len(identities)) % cameras)
+    counts = Counts.of(split)
+    assert counts == (people, people + strangers, min(cameras, people + strangers))
+    dataset = ReidDataset("d", split, split, split)
+    benchmark = Benchmark(("d",), lambda folder: dataset, {"query": Counts(people, people + strangers)})
+    assert benchmark.differences(dataset) == []
