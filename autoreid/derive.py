@@ -50,6 +50,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe to train it with")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
     parser.add_argument(
+        "--or-better",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="other searches: the one with the highest held-out mAP is taken, and those that failed passed over",
+    )
+    parser.add_argument(
         "--random", type=int, metavar="SEED", help="take a random genotype of about the same size instead"
     )
     parser.add_argument(
@@ -72,6 +80,25 @@ def read_source(source: Path) -> CellGenotype:
         return Genotype.parse(json.dumps(content["genotype"]), f"{result}: genotype")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{result}: no genotype in it; expected the result of a finished search") from error
+
+
+def best_of(runs: Sequence[Path]) -> Path:
+    """The run folder of the search with the highest held-out mAP, of those that finished.
+
+    Raises:
+        DataError: none did.
+    """
+    measured: dict[Path, float] = {}
+    for run in runs:
+        try:
+            measured[run] = float(json.loads((run / "result.json").read_bytes())["map"])
+        except (OSError, ValueError, KeyError, TypeError):
+            print(f"{run}: passed over, for it has no result", file=sys.stderr)
+    if not measured:
+        raise DataError(f"{', '.join(map(str, runs))}: none of these searches has finished")
+    for run, value in measured.items():
+        print(f"{run}: held-out mAP {value:.1%}")
+    return max(measured, key=lambda run: measured[run])
 
 
 def derive(
@@ -132,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        genotype = read_source(options.source)
+        source = best_of([options.source, *options.or_better]) if options.or_better else options.source
+        genotype = read_source(source)
         if options.random is not None:
             recipe = load_config(options.config, options.overrides)
             genotype = random_of_size(genotype, options.random, dict(recipe.model.options))

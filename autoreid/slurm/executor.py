@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from autoreid.errors import ConfigError, RunError
+from autoreid.errors import RunError
 from autoreid.slurm.request import JobRequest
 from autoreid.slurm.tasks import PackageCommand
 
@@ -51,13 +50,8 @@ class JobExecutor(submitit.SlurmExecutor):
         """Submits one job, or an array of several; returns the ids of all elements.
 
         Raises:
-            ConfigError: there is no Slurm here.
             RunError: sbatch refused; says why.
         """
-        if shutil.which("sbatch") is None:
-            raise ConfigError(
-                "sbatch: no such program; submit on a login node, or run here with --local (--dry-run shows the script)"
-            )
         try:
             if len(commands) == 1:
                 return [self.submit(commands[0]).job_id]

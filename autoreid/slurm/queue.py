@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from autoreid.errors import ConfigError
+
 #: States in which a job may still do something.
 ACTIVE = frozenset(
     (
@@ -38,9 +40,12 @@ class JobState(NamedTuple):
     time_left: str = ""
 
 
-def has_slurm() -> bool:
-    """Whether Slurm's commands are here."""
-    return shutil.which("squeue") is not None
+def require_slurm() -> None:
+    """Raises ConfigError where jobs cannot be submitted."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "sbatch: no such program; submit on a login node, or run here with --local (--dry-run shows the script)"
+        )
 
 
 def job_states(jobs: Collection[str]) -> dict[str, JobState]:
@@ -52,7 +57,7 @@ def job_states(jobs: Collection[str]) -> dict[str, JobState]:
     Returns:
         By id; jobs that Slurm has forgotten are absent.
     """
-    if not jobs or not has_slurm():
+    if not jobs or shutil.which("squeue") is None:
         return {}
     found = _in_queue(sorted(jobs))
     gone = sorted(set(jobs) - found.keys())

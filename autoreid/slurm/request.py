@@ -215,4 +215,4 @@ def _as_mapping(value: Any, where: str) -> dict[str, str]:
     wrong = next((key for key, equals, _ in pairs if not equals or not key), None)
     if wrong is not None:
         raise ConfigError(f"{where}: --slurm {wrong}: expected key=value")
-    return {key.lstrip("-"): text for key, _, text in pairs}
+    return {key: text for key, _, text in pairs}

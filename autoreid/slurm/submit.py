@@ -22,7 +22,7 @@ from autoreid.recipes import load_config
 from autoreid.reporting.history import read_history, record
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.slurm.executor import JobExecutor
-from autoreid.slurm.queue import ACTIVE, job_states
+from autoreid.slurm.queue import ACTIVE, job_states, require_slurm
 from autoreid.slurm.request import JobRequest, add_options, read_request
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.train import MAY_DIFFER, build_task, with_genotype
@@ -135,6 +135,8 @@ def submit_runs(runs: Sequence[PlannedRun], request: JobRequest, how: argparse.N
     if how.test_only:
         test_only(executor.script(len(runs)))
         return []
+    if not how.local:
+        require_slurm()
     for run in runs:
         run.freeze()
     if how.local:

@@ -1,0 +1,55 @@
+"""Submits an evaluation: the command line of jobs/submit_evaluate.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoreid.data.datasets import read_folder
+from autoreid.embedder import load_network
+from autoreid.errors import ConfigError
+from autoreid.evaluate import named_paths, parse
+from autoreid.slurm.executor import JobExecutor
+from autoreid.slurm.queue import require_slurm
+from autoreid.slurm.request import read_request
+from autoreid.slurm.submit import announce, make_parser, run_here, test_only
+from autoreid.slurm.tasks import PackageCommand
+
+_EXAMPLES = """\
+  python jobs/submit_evaluate.py --gpus 4 -- --checkpoint runs/retrain --data data/msmt17 --output runs/on_msmt17
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    parser = make_parser(
+        "submit_evaluate",
+        "Submits an evaluation. What follows -- is the command line of python -m autoreid.evaluate.",
+        _EXAMPLES,
+    )
+    options = parser.parse_args(given[:cut])
+    request = read_request(vars(options))
+    evaluation = parse(given[cut + 1 :])
+    if evaluation.output is None:
+        raise ConfigError("--output: give a folder, after --, for a job prints to a log that nobody reads")
+    for path in named_paths("--checkpoint", evaluation.checkpoint).values():
+        load_network(path)
+    for name, path in named_paths("--data", evaluation.data).items():
+        read_folder(path, name)
+    output: Path = evaluation.output.absolute()
+    command = PackageCommand("evaluate", given[cut + 1 :], Path.cwd())
+    executor = JobExecutor(request, output / "slurm", output.name)
+    if options.dry_run:
+        print(executor.script())
+    elif options.test_only:
+        test_only(executor.script())
+    elif options.local:
+        run_here(command, request.ranks)
+    else:
+        require_slurm()
+        (job,) = executor.launch([command])
+        announce(job, output, executor.folder, request, "evaluation")
+    return 0

@@ -1,0 +1,9 @@
+"""Submits searches, and jobs that derive, train and evaluate the best network that they find (--help says more)."""
+
+import sys
+
+from autoreid.cli import run_command
+from autoreid.slurm.pipeline import main
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,96 @@
+"""Which ends of a job bring it back, and when that stops."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autoreid.reporting.history import FILE, Event, read_history, record, starts_without_progress
+from autoreid.slurm import resume
+from autoreid.slurm.resume import reason_to_requeue, why_not
+
+
+def events(*kinds, restart=0, job="7"):
+    return [Event(kind, 0.0, "n1", job, restart, step, reason) for kind, step, reason in kinds]
+
+
+STARTED = ("started", 5, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "comes_back"),
+    [
+        (("stopped", 8, "SIGUSR2"), 0, True),
+        (("stopped", 8, "SIGTERM"), 0, False),  # Slurm's own requeue, or a cancellation
+        (("finished", 9, ""), 0, False),
+        (("failed", 6, "step 6: the gradient is not finite"), 1, False),
+        (None, 137, True),  # a task was killed
+        (None, 1, True),  # all tasks lost contact with a killed one
+        (None, 2, False),  # bad config or data
+        (None, 3, False),  # ranks disagree
+        (None, 0, False),
+    ],
+)
+def test_who_comes_back(end, status, comes_back):
+    history = events(STARTED, *([end] if end else []))
+    assert (reason_to_requeue(history, "7", 0, status) is not None) == comes_back
+
+
+def test_only_the_jobs_present_life_counts():
+    before = events(STARTED, ("stopped", 8, "SIGUSR2"), restart=0)
+    now = events(("started", 8, ""), restart=1)
+    assert "137" in reason_to_requeue(before + now, "7", 1, 137)
+    assert reason_to_requeue(before + now, "7", 1, 0) is None
+    other_job = events(STARTED, ("failed", 6, "x"), job="6")
+    assert reason_to_requeue(other_job + events(STARTED), "7", 0, 137) is not None
+
+
+def test_a_job_killed_before_its_run_began_comes_back():
+    assert reason_to_requeue([], "7", 3, 137) is not None
+
+
+def test_three_starts_from_one_step_are_enough():
+    two = events(STARTED, STARTED)
+    assert why_not(two, 1, 100) is None
+    assert "beyond step 5" in why_not([*two, *events(STARTED)], 2, 100)
+    assert why_not([*two, *events(STARTED, ("stopped", 6, "SIGUSR2"))], 2, 100) is None
+    assert "beyond step 5" in why_not([*two, *events(STARTED, ("stopped", 5, "SIGUSR2"))], 2, 100)
+    assert starts_without_progress(events(("started", 4, ""), STARTED, STARTED)) == 2
+    assert starts_without_progress([]) == 0
+
+
+def test_restarts_are_bounded():
+    progress = events(*[("started", step, "") for step in range(9)])
+    assert why_not(progress, 8, 9) is None
+    assert "restarted 9 times" in why_not(progress, 9, 9)
+
+
+def test_lines_that_a_crash_cut_off_are_passed_over(tmp_path):
+    record(tmp_path, "started", 3)
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"kind": "stop\n' + json.dumps({"kind": "danced", "seconds": 0, "host": "x"}) + "\n[]\n")
+    record(tmp_path, "stopped", 4, "SIGTERM")
+    assert [event.kind for event in read_history(tmp_path)] == ["started", "stopped"]
+    assert read_history(tmp_path / "nowhere") == []
+
+
+def test_the_command_asks_slurm_once_and_says_why(tmp_path, monkeypatch, capsys):
+    """A stand-in for scontrol tells what it was asked; the real one is asked in test_slurm.py."""
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    record(tmp_path, "started", 3)
+    record(tmp_path, "stopped", 4, "SIGUSR2")
+    assert resume.main(["--run", str(tmp_path), "--status", "0"]) == 0
+    assert asked.read_text() == "requeue 8_1\n"
+    assert read_history(tmp_path)[-1].kind == "requeued"
+    assert "stopped by SIGUSR2" in capsys.readouterr().err
+    assert resume.main(["--run", str(tmp_path), "--status", "0", "--max-restarts", "0"]) == 0
+    assert resume.main(["--run", str(tmp_path), "--status", "2"]) == 2
+    assert asked.read_text() == "requeue 8_1\n"

@@ -1,0 +1,100 @@
+"""What is asked of Slurm: time limits, defaults and who wins, and refusals that name the culprit."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoreid.errors import ConfigError
+from autoreid.slurm.request import add_options, parse_seconds, read_request
+
+
+def request_of(*line):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return read_request(vars(parser.parse_args(line)))
+
+
+@pytest.fixture(autouse=True)
+def _no_defaults(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+@given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_time_limits_as_sbatch_reads_them(days, hours, minutes, seconds):
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert parse_seconds(f"{days}-{hours:02}:{minutes:02}:{seconds:02}") == total
+    assert parse_seconds(f"{24 * days + hours}:{minutes:02}:{seconds:02}") == total
+    assert parse_seconds(f"{days}-{hours}:{minutes}") == total - seconds
+    assert parse_seconds(f"{days}-{hours}") == (days * 24 + hours) * 3600
+    assert parse_seconds(f"{minutes}") == 60 * minutes
+    assert parse_seconds(f"{minutes}:{seconds:02}") == 60 * minutes + seconds
+
+
+@pytest.mark.parametrize("text", ["", "1h", "1-", "-5", "1:2:3:4", "1-2:3:4:5", "0", "00:00:00"])
+def test_other_time_limits_are_refused(text):
+    with pytest.raises(ConfigError, match="command line: --time"):
+        request_of("--time", text)
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(monkeypatch, tmp_path):
+    file = tmp_path / "autoreid" / "slurm.yaml"
+    file.parent.mkdir()
+    file.write_text(
+        "partition: of_file\naccount: of_file\ntime: 12:00:00\nsetup: [module load a]\nslurm: {x: 1, y: 1}\n"
+    )
+    monkeypatch.setenv("AUTOREID_SLURM_PARTITION", "of_environment")
+    monkeypatch.setenv("AUTOREID_SLURM_NODES", "3")
+    request = request_of("--nodes", "4", "--slurm", "y=2", "--slurm", "z=3=4")
+    assert (request.nodes, request.partition, request.account) == (4, "of_environment", "of_file")
+    assert request.seconds == 12 * 3600
+    assert request.setup == ("module load a",)
+    assert request.slurm == {"x": "1", "y": "2", "z": "3=4"}
+
+
+def test_a_wrong_default_names_where_it_is_from(monkeypatch, tmp_path):
+    monkeypatch.setenv("AUTOREID_SLURM_GPUS", "many")
+    with pytest.raises(ConfigError, match="environment: gpus = 'many'"):
+        request_of()
+    monkeypatch.delenv("AUTOREID_SLURM_GPUS")
+    file = tmp_path / "autoreid" / "slurm.yaml"
+    file.parent.mkdir()
+    file.write_text("partitoin: gpu\n")
+    with pytest.raises(ConfigError, match=r"slurm\.yaml: partitoin"):
+        request_of()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--nodes", "0"], "--nodes = '0'"),
+        (["--mem", "4 GB"], "--mem = '4 GB'"),
+        (["--slurm", "hint"], "--slurm hint: expected key=value"),
+        (["--gpus", "2", "--tasks", "4"], "--tasks: there is a task for each GPU"),
+        (["--time", "2", "--signal-lead", "120"], "--signal-lead 120: must be less"),
+    ],
+)
+def test_wrong_requests_are_refused(line, message):
+    with pytest.raises(ConfigError, match=message):
+        request_of(*line)
+
+
+@pytest.mark.parametrize(
+    ("line", "ranks"),
+    [
+        ([], 1),
+        (["--nodes", "2", "--gpus", "8"], 16),
+        (["--nodes", "2", "--gpus", "0", "--tasks", "2"], 4),
+        (["--gpus", "0"], 1),
+    ],
+)
+def test_there_is_a_rank_for_each_gpu_or_task(line, ranks):
+    assert request_of(*line).ranks == ranks
+
+
+@pytest.mark.parametrize(("time", "lead"), [("1", 20), ("4", 60), ("10", 150), ("1-00:00:00", 180)])
+def test_short_jobs_are_told_to_stop_late_enough_to_have_worked(time, lead):
+    assert request_of("--time", time).lead_seconds == lead

@@ -1,0 +1,185 @@
+"""Submitting without a cluster: the script's text, what is checked before anything is queued, and --local."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoreid.data.training_data import draw_people
+from autoreid.recipes import load_config
+from autoreid.slurm.request import JobRequest
+from autoreid.slurm.submit import plan_run
+from tests.tiny import write_tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = Path(__file__).parent / "data" / "sbatch"
+
+
+def submit(folder, script, *line, path=None):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(folder / "nothing")}
+    if path is not None:
+        environment["PATH"] = path
+    return subprocess.run(
+        [sys.executable, ROOT / "jobs" / f"{script}.py", *map(str, line)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A search whose people are drawn: enough of them for 16 ranks."""
+    path = write_tiny(tmp_path, data__synthetic__people__train_identities=20)
+    draw_people(load_config(path).data)
+    return path
+
+
+def contents(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+ALL_OPTIONS = """
+ --nodes 2 --gpus 8 --cpus-per-task 6 --mem 400G --time 1-12:00:00 --partition gpu --account lab --qos high
+ --constraint a100 --nodelist n[1-2] --exclude n3 --dependency afterok:12 --comment why --mail-user me@lab.org
+ --mail-type END,FAIL --signal-lead 300 --max-restarts 7 --slurm reservation=night --slurm hint=nomultithread"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("plain", ["--nodes", "2", "--gpus", "8"]),
+        (
+            "every_option",
+            [*ALL_OPTIONS.split(), "--setup", "module load cuda/12", "--setup", "conda activate reid"],
+        ),
+        (
+            "seeds_on_cpus",
+            ["--gpus", "0", "--tasks", "4", "--time", "10", "--seeds", "0", "1", "2", "--array-limit", "2"],
+        ),
+        (
+            "gres_and_container",
+            ["--gpus", "4", "--gres", "gpu:a100:4", "--python", "apptainer exec --nv reid.sif python3"],
+        ),
+    ],
+)
+def test_the_script_is_the_recorded_one_and_nothing_is_left_behind(recipe, tmp_path, name, line):
+    python = [] if "--python" in line else ["--python", "python3"]
+    before = contents(tmp_path)
+    shown = submit(
+        tmp_path,
+        "submit_search",
+        *line,
+        *python,
+        "--config",
+        recipe,
+        "data.batch_size=64",
+        "--dry-run",
+        path="/nowhere",
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert contents(tmp_path) == before
+    text = shown.stdout.replace(str(tmp_path), "/shared")
+    recorded = RECORDED / f"{name}.sh"
+    if os.environ.get("AUTOREID_RECORD"):
+        recorded.write_text(text)
+    assert text == recorded.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["training.epohs=3"], "did you mean training.epochs"),
+        (["data.root=/nowhere", "data.synthetic={}"], "/nowhere"),
+        (["--nodes", "3"], "batch"),  # 16 images over 6 ranks
+        (["--nodes", "8", "--tasks", "4"], "batch"),
+        (["data.images_per_identity=16", "data.batch_size=32"], "images"),
+        (["task=train"], "jobs/submit_train.py"),
+        (["--time", "soon"], "--time"),
+    ],
+)
+def test_mistakes_do_not_wait_in_a_queue(recipe, tmp_path, line, message):
+    before = contents(tmp_path)
+    tasks = [] if "--tasks" in line else ["--tasks", "2"]
+    refused = submit(tmp_path, "submit_search", "--gpus", "0", *tasks, "--config", recipe, *line)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert contents(tmp_path) == before
+
+
+def test_without_slurm_submitting_says_so(recipe, tmp_path):
+    refused = submit(tmp_path, "submit_search", "--gpus", "0", "--config", recipe, path="/nowhere")
+    assert refused.returncode == 2
+    assert "sbatch: no such program" in refused.stderr
+    assert "--local" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_that_asks_for_gpus_will_not_fall_back_to_cpus(tmp_path):
+    recipe = write_tiny(tmp_path, distributed__device="auto")
+    with_gpus, without = (
+        plan_run(recipe, [], "search", JobRequest(gpus=gpus), draw=True).config for gpus in (2, 0)
+    )
+    assert (with_gpus.distributed.device, without.distributed.device) == ("cuda", "auto")
+
+
+def test_local_runs_the_same_here_and_status_logs_and_cancel_know_it(recipe, tmp_path):
+    line = ["--gpus", "0", "--tasks", "2", "--local", "--config", recipe, "training.epochs=1"]
+    done = submit(tmp_path, "submit_search", *line)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "runs" / "tiny" / "result.json").read_text())
+    assert result["epochs"] == 1
+    assert "on each of 2 ranks" in (tmp_path / "runs" / "tiny" / "logs" / "rank0.log").read_text()
+
+    rows = json.loads(submit(tmp_path, "status", "--json").stdout)
+    assert [(row["run"], row["state"], row["restarts"], row["job"]) for row in rows] == [
+        ("tiny", "finished", 0, None)
+    ]
+    assert rows[0]["epoch"] == 1
+    assert rows[0]["map"] == pytest.approx(result["map"])
+    table = submit(tmp_path, "status", "tiny").stdout.splitlines()
+    assert table[0].split()[:4] == ["run", "task", "job", "state"]
+    assert "finished" in table[1]
+
+    log = submit(tmp_path, "logs", "tiny", "--rank", "1", "--lines", "3")
+    assert log.stdout == "".join((tmp_path / "runs/tiny/logs/rank1.log").read_text().splitlines(True)[-3:])
+    missing = submit(tmp_path, "logs", "tiny", "--rank", "2")
+    assert missing.returncode == 2
+    assert "rank0.log, rank1.log" in missing.stderr
+    assert "no job in the queue" in submit(tmp_path, "cancel", "tiny").stdout
+    unknown = submit(tmp_path, "status", "tinny")
+    assert unknown.returncode == 2
+    assert "tinny: no run" in unknown.stderr
+
+
+def test_the_pipeline_goes_from_searches_to_a_table(tmp_path):
+    recipe = write_tiny(tmp_path, training__epochs=1)
+    options = {"channels": 4, "cells_per_stage": [1, 1]}
+    (tmp_path / "other").mkdir()
+    trained = {
+        "task": "train",
+        "model__name": "derived",
+        "model__options": options,
+        "evaluation__split": "test",
+    }
+    training = write_tiny(tmp_path / "other", **trained, data__root=str(tmp_path))
+    line = ["--config", recipe, "--train-config", training, "--train", f"output_dir={tmp_path / 'runs'}"]
+    line += ["--gpus", "0", "--seeds", "0", "1", "--data", tmp_path / "people"]
+    done = submit(tmp_path, "submit_pipeline", *line, "--local")
+    assert done.returncode == 0, done.stderr
+
+    def read(path):
+        return json.loads((tmp_path / path).read_text())
+
+    best = max((0, 1), key=lambda seed: read(f"runs/tiny-seed{seed}/result.json")["map"])
+    assert read("derived/tiny_found/genotype.json") == read(f"runs/tiny-seed{best}/result.json")["genotype"]
+    (cell,) = read("runs/tiny_found_evaluation/result.json")["results"]
+    assert cell["map"] == pytest.approx(read("runs/tiny_found/result.json")["map"], abs=1e-6)
