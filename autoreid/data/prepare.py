@@ -1,0 +1,130 @@
+"""From the archives that a user downloaded to a data set below `data.root`, with every image looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from autoreid.data.datasets import BENCHMARKS, Counts, read_dataset, read_folder
+from autoreid.data.decoding import decode
+from autoreid.data.records import ReidDataset
+from autoreid.data.unpack import unpack
+from autoreid.errors import ConfigError, DataError
+from autoreid.files import make_folder, write_atomically
+
+#: Images that wait to be looked at, at once.
+_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A data set after all of its images were looked at.
+
+    Attributes:
+        images: how many there are.
+        broken: what is wrong with each one that cannot be read, with its path.
+    """
+
+    dataset: ReidDataset
+    images: int
+    broken: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """The data set's size, what differs from the published one, and what is broken, in words."""
+        for split in (self.dataset.train, self.dataset.query, self.dataset.gallery):
+            people, images, cameras = Counts.of(split)
+            yield f"{split.name:8}{people:>8,} identities {images:>9,} images {cameras:>4} cameras"
+        yield from (f"warning: {note}" for note in self.dataset.notes)
+        yield from self.broken
+        readable = f"{len(self.broken):,} broken" if self.broken else "all can be read"
+        yield f"{self.images:,} images: {readable}"
+
+
+def prepare_dataset(name: str, archives: Sequence[Path], root: Path) -> Findings:
+    """Unpacks archives, lays the data set out, looks at every image, and only then gives the folder its name.
+
+    Until then all is below a hidden folder beside it. Interrupted, the same call goes on there: what was unpacked
+    stays, unless the archives are other ones. With broken images the data set does not get its name.
+
+    Raises:
+        ConfigError: the data set is there already, the folder cannot be written, or a package is missing.
+        DataError: an archive is broken or not to be trusted, or does not hold the data set.
+        RunError: the disk is full.
+    """
+    benchmark = BENCHMARKS.get(name)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ConfigError(f"{name!r}: not a name of a data set; expected one such as market1501 or my_people")
+    target = root / (benchmark.folders[0] if benchmark else name)
+    if target.exists():
+        raise ConfigError(
+            f"{target}: is there already; look at it with --check, or remove it to prepare it anew"
+        )
+    work = root / f".{target.name}.partial"
+    _begin(work, archives)
+    try:
+        for archive in archives:
+            unpack(archive, work / "unpacked")
+    except DataError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    if benchmark and benchmark.lay_out:
+        benchmark.lay_out(work / "unpacked", work / "laid out")
+    ready = next(folder for folder in (work / "laid out", work / "unpacked") if folder.exists())
+    findings = look_at(read_folder(ready, name))
+    if not findings.broken:
+        ready.rename(target)
+        shutil.rmtree(work)
+    return findings
+
+
+def check_dataset(name: str, root: Path) -> Findings:
+    """Reads a data set that is there and looks at every image; raises DataError if its layout is wrong."""
+    return look_at(read_dataset(root, name))
+
+
+def look_at(dataset: ReidDataset) -> Findings:
+    """Decodes every image of a data set, on all cores."""
+    splits = (dataset.train, dataset.query, dataset.gallery)
+    paths = np.unique(np.concatenate([split.paths for split in splits]).astype(str)).tolist()
+    broken: list[str] = []
+    with (
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+        tqdm(total=len(paths), desc="looking at images", unit="image", disable=None) as bar,
+    ):
+        for first in range(0, len(paths), _AT_ONCE):
+            for problem in pool.map(_problem, paths[first : first + _AT_ONCE]):
+                bar.update()
+                if problem:
+                    broken.append(problem)
+    return Findings(dataset, len(paths), broken)
+
+
+def _problem(path: str) -> str | None:
+    try:
+        decode(path)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _begin(work: Path, archives: Sequence[Path]) -> None:
+    """Makes the hidden folder, or keeps the one that was begun with the same archives."""
+    missing = [archive for archive in archives if not archive.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: no such file; expected an archive")
+    stamps = [(archive.name, archive.stat().st_size, archive.stat().st_mtime_ns) for archive in archives]
+    content = json.dumps(stamps).encode()
+    begun = work / "archives.json"
+    if not begun.exists() or begun.read_bytes() != content:
+        shutil.rmtree(work, ignore_errors=True)
+    make_folder(work, "give another --root")
+    write_atomically(begun, content)
