@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from autoreid.data.datasets import read_dataset
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from tests import miniatures
+from tests.test_prepare import pack
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
@@ -52,6 +55,8 @@ def place(tmp_path_factory) -> Path:
     )
     write_synthetic_people(folder / "data/market1501", people)
     write_synthetic_people(folder / "data/synthetic_people", SyntheticPeople())
+    miniatures.dukemtmc(folder / "duke")
+    pack(folder / "duke", folder / "DukeMTMC-reID.zip")
     return folder
 
 
@@ -59,6 +64,7 @@ def run(command: list[str], folder: Path) -> str:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),  # installed
     }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -98,11 +104,25 @@ def test_make_test_runs_linters_types_and_tests(place):
     assert all(name in printed for name in ("ruff check .", "ruff format --check .", "bin/mypy", "-m pytest"))
 
 
+@pytest.fixture(scope="module")
+def prepared(place) -> str:
+    """What preparing a data set printed."""
+    return run(the_command("python scripts/prepare_dataset.py dukemtmc"), place)
+
+
+def test_prepare_and_check(place, prepared):
+    assert "11 images: all can be read" in prepared
+    assert len(read_dataset(place / "data", "dukemtmc").train) == 4
+    assert "images: all can be read" in run(
+        the_command("python scripts/prepare_dataset.py market1501"), place
+    )
+
+
 @pytest.mark.parametrize(
     "command",
     [command for command in COMMANDS if "autoreid.train --config" in command and "derived/" not in command],
 )
-def test_train_commands(place, command):
+def test_train_commands(place, prepared, command):
     words = shlex.split(command)
     name = f"readme{COMMANDS.index(command)}"
     run([*words, *SMALL, f"task_name={name}", "distributed.device=cpu"], place)
@@ -154,6 +174,7 @@ def test_no_command_is_left_out():
         "make demo",
         "make test",
         "python -m autoreid.",
+        "python scripts/prepare_dataset.py ",
         ".venv/bin/tensorboard",
         "torchrun --nproc-per-node 2 -m",
     )
