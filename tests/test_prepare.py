@@ -85,6 +85,7 @@ def test_cuhk03_is_extracted_from_its_matlab_files(tmp_path):
     protocols = sorted((tmp_path / "release").glob("*config*.mat"))
     with zipfile.ZipFile(tmp_path / "cuhk03_release.zip", "w") as file:
         file.write(tmp_path / "release/cuhk-03.mat", "cuhk03_release/cuhk-03.mat")
+        file.writestr("cuhk03_release/readme.txt", "")
     prepare_dataset("cuhk03_labeled", [tmp_path / "cuhk03_release.zip", *protocols], tmp_path / "data")
     for kind in ("labeled", "detected"):
         dataset = read_dataset(tmp_path / "data", f"cuhk03_{kind}")
@@ -141,6 +142,19 @@ def test_people_who_are_cut_out_already_stay(tmp_path):
     assert {path for path in before if after[path] != before[path]} == {missing}
 
 
+def test_a_full_disk_while_laying_out_is_named(tmp_path, monkeypatch):
+    miniatures.cuhk03_release(tmp_path)
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(RunError, match="cannot lay out cuhk03_labeled: No space left on device"):
+        prepare_dataset("cuhk03_labeled", sorted(tmp_path.glob("*.mat")), tmp_path / "data")
+    monkeypatch.undo()
+    prepare_dataset("cuhk03_labeled", sorted(tmp_path.glob("*.mat")), tmp_path / "data")
+
+
 @pytest.mark.parametrize("inside", ["DukeMTMC-reID/", ""])
 def test_occluded_duke_is_divided_by_its_lists(tmp_path, inside):
     made = miniatures.Miniature(tmp_path / "duke")
@@ -154,9 +168,12 @@ def test_occluded_duke_is_divided_by_its_lists(tmp_path, inside):
         "query": ["0003_c1_query.jpg", "0004_c1__test.jpg"],  # the second was gallery
         "gallery": ["0003_c2__test.jpg", "0004_c2__test.jpg", "0005_c1__test.jpg"],
     }
+    where = tmp_path if inside else tmp_path / "repository/main/dataset/Occluded_Duke"
+    where.mkdir(parents=True, exist_ok=True)
     for split, names in lists.items():
-        (tmp_path / f"{split}.list").write_text("\n".join(names) + "\n")
-    archives = [pack(tmp_path / "duke", tmp_path / "DukeMTMC-reID.zip"), *tmp_path.glob("*.list")]
+        (where / f"{split}.list").write_text("\n".join(names) + "\n")
+    of_lists = where.glob("*.list") if inside else [pack(tmp_path / "repository", tmp_path / "lists.tar.gz")]
+    archives = [pack(tmp_path / "duke", tmp_path / "DukeMTMC-reID.zip"), *of_lists]
     prepare_dataset("occluded_duke", archives, tmp_path / "data")
     dataset = read_dataset(tmp_path / "data", "occluded_duke")
     for split, names in lists.items():
@@ -164,6 +181,8 @@ def test_occluded_duke_is_divided_by_its_lists(tmp_path, inside):
         assert [Path(path).name for path in paths] == names
         originals = [next((tmp_path / "duke").rglob(name)).read_bytes() for name in names]
         assert [Path(path).read_bytes() for path in paths] == originals
+    if not inside:
+        return
     (tmp_path / "query.list").write_text("0009_c1_query.jpg\n")
     with pytest.raises(DataError, match=r"query\.list: 0009_c1_query\.jpg: not among"):
         prepare_dataset("occluded_duke", archives, tmp_path / "other")

@@ -18,7 +18,7 @@ from autoreid.data.datasets import BENCHMARKS, Counts, read_dataset, read_folder
 from autoreid.data.decoding import decode
 from autoreid.data.records import ReidDataset
 from autoreid.data.unpack import unpack
-from autoreid.errors import ConfigError, DataError
+from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.files import make_folder, write_atomically
 
 #: Images that wait to be looked at, at once.
@@ -77,7 +77,10 @@ def prepare_dataset(name: str, archives: Sequence[Path], root: Path) -> Findings
         shutil.rmtree(work, ignore_errors=True)
         raise
     if benchmark and benchmark.lay_out:
-        benchmark.lay_out(work / "unpacked", work / "laid out")
+        try:
+            benchmark.lay_out(work / "unpacked", work / "laid out")
+        except OSError as error:
+            raise RunError(f"{error.filename or work}: cannot lay out {name}: {error.strerror}") from error
     ready = next(folder for folder in (work / "laid out", work / "unpacked") if folder.exists())
     findings = look_at(read_folder(ready, name))
     if not findings.broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,7 +105,8 @@ def _read(config: Config) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ..
     notes = tuple(note for dataset in datasets.values() for note in dataset.notes)
     train = combine([source.all_people() if data.combine_all else source.train for source in sources])
     if len(set(train.paths)) < len(train):
-        raise DataError(f"data.sources: {' and '.join(data.sources)} share images, as different people")
+        (twice, _), *_ = Counter(train.paths).most_common(1)
+        raise DataError(f"{twice}: stands twice among the images of {' and '.join(data.sources)}")
     seed = derive_seed(config.seed, "held out")
     train, query, gallery = hold_out(train, data.held_out_fraction, seed)
     if config.evaluation.split == "held_out":

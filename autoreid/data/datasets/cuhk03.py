@@ -59,12 +59,13 @@ def extract_images(unpacked: Path, target: Path) -> None:
     except ImportError as error:
         raise ConfigError(f"{images}: reading it needs h5py: pip install 'autoreid[mat]'") from error
     try:
-        with h5py.File(images, "r") as file:
-            for kind, protocol in protocols.items():
-                if protocol is not None:
-                    _extract(partial(_picture, file, kind), protocol, target / kind)
-    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
+        content = h5py.File(images, "r")
+    except OSError as error:
         raise DataError(f"{images}: not CUHK03's images, or broken: {error}") from error
+    with content as file:
+        for kind, protocol in protocols.items():
+            if protocol is not None:
+                _extract(partial(_picture, file, kind), protocol, target / kind)
 
 
 def _extract(picture: Callable[[str], npt.NDArray[np.uint8]], protocol: Path, folder: Path) -> None:
@@ -92,10 +93,13 @@ def _extract(picture: Callable[[str], npt.NDArray[np.uint8]], protocol: Path, fo
 
 def _picture(file: Any, kind: str, name: str) -> npt.NDArray[np.uint8]:
     """(H, W, 3), found by its name: camera pair, person of that pair, camera, number from 1 to 10."""
-    pair, person, _, number = (int(part) for part in Path(name).stem.split("_"))
-    # MATLAB's arrays have their axes the other way round here.
-    of_pair = file[file[kind][0, pair - 1]]
-    image = file[of_pair[number - 1, person - 1]][:].T
+    try:
+        pair, person, _, number = (int(part) for part in Path(name).stem.split("_"))
+        # MATLAB's arrays have their axes the other way round here.
+        of_pair = file[file[kind][0, pair - 1]]
+        image = file[of_pair[number - 1, person - 1]][:].T
+    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
+        raise DataError(f"{file.filename}: broken at {kind} image {name}: {error}") from error
     if image.ndim != 3:
         raise DataError(f"{file.filename}: {kind} has no image {name}, which the protocol names")
     return np.ascontiguousarray(image)

@@ -26,7 +26,6 @@ from autoreid.data.records import ReidDataset
 from autoreid.errors import DataError
 
 _CROPS = "cropped_images"
-_SCENES = Path("Image") / "SSM"
 _NAME = re.compile(r"p(\d+)_s\d+_\d+\.")
 
 
@@ -52,10 +51,10 @@ def crop_people(unpacked: Path, target: Path) -> None:
         ConfigError: scipy is not installed.
         DataError: the annotation or a scene is broken; names the file.
     """
-    scenes = locate(unpacked, "annotation", "Image")
-    annotation = scenes / "annotation" / "Person.mat"
-    if not annotation.exists():
+    annotation = next(unpacked.rglob("annotation/Person.mat"), None)
+    if annotation is None:
         return
+    scenes = annotation.parents[1] / "Image" / "SSM"
     crops_folder = target / _CROPS
     crops_folder.mkdir(parents=True, exist_ok=True)
     by_scene: dict[str, list[tuple[Path, tuple[int, ...]]]] = defaultdict(list)
@@ -64,7 +63,7 @@ def crop_people(unpacked: Path, target: Path) -> None:
     for scene, crops in tqdm(by_scene.items(), desc="cutting out people", unit="scene", disable=None):
         missing = [(path, box) for path, box in crops if not path.exists()]
         if missing:
-            _crop(decode(scenes / _SCENES / scene), missing)
+            _crop(decode(scenes / scene), missing)
 
 
 def _annotated(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:

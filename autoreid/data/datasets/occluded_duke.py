@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 from autoreid.data.datasets.benchmark import Benchmark, Counts
-from autoreid.data.datasets.listing import locate
 from autoreid.data.datasets.market1501 import FOLDERS, read_market1501
 from autoreid.errors import DataError
 
@@ -20,10 +19,11 @@ def divide_duke(unpacked: Path, target: Path) -> None:
     Raises:
         DataError: a list is missing, or names an image that is not there.
     """
-    lists = locate(unpacked, "train.list", "query.list", "gallery.list")
-    duke = locate(unpacked, FOLDERS["train"])
-    if not any(lists.glob("*.list")):
+    train = next(unpacked.rglob("train.list"), None)
+    if train is None:
         return
+    lists = train.parent
+    duke = next(unpacked.rglob(FOLDERS["train"]), unpacked / FOLDERS["train"]).parent
     for split, part in FOLDERS.items():
         (target / part).mkdir(parents=True, exist_ok=True)
         file = lists / f"{split}.list"
