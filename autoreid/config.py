@@ -73,40 +73,77 @@ class Data(Section):
         return self
 
 
+class Temperature(Section):
+    """Of Gumbel-softmax: high mixes all candidates alike, low nearly picks one."""
+
+    start: Positive = 10.0
+    """At the start."""
+    end: Positive = 1.0
+    """At the end, and never below."""
+    schedule: Literal["halving", "linear", "cosine"] = "halving"
+    """halving: at epochs; linear and cosine: step by step over all epochs."""
+    every_epochs: Count = 20
+    """Epochs between two halvings."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Temperature:
+        if self.end > self.start:
+            raise ValueError("end: must not exceed start")
+        return self
+
+
+#: Keys of `search` that belong to one space alone.
+_KEYS_OF_SPACE = {
+    "reid_cell": ("operations", "stem", "channels", "cells_per_stage", "nodes", "parts", "stop_at_skips"),
+    "osnet_ain": ("width",),
+}
+
+
 class Search(Section):
     """The space that is searched and how its alphas move."""
 
-    space: Literal["reid_cell"] = "reid_cell"
-    """Which space."""
+    space: Literal["reid_cell", "osnet_ain"] = "reid_cell"
+    """reid_cell: DARTS cells with a part-aware operation. osnet_ain: where OSNet has instance norm."""
     operations: tuple[Literal[CELL_OPERATIONS], ...] = CELL_OPERATIONS[:7]  # type: ignore[valid-type]
-    """Candidate operations of every edge."""
+    """reid_cell: candidate operations of every edge."""
     stem: Literal["resnet", "darts"] = "resnet"
-    """resnet: 7×7 stride 2 and a pool, to 1/4 resolution. darts: 3×3 stride 1."""
+    """reid_cell: resnet is 7×7 stride 2 and a pool, to 1/4 resolution; darts is 3×3 stride 1."""
     channels: Count = 16
-    """C of the first cells; doubled by each reduction cell."""
+    """reid_cell: C of the first cells; doubled by each reduction cell."""
     cells_per_stage: tuple[Count, ...] = (2, 2, 2, 2)
-    """Cells in each stage; the first cell of every stage but the first is a reduction cell."""
+    """reid_cell: cells in each stage; the first cell of every stage but the first is a reduction cell."""
     nodes: Annotated[int, Field(ge=2)] = 4
-    """Nodes in a cell."""
+    """reid_cell: nodes in a cell."""
     parts: Count = 4
-    """M: horizontal body parts of the part-aware operation."""
-    relaxation: Literal["softmax"] = "softmax"
-    """How alphas become mixing weights."""
+    """reid_cell: M, horizontal body parts of the part-aware operation."""
+    stop_at_skips: Count | None = None
+    """reid_cell: stop once the normal cell has so many skip_connect edges (DARTS+); null never stops."""
+    width: Annotated[float, Field(ge=0.25)] = 1.0
+    """osnet_ain: multiplies the channels 64, 256, 384 and 512."""
+    relaxation: Literal["softmax", "gumbel", "gumbel_hard"] = "softmax"
+    """How alphas become mixing weights; gumbel_hard uses one sampled candidate at a time (straight-through)."""
+    temperature: Temperature = Temperature()
+    level: Literal["bilevel", "single"] = "bilevel"
+    """bilevel: alphas learn from images of their own; single: from the weights' images and backward pass."""
     order: Literal["first", "second", "exact"] = "second"
-    """Gradient of the alphas: first order; second order by finite differences (DARTS eq. 8); or exact."""
+    """bilevel: gradient of the alphas: first order; second by finite differences (DARTS eq. 8); or exact."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs in which only the weights are trained."""
+    alpha_optimizer: Literal["adam", "sgd"] = "adam"
+    """adam has a constant learning rate; sgd follows the weights' schedule, with their momentum."""
     alpha_learning_rate: Positive = 3e-4
-    """Adam's learning rate for the alphas."""
+    """Learning rate of the alphas, at the start."""
     alpha_betas: tuple[Fraction, Fraction] = (0.5, 0.999)
     """Adam's betas for the alphas."""
     alpha_weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     """Weight decay of the alphas."""
-    stop_at_skips: Count | None = None
-    """Stop once the normal cell's genotype has so many skip_connect edges (DARTS+); null never stops."""
 
     @model_validator(mode="after")
     def _check(self) -> Search:
+        for space, keys in _KEYS_OF_SPACE.items():
+            for key in keys:
+                if space != self.space and getattr(self, key) != Search.model_fields[key].default:
+                    raise ValueError(f"{key}: of space {space}; {self.space} has no such setting")
         if len(set(self.operations)) != len(self.operations):
             raise ValueError("operations: each may stand once")
         if not set(self.operations) - {"none"}:
@@ -117,10 +154,12 @@ class Search(Section):
             )
         return self
 
-    def rows_of_last_cell(self, height: int) -> int:
-        """Rows of the smallest feature map that images of some height come to."""
+    def smallest_map(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the smallest feature map that images of some size come to."""
+        if self.space == "osnet_ain":
+            return -(-height // 4) // 4, -(-width // 4) // 4
         halvings = len(self.cells_per_stage) - 1 + (2 if self.stem == "resnet" else 0)
-        return -(-height // 2**halvings)
+        return -(-height // 2**halvings), -(-width // 2**halvings)
 
 
 class Model(Section):
@@ -129,7 +168,7 @@ class Model(Section):
     name: str = "resnet50"
     """Which network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, ... or derived, from a genotype."""
     weights: Path | None = None
-    """Checkpoint to start from: torchvision's ImageNet weights, torchreid's, or this package's."""
+    """Checkpoint to start from: torchvision's ImageNet weights, torchreid's, or a run's; of a search, for derived."""
     options: dict[str, int | float | bool | str | tuple[int, ...]] = {}
     """Of the network, such as {last_stride: 1}; for derived: {genotype: FILE, channels: 48, ...}."""
 
@@ -296,11 +335,20 @@ class Config(Section):
                 f"search.warmup_epochs: {self.search.warmup_epochs} leaves the alphas none of the "
                 f"{self.training.epochs} training.epochs"
             )
-        rows = self.search.rows_of_last_cell(self.data.height)
-        if "part_aware" in self.search.operations and rows < self.search.parts:
+        self._check_smallest_map()
+
+    def _check_smallest_map(self) -> None:
+        search, data = self.search, self.data
+        rows, columns = search.smallest_map(data.height, data.width)
+        if search.space == "osnet_ain" and rows * columns < 2:
             raise ValueError(
-                f"search.parts: {self.search.parts} parts do not fit into the last cell's {rows} rows; "
-                f"use fewer, or a data.height above {self.data.height}"
+                f"data.height: images of {data.height}×{data.width} leave {rows}×{columns} pixels to the last "
+                f"blocks, whose instance norm needs two or more"
+            )
+        if search.space == "reid_cell" and "part_aware" in search.operations and rows < search.parts:
+            raise ValueError(
+                f"search.parts: {search.parts} parts do not fit into the last cell's {rows} rows; "
+                f"use fewer, or a data.height above {data.height}"
             )
 
     def to_yaml(self) -> str:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
+from torch import nn
 
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.errors import ConfigError, DataError
 from autoreid.files import make_folder, write_atomically
 from autoreid.models import build_model, check_input_size, count_macs, count_parameters
-from autoreid.models.derived import DerivedNetwork
+from autoreid.models.derived import DerivedNetwork, DerivedOSNet
 from autoreid.recipes import load_config
 from autoreid.reporting.genotype_graph import draw_genotype, draw_where_possible
 from autoreid.reporting.network_graph import network_graph
-from autoreid.search.genotype import CellGenotype, Genotype, random_genotype
+from autoreid.search.genotype import AnyGenotype, Genotype
 
 _EXAMPLES = """\
 examples:
@@ -34,6 +37,8 @@ writes genotype.json and its pictures, config.yaml (for python -m autoreid.train
 
 #: How many random genotypes the one nearest in size is chosen from.
 _DRAWS = 64
+#: Share of the parameters by which networks may differ and still count as equally large.
+_ALIKE = 0.005
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -66,7 +71,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def read_source(source: Path) -> CellGenotype:
+def read_source(source: Path) -> AnyGenotype:
     """The genotype in a file, or in the result of a search's run folder.
 
     Raises:
@@ -102,8 +107,8 @@ def best_of(runs: Sequence[Path]) -> Path:
 
 
 def derive(
-    genotype: CellGenotype, recipe: Path, output: Path, overrides: Sequence[str]
-) -> tuple[Config, DerivedNetwork]:
+    genotype: AnyGenotype, recipe: Path, output: Path, overrides: Sequence[str]
+) -> tuple[Config, DerivedNetwork | DerivedOSNet]:
     """Writes genotype, config and pictures to a folder.
 
     Returns:
@@ -131,23 +136,31 @@ def derive(
     return config, network
 
 
-def random_of_size(like: CellGenotype, seed: int, options: dict[str, Any]) -> CellGenotype:
-    """The random genotype, of some drawn by the seed, whose network is nearest in parameters to another's."""
+def random_of_size(like: AnyGenotype, seed: int, options: dict[str, Any]) -> AnyGenotype:
+    """The first random genotype drawn by the seed whose network is as large as another's, or else the nearest."""
 
-    def parameters(genotype: CellGenotype) -> int:
-        return count_parameters(_build({**options, "genotype": str(genotype)}))
+    def parameters(genotype: AnyGenotype) -> int:
+        with torch.device("meta"):
+            return count_parameters(_build({**options, "genotype": str(genotype)}))
 
     rng = np.random.default_rng(seed)
     wanted = parameters(like)
-    drawn = [random_genotype(rng, nodes=len(like.normal)) for _ in range(_DRAWS)]
-    return min(drawn, key=lambda genotype: abs(parameters(genotype) - wanted))
+    best, least = like, math.inf
+    for _ in range(_DRAWS):
+        drawn = like.draw_like(rng)
+        difference = abs(parameters(drawn) / wanted - 1)
+        if difference < least:
+            best, least = drawn, difference
+        if least < _ALIKE:
+            break
+    return best
 
 
-def _build(options: Mapping[str, Any]) -> DerivedNetwork:
-    return cast(DerivedNetwork, build_model("derived", 1, **options))
+def _build(options: Mapping[str, Any]) -> DerivedNetwork | DerivedOSNet:
+    return cast(DerivedNetwork | DerivedOSNet, build_model("derived", 1, **options))
 
 
-def summary(config: Config, network: DerivedNetwork) -> str:
+def summary(config: Config, network: nn.Module) -> str:
     """The network's size in a line."""
     height, width = config.data.height, config.data.width
     macs = count_macs(network, height, width) / 1e9

@@ -19,6 +19,7 @@ from autoreid.data.decoding import decode
 from autoreid.data.transforms import evaluation_transform
 from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.models import build_model
+from autoreid.models.weights import trained_weights
 from autoreid.recipes import parse_config
 
 #: One image of a person: a file, (H, W, 3) uint8 in RGB, or a PIL image.
@@ -109,11 +110,8 @@ def load_network(path: Path) -> tuple[nn.Module, Config]:
             f"that the search found (python -m autoreid.derive) and train it"
         )
     network = build_model(config.model.name, checkpoint["num_identities"], **config.model.options)
-    state = checkpoint["state"]
-    averaged = state.get("ema")
-    weights = state["network"] if averaged is None else _without_prefix(averaged)
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(trained_weights(checkpoint["state"]))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -137,12 +135,6 @@ def _read(path: Path) -> tuple[dict[str, Any], Path]:
     if not isinstance(checkpoint, dict) or not {"state", "config", "num_identities"} <= set(checkpoint):
         raise DataError(f"{path}: not a checkpoint of python -m autoreid.train: no config is kept in it")
     return checkpoint, path
-
-
-def _without_prefix(averaged: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged network's own entries: torch's AveragedModel keeps them below `module`, beside a counter."""
-    prefix = "module."
-    return {name[len(prefix) :]: value for name, value in averaged.items() if name.startswith(prefix)}
 
 
 def _decode(image: object, index: int) -> Image.Image:

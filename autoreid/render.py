@@ -14,7 +14,7 @@ from autoreid.reporting.genotype_graph import draw_graph, write_graphs
 from autoreid.search.genotype import Genotype
 
 _DESCRIPTION = """\
-Draws genotypes as pictures, one for the normal cell and one for the reduction cell; needs Graphviz's `dot`.
+Draws genotypes as pictures, of cells one for the normal and one for the reduction cell; needs Graphviz's `dot`.
 
 PATH is a genotype (.json), a graph text that a run kept (.gv), or a folder: then every .gv in it is drawn,
 and every .json that has no .gv beside it. Pictures replace older ones of the same name.
@@ -66,7 +66,7 @@ def _render(path: Path, folder: Path) -> Iterator[Path]:
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
         texts = sorted(path.glob("*.gv"))
-        drawn = {text.stem.removesuffix("-normal") for text in texts}
+        drawn = {text.stem.rpartition("-")[0] for text in texts}
         genotypes = [file for file in sorted(path.glob("*.json")) if file.stem not in drawn]
         if not texts and not genotypes:
             raise DataError(

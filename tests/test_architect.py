@@ -71,7 +71,7 @@ class Problem(NamedTuple):
 
     def gradients(self, order):
         architect = Architect(self.net, self.alphas, Softmax(), self.objective, self.optimizer, order)
-        return flat(architect.gradients(self.alpha_batch, self.weight_batch))
+        return flat(architect.gradients(self.alpha_batch, self.weight_batch, step=3))
 
     def loss(self, net, batch):
         return self.objective(net, batch, Softmax().mixing(self.alphas)).losses.total
@@ -195,7 +195,7 @@ def test_nothing_is_moved(order):
 def test_gradients_come_in_the_alphas_order(order):
     problem = tiny_problem(1)
     architect = Architect(problem.net, problem.alphas, Softmax(), problem.objective, problem.optimizer, order)
-    gradients = architect.gradients(problem.alpha_batch, problem.weight_batch)
+    gradients = architect.gradients(problem.alpha_batch, problem.weight_batch, step=3)
     assert [g.shape for g in gradients] == [alpha.shape for alpha in problem.alphas.parameters()]
     # A softmax does not change when all its alphas move alike.
     for gradient in gradients:
@@ -212,7 +212,8 @@ def real_problem(operations=CELL_OPERATIONS[:7]):
     torch.manual_seed(0)
     net = space.build_supernet(4).double().train()
     nn.init.normal_(net.neck.classifier.weight, std=0.05)
-    alphas = Alphas(space.alpha_shapes(), torch.Generator().manual_seed(0)).double()
+    shapes = {name: group.shape for name, group in space.choices().items()}
+    alphas = Alphas(shapes, torch.Generator().manual_seed(0)).double()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4)
     objective = Objective(RetrievalLoss(0.5, None, 0.0), "float32", torch.device("cpu"))
     batches = [random_batch(seed, (3, 32, 16), size=16) for seed in (1, 2)]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from autoreid.config import Config
 from autoreid.errors import ConfigError
 from autoreid.recipes import describe_options, load_config, option_names
 from autoreid.search.genotype import CELL_OPERATIONS
+from autoreid.search.osnet_ain import OsnetAinSpace
 
 RECIPES = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
@@ -167,6 +169,9 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
         ("search.operations=[none, conv]", 'search.operations.1 = "conv": input should be '),
         ("search.order=third", "search.order = \"third\": input should be 'first', 'second' or 'exact'"),
         ("search.alpha_betas=[0.5]", "search.alpha_betas"),
+        ("search.width=0.2", "search.width = 0.2: input should be greater than or equal to 0.25"),
+        ("search.space=darts", "search.space = \"darts\": input should be 'reid_cell' or 'osnet_ain'"),
+        ("search.temperature.schedule=exp", 'search.temperature.schedule = "exp": input should be '),
         ("data.flip=1.5", "data.flip = 1.5: input should be less than or equal to 1"),
         ("data.synthetic.a.cameras=1", "data.synthetic.a.cameras = 1: "),
         ("data.root=3", "data.root = 3: "),
@@ -199,6 +204,17 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         (["search.operations=[none]"], "search.operations: at least one beside none"),
         (["search.operations=[none, none]"], "search.operations: each may stand once"),
         (["search.cells_per_stage=[8]"], "search.cells_per_stage: at least two stages"),
+        (["search.width=0.5"], "search.width: of space osnet_ain; reid_cell has no such setting"),
+        (
+            ["search.space=osnet_ain", "search.stop_at_skips=2"],
+            "search.stop_at_skips: of space reid_cell; osnet_ain has no such setting",
+        ),
+        (["search.space=osnet_ain", "search.channels=8"], "search.channels: of space reid_cell"),
+        (
+            ["search.space=osnet_ain", "data.height=16", "data.width=28"],
+            "data.height: images of 16×28 leave 1×1 pixels to the last blocks",
+        ),
+        (["search.temperature.end=11"], "search.temperature.end: must not exceed start"),
         (["data.height=96"], "search.parts: 4 parts do not fit into the last cell's 3 rows"),
         (["data.sources=[a, b, a]"], "data.sources: each may stand once"),
         (["data.targets=[a]"], "data.targets: measured with evaluation.split: test only"),
@@ -220,6 +236,15 @@ def test_an_impossible_combination_says_who_asked_for_it(recipe):
     assert message(path).startswith(f"{path}: ")
     # An override elsewhere is not to blame.
     assert message(path, "seed=1", "data.width=64").startswith(f"{path}: ")
+
+
+def test_two_pixels_are_enough_for_instance_norm(recipe):
+    config = load_config(recipe(), ["search.space=osnet_ain", "data.height=16", "data.width=29"])
+    assert config.search.smallest_map(16, 29) == (1, 2)
+    network = OsnetAinSpace(config.search).build_supernet(2)
+    network(torch.zeros(2, 3, 16, 29), {"blocks": torch.full((6, 4), 0.25)})
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        network(torch.zeros(2, 3, 16, 28), {"blocks": torch.full((6, 4), 0.25)})
 
 
 def test_a_map_that_fits_the_parts_exactly_is_allowed(recipe):

@@ -3,12 +3,21 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoreid.errors import DataError, RunError
-from autoreid.search.genotype import CELL_OPERATIONS, CellGenotype, Edge, Genotype
+from autoreid.models.osnet import OSBLOCKS
+from autoreid.search.genotype import (
+    CELL_OPERATIONS,
+    OSNET_BLOCKS,
+    CellGenotype,
+    Edge,
+    Genotype,
+    OsnetAinGenotype,
+)
 
 
 @st.composite
@@ -70,6 +79,7 @@ def broken(**changes):
 
 
 NODE = [["sep_conv_3x3", 0], ["part_aware", 1]]
+PLAIN = ["plain", "plain"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,12 @@ NODE = [["sep_conv_3x3", 0], ["part_aware", 1]]
         (broken(normal=[[["part_aware", True], NODE[0]]]), "normal.0.0", ""),
         (broken(normal="two\nlines"), "normal", ""),
         (json.dumps({"space": "reid_cell", "normal": [NODE]}), "reduce", "required"),
-        (json.dumps({"normal": [NODE], "reduce": [NODE], "concat": [2]}), "concat", "not permitted"),
+        (broken(concat=[2]), "concat", "not permitted"),
+        (json.dumps({"normal": [NODE], "reduce": [NODE]}), "space", "expected one of reid_cell, osnet_ain"),
+        (json.dumps({"space": "osnet_ain", "normal": [NODE]}), "stages", "required"),
+        (json.dumps({"space": "osnet_ain", "stages": [PLAIN, PLAIN]}), "stages.2", "required"),
+        (json.dumps({"space": "osnet_ain", "stages": [PLAIN, ["plain"], PLAIN]}), "stages.1.1", "required"),
+        (json.dumps({"space": "osnet_ain", "stages": [["plain", "in"]] * 3}), "stages.0.1", "'in_both'"),
         (broken(format=2), "format", "1"),
         (broken(space="elsewhere"), "space", "reid_cell"),
         ("[]", "file", "object"),
@@ -161,3 +176,43 @@ def test_a_genotype_does_not_change():
     genotype = CellGenotype(normal=plain()["normal"], reduce=plain()["reduce"])
     with pytest.raises(ValueError, match="frozen"):
         genotype.normal = genotype.reduce  # type: ignore[misc]
+
+
+BLOCKS = st.lists(st.sampled_from(OSNET_BLOCKS), min_size=6, max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(BLOCKS, BLOCKS)
+def test_osnet_blocks_are_saved_loaded_and_compared(tmp_path_factory, blocks, others):
+    genotype = OsnetAinGenotype.of_blocks(blocks)
+    path = tmp_path_factory.mktemp("genotype") / "EP01.json"
+    genotype.save(path)
+    assert Genotype.load(path) == genotype
+    assert json.loads(path.read_text()) == {
+        "format": 1,
+        "space": "osnet_ain",
+        "stages": [blocks[:2], blocks[2:4], blocks[4:]],
+    }
+    assert genotype.blocks == tuple(blocks)
+    assert (genotype == OsnetAinGenotype.of_blocks(others)) == (blocks == others)
+
+
+def test_osnet_blocks_are_those_of_the_models():
+    assert tuple(OSBLOCKS) == OSNET_BLOCKS
+
+
+def test_osnet_genotypes_are_drawn_uniformly():
+    rng = np.random.default_rng(0)
+    like = OsnetAinGenotype.of_blocks(["plain"] * 6)
+    drawn = np.array([like.draw_like(rng).blocks for _ in range(2000)])
+    for position in range(6):
+        counts = [(drawn[:, position] == block).sum() for block in OSNET_BLOCKS]
+        # Within five standard deviations of a fair draw.
+        assert all(abs(count - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5 for count in counts)
+    assert len({tuple(row) for row in drawn}) > 1400, "of 4,096; positions are drawn independently"
+
+
+def test_cells_are_drawn_with_as_many_nodes():
+    like = CellGenotype(normal=[NODE] * 3, reduce=[NODE] * 3)
+    drawn = like.draw_like(np.random.default_rng(0))
+    assert [len(cell) for _, cell in drawn.cells()] == [3, 3]

@@ -20,7 +20,8 @@ from autoreid import render
 from autoreid.errors import RunError
 from autoreid.reporting import genotype_graph
 from autoreid.reporting.genotype_graph import cell_graph, draw_genotype
-from autoreid.search.genotype import CELL_OPERATIONS, CellGenotype
+from autoreid.reporting.osnet_graph import blocks_graph
+from autoreid.search.genotype import CELL_OPERATIONS, OSNET_BLOCKS, CellGenotype, OsnetAinGenotype
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_genotypes.json").read_text())["reid_cell"]
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz's dot")
@@ -212,3 +213,45 @@ def test_render_without_dot_fails_with_the_remedy(tmp_path, capsys):
     published().save(tmp_path / "found.json")
     assert render.main([str(tmp_path / "found.json")]) == 1
     assert "install graphviz" in capsys.readouterr().err
+
+
+#: Whether instance norm stands before the addition, and after it.
+PLACEMENTS = {
+    "plain": (False, False),
+    "in_inside": (True, False),
+    "in_after": (False, True),
+    "in_both": (True, True),
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(OSNET_BLOCKS), min_size=6, max_size=6))
+def test_blocks_say_where_instance_norm_stands(blocks):
+    genotype = OsnetAinGenotype.of_blocks(blocks)
+    text = blocks_graph(genotype, "a caption").source
+    tables = re.findall(r"^\t+block\d\d \[label=<<table(.*?)</table>>", text, re.MULTILINE)
+    assert [re.search(r"<b>(\w+)</b>", table)[1] for table in tables] == blocks
+    for block, table in zip(blocks, tables, strict=True):
+        rows = re.findall(r"<td.*?</td>", table)
+        addition = next(index for index, row in enumerate(rows) if "identity" in row)
+        highlighted = [index for index, row in enumerate(rows) if "#d6006c" in row]
+        assert all(">IN<" in rows[index] for index in highlighted)
+        placement = (any(i < addition for i in highlighted), any(i > addition for i in highlighted))
+        assert placement == PLACEMENTS[block]
+    assert f"IN in {sum(block != 'plain' for block in blocks)} of 6 blocks" in text
+    assert text == blocks_graph(genotype, "a caption").source
+
+
+@needs_dot
+def test_the_blocks_picture_is_drawn_and_rendered(tmp_path, capsys):
+    genotype = OsnetAinGenotype.of_blocks(["in_inside", "plain"] * 3)
+    pictures = draw_genotype(genotype, tmp_path / "run", "EP03", "demo · <epoch> 3 & mAP 41.2 %")
+    assert pictures == [tmp_path / "run" / "EP03-blocks.png"]
+    image = Image.open(pictures[0]).convert("RGB")
+    assert 1000 < image.width < 2200
+    assert image.tobytes().count(bytes.fromhex("d6006c")) > 3 * 500
+    genotype.save(tmp_path / "run" / "EP03.json")
+    genotype.save(tmp_path / "run" / "EP04.json")
+    assert render.main([str(tmp_path / "run")]) == 0
+    names = ["EP03-blocks.png", "EP04-blocks.png"]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "run" / name) for name in names]

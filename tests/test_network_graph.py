@@ -10,7 +10,7 @@ from PIL import Image
 from autoreid.models import build_model, count_parameters
 from autoreid.reporting.genotype_graph import draw_graph
 from autoreid.reporting.network_graph import network_graph
-from autoreid.search.genotype import CellGenotype, Edge
+from autoreid.search.genotype import CellGenotype, Edge, OsnetAinGenotype
 
 CELL = ((Edge("sep_conv_3x3", 0), Edge("part_aware", 1)), (Edge("skip_connect", 0), Edge("max_pool_3x3", 2)))
 GENOTYPE = str(CellGenotype(normal=CELL, reduce=CELL[:1]))
@@ -76,3 +76,17 @@ def test_it_can_be_drawn_whatever_the_caption(tmp_path):
     (tmp_path / "network.gv").write_text(graph.source)
     with Image.open(draw_graph(tmp_path / "network.gv", tmp_path)) as picture:
         assert picture.width > 5 * picture.height
+
+
+def test_osnets_blocks_say_the_shapes_that_they_give():
+    genotype = OsnetAinGenotype.of_blocks(["in_both", "plain"] * 3)
+    network = build_model("derived", 3, genotype=str(genotype), width=0.25).eval()
+    shapes = []
+    for block in (*network.conv2, *network.conv3, *network.conv4):
+        block.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape[1:])))
+    network(torch.randn(1, 3, 66, 34))
+    source = network_graph(network, 66, 34, "a run").source
+    tables = re.findall(r"block\d\d \[label=<<table(.*?)</table>>", source)
+    found = [re.findall(r"(\d+) × (\d+) × (\d+)", table)[-1] for table in tables]
+    assert [tuple(map(int, shape)) for shape in found] == shapes[-6:]
+    assert f"{count_parameters(network) / 1e3:.0f} k parameters" in source

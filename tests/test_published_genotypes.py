@@ -13,11 +13,25 @@ from PIL import Image
 from autoreid.search.genotype import Genotype
 
 SHIPPED = Path(__file__).parents[1] / "searched_genotypes/published"
+TORCHREID = json.loads((Path(__file__).parent / "data/torchreid_models.json").read_text())
 PUBLISHED = json.loads((Path(__file__).parent / "data/published_genotypes.json").read_text())["reid_cell"]
 
 
 def test_every_published_genotype_ships_and_no_other():
-    assert {path.stem for path in SHIPPED.glob("*.json")} == set(PUBLISHED)
+    assert {path.stem for path in SHIPPED.glob("*.json")} == {*PUBLISHED, "osnet_ain"}
+
+
+def test_osnet_ain_ships_with_its_picture():
+    """The blocks that torchreid's osnet_ain_x1_0 is made of, told by the norms among its weights."""
+    names = [name for name, _ in TORCHREID["osnet_ain_x1_0"]["state_dict"]]
+    blocks = [f"conv{stage}.{place}." for stage in (2, 3, 4) for place in (0, 1)]
+    has_in = [any(name.startswith(block + "IN.") for name in names) for block in blocks]
+    genotype = Genotype.load(SHIPPED / "osnet_ain.json")
+    assert genotype.blocks == tuple("in_inside" if inside else "plain" for inside in has_in)
+    text = (SHIPPED / "osnet_ain-blocks.gv").read_text()
+    assert re.findall(r"<b>(in_inside|plain)</b>", text) == list(genotype.blocks)
+    with Image.open(SHIPPED / "osnet_ain-blocks.png") as picture:
+        assert picture.width > picture.height > 100
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -201,16 +201,18 @@ def test_every_weight_and_every_mixing_weight_gets_a_gradient():
 
 def test_the_space_names_its_choices():
     space = ReidCellSpace(Search(nodes=3, operations=("none", "skip_connect")))
-    assert space.alpha_shapes() == {"normal": (9, 2), "reduce": (9, 2)}
-    labels = space.choice_labels()
-    assert labels["normal"] == labels["reduce"]
-    assert labels["normal"][:4] == [
+    choices = space.choices()
+    assert {kind: group.shape for kind, group in choices.items()} == {"normal": (9, 2), "reduce": (9, 2)}
+    assert choices["normal"] == choices["reduce"]
+    assert choices["normal"].columns == ("none", "skip_connect")
+    rows = list(choices["normal"].rows)
+    assert rows[:4] == [
         "node0_from_c_k-2",
         "node0_from_c_k-1",
         "node1_from_c_k-2",
         "node1_from_c_k-1",
     ]
-    assert labels["normal"][4:] == [
+    assert rows[4:] == [
         "node1_from_node0",
         *(f"node2_from_{x}" for x in ("c_k-2", "c_k-1", "node0", "node1")),
     ]

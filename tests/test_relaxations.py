@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoreid.config import Temperature
 from autoreid.search.alphas import Alphas, entropies
-from autoreid.search.collapse import collapse_signs, count_skips
-from autoreid.search.relaxations import Softmax
+from autoreid.search.collapse import count_skips, search_signs
+from autoreid.search.relaxations import GumbelSoftmax, Softmax, temperature_at
+from autoreid.search.space import Choices
 
 SHAPES = {"reduce": (5, 7), "normal": (14, 7)}
 
@@ -108,23 +110,24 @@ def test_entropies():
     assert found == pytest.approx([math.log(4), 0, math.log(2), last])
 
 
-def test_collapse_signs():
-    operations = ("none", "sep_conv_3x3", "skip_connect")
+def test_search_signs():
+    columns = ("none", "sep_conv_3x3", "skip_connect")
+    choices = {name: Choices(("a", "b"), columns) for name in ("normal", "reduce")}
     normal = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
     reduce = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    signs = collapse_signs({"normal": normal, "reduce": reduce}, operations)
+    watched = {"skip_share": ("skip_connect",), "waste": ("none", "skip_connect"), "absent": ("part_aware",)}
+    signs = search_signs({"normal": normal, "reduce": reduce}, choices, watched)
     entropy = -sum(p * math.log(p) for p in (0.5, 0.2, 0.3, 0.1, 0.8, 0.1)) / 2
     assert signs == pytest.approx(
         {
             "normal/entropy": entropy,
             "normal/skip_share": 0.2,
-            "normal/none_share": 0.3,
+            "normal/waste": 0.5,
             "reduce/entropy": 0.0,
             "reduce/skip_share": 0.5,
-            "reduce/none_share": 0.0,
+            "reduce/waste": 0.5,
         }
     )
-    assert set(collapse_signs({"normal": normal}, ("a", "b", "c"))) == {"normal/entropy"}
 
 
 def test_count_skips():
@@ -132,3 +135,132 @@ def test_count_skips():
     assert count_skips(()) == 0
     assert count_skips(((other, other),)) == 0
     assert count_skips(((skip, other), (other, skip), (skip, skip))) == 4
+
+
+def gumbel(hard=False, temperature=1.0, seed=7):
+    return GumbelSoftmax(seed, lambda step: temperature, hard)
+
+
+def logits(*rows):
+    alphas = make_alphas(shapes={"a": (len(rows), len(rows[0]))}).double()
+    alphas.groups["a"].data = torch.tensor(rows, dtype=torch.float64)
+    return alphas
+
+
+def draws(relaxation, alphas, count=4000):
+    with torch.no_grad():
+        return torch.stack([relaxation.mixing(alphas, step, "weights")["a"] for step in range(count)])
+
+
+def test_gumbel_samples_follow_the_softmax():
+    """The Gumbel-max trick: the argmax of alpha + noise is a sample of softmax(alpha), whatever the temperature."""
+    rows = [[0.0, 1.0, -1.0, 0.3], [2.0, 0.0, 0.0, 0.0]]
+    columns = draws(gumbel(hard=True, temperature=5.0), logits(*rows))
+    soft = draws(gumbel(temperature=5.0), logits(*rows))
+    assert torch.equal(soft.argmax(-1), columns), "one draw, soft or hard"
+    for row, values in enumerate(rows):
+        weights = np.exp(values) / np.exp(values).sum()
+        for column, probability in enumerate(weights):
+            found = (columns[:, row] == column).double().mean().item()
+            assert abs(found - probability) < 5 * math.sqrt(probability * (1 - probability) / len(columns))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0])
+def test_soft_weights_are_distributed_as_defined(temperature):
+    """Of two candidates the log-odds are (a0 - a1 + logistic noise) / temperature: the difference of two Gumbels."""
+    soft = draws(gumbel(temperature=temperature), logits([0.7, -0.4]))[:, 0]
+    torch.testing.assert_close(soft.sum(-1), torch.ones(len(soft), dtype=torch.float64))
+    noise = temperature * (soft[:, 0] / soft[:, 1]).log() - 1.1
+    expected = torch.arange(1, len(noise) + 1) / len(noise)
+    # Kolmogorov and Smirnov's distance from the logistic distribution, at a level of about 1e-6.
+    assert (torch.sigmoid(noise.sort().values) - expected).abs().max() < 2.7 / math.sqrt(len(noise))
+
+
+def test_noise_is_independent_between_rows_and_steps():
+    soft = draws(gumbel(), logits([0.0, 0.0], [0.0, 0.0]))
+    odds = (soft[..., 0] / soft[..., 1]).log()
+    bound = 5 / math.sqrt(len(odds))
+    assert abs(np.corrcoef(odds[:, 0], odds[:, 1])[0, 1]) < bound
+    assert abs(np.corrcoef(odds[1:, 0], odds[:-1, 0])[0, 1]) < bound
+
+
+def test_a_draw_belongs_to_seed_step_and_level_alone():
+    alphas = make_alphas()
+    before = torch.get_rng_state()
+    first = gumbel().mixing(alphas, 3, "weights")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    for again in (gumbel().mixing(alphas, 3, "weights"), gumbel().mixing(make_alphas(), 3, "weights")):
+        assert all(torch.equal(again[name], first[name]) for name in first)
+    for other in (
+        gumbel(seed=8).mixing(alphas, 3, "weights"),
+        gumbel().mixing(alphas, 4, "weights"),
+        gumbel().mixing(alphas, 3, "alphas"),
+    ):
+        assert not any(torch.equal(other[name], first[name]) for name in first)
+    # The noise itself does not depend on the precision.
+    double = gumbel().mixing(make_alphas().double(), 3, "weights")
+    for name in first:
+        torch.testing.assert_close(double[name].float(), first[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_gradient_is_that_of_the_soft_weights(hard):
+    """dp/da = (diag(p) - p·pᵀ) / temperature; hard, forward is one-hot and backward the same (straight-through)."""
+    alphas = logits([0.3, -0.2, 1.0, 0.0], [0.0, 0.5, 0.0, -2.0])
+    soft = gumbel(temperature=2.5).mixing(alphas, 0, "alphas")["a"]
+    mixing = gumbel(hard, 2.5).mixing(alphas, 0, "alphas")["a"]
+    for row in range(2):
+        p = soft[row].detach()
+        expected = (torch.diag(p) - torch.outer(p, p)) / 2.5
+        for column in range(4):
+            (gradient,) = torch.autograd.grad(mixing[row, column], alphas.groups["a"], retain_graph=True)
+            torch.testing.assert_close(gradient[row], expected[column])
+            assert not gradient[1 - row].any()
+    if hard:
+        assert torch.equal(mixing.detach(), torch.eye(4, dtype=torch.float64)[soft.argmax(-1)])
+
+
+def test_hard_names_only_the_column_where_no_gradient_is_wanted():
+    alphas = make_alphas()
+    with torch.no_grad():
+        columns = gumbel(hard=True).mixing(alphas, 9, "weights")
+    one_hot = gumbel(hard=True).mixing(alphas, 9, "weights")
+    for name, values in columns.items():
+        assert values.shape == SHAPES[name][:1]
+        assert values.dtype == torch.int64
+        assert torch.equal(one_hot[name].argmax(-1), values)
+
+
+def test_evaluation_takes_the_most_probable_without_noise():
+    alphas = logits([0.0, 0.1, 0.0], [3.0, 0.0, 2.9])
+    for relaxation in (gumbel(), gumbel(hard=True, seed=1)):
+        assert relaxation.evaluation(alphas)["a"].tolist() == [1, 0]
+        assert torch.equal(relaxation.probabilities(alphas)["a"], alphas.groups["a"].detach().softmax(-1))
+    assert torch.equal(Softmax().evaluation(alphas)["a"], Softmax().probabilities(alphas)["a"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {0: 10, 19: 10, 20: 5, 39: 5, 40: 2.5, 60: 1.25, 80: 1, 119: 1}),
+        ({"every_epochs": 10, "start": 8.0, "end": 0.5}, {9: 8, 10: 4, 20: 2, 40: 0.5, 119: 0.5}),
+        ({"schedule": "linear", "end": 0.1}, {0: 10, 60: 5.05, 30: 7.525, 120: 0.1}),
+        ({"schedule": "cosine"}, {0: 10, 60: 5.5, 30: 1 + 4.5 * (1 + math.sqrt(0.5)), 120: 1}),
+    ],
+)
+def test_temperatures(settings, expected):
+    """By the epoch, of 120 with 7 steps each."""
+    for epoch, value in expected.items():
+        assert temperature_at(Temperature(**settings), 7 * epoch, 7, 120) == pytest.approx(value)
+    assert gumbel(temperature=3.0).scheduled(5) == {"temperature": 3.0}
+
+
+def test_halving_waits_for_the_epochs_end_and_others_do_not():
+    halved, linear = (
+        [temperature_at(Temperature(schedule=schedule, every_epochs=1), step, 5, 4) for step in range(20)]
+        for schedule in ("halving", "linear")
+    )
+    assert halved == [10.0] * 5 + [5.0] * 5 + [2.5] * 5 + [1.25] * 5
+    steps = -np.diff(linear)
+    assert steps.min() == pytest.approx(steps.max())

@@ -14,7 +14,7 @@ from autoreid.checkpoint import load_checkpoint
 from autoreid.data import loaders
 from autoreid.search.task import SearchTask
 from tests.ranks import free_port
-from tests.tiny import write_tiny
+from tests.tiny import OSNET, write_tiny
 
 #: Of the tiny search: 3 steps an epoch, 2 epochs.
 STEPS = 6
@@ -68,10 +68,10 @@ def start(function, *arguments, ranks: int = 1, float64: bool = False) -> list[i
     return [process.exitcode for process in processes]
 
 
-def outcome(folder: Path) -> dict:
+def outcome(folder: Path, steps: int = STEPS) -> dict:
     """All that a search leaves behind but its timings."""
     run = folder / "runs" / "tiny"
-    checkpoint = load_checkpoint(run / "checkpoints" / f"step-{STEPS:08d}.pt")["state"]
+    checkpoint = load_checkpoint(run / "checkpoints" / f"step-{steps:08d}.pt")["state"]
     result = json.loads((run / "result.json").read_text())
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for timed in (checkpoint, result, *metrics):
@@ -116,6 +116,20 @@ def test_killed_in_any_step_it_ends_bit_for_bit_the_same(tmp_path, undisturbed, 
     assert start(_plain, path) == [0]
     assert restarts(tmp_path) == (1 if step > every_steps or step > 3 else 0)
     assert_equal(outcome(tmp_path), undisturbed)
+
+
+def test_another_space_with_noise_and_temperature_ends_the_same(tmp_path):
+    """Killed in the second epoch, whose temperature is another."""
+    calm, struck = tmp_path / "calm", tmp_path / "struck"
+    for folder in (calm, struck):
+        folder.mkdir()
+    assert start(_plain, write_tiny(calm, **OSNET)) == [0]
+    path = write_tiny(struck, **OSNET, checkpoint__every_steps=1)
+    # Single-level: an epoch is a pass over all images, of 5 steps.
+    assert start(_strike, path, 8, signal.SIGKILL, 0) == [-signal.SIGKILL]
+    assert start(_plain, path) == [0]
+    assert restarts(struck) == 1
+    assert_equal(outcome(struck, 10), outcome(calm, 10))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])

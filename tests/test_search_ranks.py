@@ -15,7 +15,7 @@ from autoreid.errors import DataError, RunError
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
 from tests.ranks import run_ranks
-from tests.tiny import tiny_config, write_tiny
+from tests.tiny import OSNET, tiny_config, write_tiny
 
 STEPS = 2
 
@@ -55,6 +55,37 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
             for name, value in weights.items():
                 torch.testing.assert_close(value, alone[1][name], **tolerance)
             torch.testing.assert_close(losses, alone[2], **tolerance)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        OSNET,
+        OSNET | {"search__level": "bilevel", "search__order": "first", "search__relaxation": "gumbel_hard"},
+        {"search__relaxation": "gumbel_hard", "search__temperature": {"schedule": "linear"}},
+        {"search__relaxation": "gumbel", "search__order": "exact"},
+        {"search__level": "single"},
+    ],
+    ids=[
+        "osnet_ain",
+        "osnet_ain hard bilevel",
+        "reid_cell hard",
+        "reid_cell gumbel exact",
+        "reid_cell single",
+    ],
+)
+def test_so_they_do_in_any_space_with_any_relaxation_and_level(tmp_path, changes):
+    path = write_tiny(tmp_path, **changes)
+    tiny_config(tmp_path, **changes)
+    (alone,) = run_ranks(_search, 1, path)
+    results = run_ranks(_search, 2, path)
+    assert len({digest for *_, digest in results}) == 1
+    for alphas, weights, losses, _ in results:
+        for name, value in alphas.items():
+            torch.testing.assert_close(value, alone[0][name], rtol=1e-7, atol=1e-10)
+        for name, value in weights.items():
+            torch.testing.assert_close(value, alone[1][name], rtol=1e-7, atol=1e-10)
+        torch.testing.assert_close(losses, alone[2], rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("warmup", [0, 1])

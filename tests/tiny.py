@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,22 @@ TINY: dict[str, Any] = {
 }
 
 
+#: Changes that make it a search for OSNet's blocks, single-level with Gumbel-softmax as published.
+OSNET: dict[str, Any] = {
+    "search": {
+        "space": "osnet_ain",
+        "width": 0.25,
+        "relaxation": "gumbel",
+        "temperature": {"start": 4.0, "every_epochs": 1},
+        "level": "single",
+        "alpha_optimizer": "sgd",
+        "alpha_learning_rate": 0.1,
+        "alpha_weight_decay": 0.0,
+    },
+    "data__width": 32,
+}
+
+
 def write_tiny(folder: Path, **changes: Any) -> Path:
     """A config file whose run lives in the folder; changes are dotted keys with __ for the dots."""
     tree = yaml.safe_load(yaml.safe_dump(TINY))
@@ -61,7 +78,7 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
         inner = tree
         for section in sections:
             inner = inner.setdefault(section, {})
-        inner[last] = value
+        inner[last] = copy.deepcopy(value)
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path

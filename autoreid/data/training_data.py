@@ -47,10 +47,11 @@ class SearchData(TrainingData):
     """What a search learns from and is measured on.
 
     Attributes:
-        alpha_stream: batches of other images of the same identities, that train the alphas.
+        alpha_stream: batches of other images of the same identities, that train the alphas; None where the
+            alphas learn from the weights' batches.
     """
 
-    alpha_stream: BatchStream
+    alpha_stream: BatchStream | None
 
 
 def build_training_data(config: Config, world: World) -> TrainingData:
@@ -68,12 +69,14 @@ def build_training_data(config: Config, world: World) -> TrainingData:
 
 
 def build_search_data(config: Config, world: World) -> SearchData:
-    """Reads the data sets for a search, and divides their images between weights and alphas.
+    """Reads the data sets for a search; in a bilevel one, divides their images between weights and alphas.
 
     Raises:
         DataError: a folder is missing or empty, holds too little to divide, or a target has no queries.
         ConfigError: batches as asked for cannot be made of these identities on this many ranks.
     """
+    if config.search.level == "single":
+        return SearchData(**vars(build_training_data(config, world)), alpha_stream=None)
     train, targets, notes = _read(config)
     data = config.data
     halves = bilevel(

@@ -174,13 +174,14 @@ def on_main(action: Callable[[], Anything]) -> Anything:
     return result
 
 
-def data_parallel(module: nn.Module, broadcast_buffers: bool) -> nn.Module:
+def data_parallel(module: nn.Module, broadcast_buffers: bool, parts_unused: bool = False) -> nn.Module:
     """Wraps a module so that its gradients are averaged over the ranks in buckets; alone, the module itself.
 
     Args:
         module: holds the same parameters on every rank.
         broadcast_buffers: whether each forward pass starts from rank 0's running statistics; needed where they
             are not shared, so that what rank 0 saves is what every rank holds.
+        parts_unused: whether a step may leave parameters without a gradient; the same ones on every rank.
     """
     if world_size() == 1:
         return module
@@ -188,7 +189,10 @@ def data_parallel(module: nn.Module, broadcast_buffers: bool) -> nn.Module:
         # torch 2.15 renames broadcast_buffers; older ones do not know the new name.
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
-            module, broadcast_buffers=broadcast_buffers, gradient_as_bucket_view=True
+            module,
+            broadcast_buffers=broadcast_buffers,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=parts_unused,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from autoreid.errors import ConfigError
-from autoreid.models.derived import DerivedNetwork
+from autoreid.models.derived import DERIVED, DerivedNetwork, read_genotype
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
@@ -45,7 +45,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "osnet_ain_x0_75": partial(OSNet, _AIN, True, 0.75),
     "osnet_ain_x0_5": partial(OSNet, _AIN, True, 0.5),
     "osnet_ain_x0_25": partial(OSNet, _AIN, True, 0.25),
-    "derived": DerivedNetwork,
+    "derived": DerivedNetwork,  # of cells; another space's genotype asks for its own
 }
 
 
@@ -59,7 +59,7 @@ def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
         name: one of `NETWORKS`.
         num_identities: of the training set.
         options: of the network: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb), those of
-            `DerivedNetwork`.
+            `DerivedNetwork` or `DerivedOSNet`, as the genotype's space says.
 
     Raises:
         ConfigError: there is no such network or option, one is missing, or a value is out of range.
@@ -73,6 +73,9 @@ def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
     if num_identities < 1:
         raise ConfigError(f"{name}: num_identities = {num_identities}: must be 1 or more")
     build = NETWORKS[name]
+    if name == "derived" and "genotype" in options:
+        genotype = read_genotype(options["genotype"])
+        name, build = f"derived ({genotype.space})", DERIVED[genotype.space]
     known = {
         key: value for key, value in inspect.signature(build).parameters.items() if key != "num_identities"
     }

@@ -1,21 +1,24 @@
-"""The network that a genotype describes: its cells in a row, trained on its own."""
+"""The network that a genotype describes: its cells in a row, or OSNet with its blocks, trained on its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
-from autoreid.errors import ConfigError
+from autoreid.errors import ConfigError, DataError
 from autoreid.models.heads import BNNeck
+from autoreid.models.osnet import OSNet
 from autoreid.search.cells import build_preprocess
-from autoreid.search.genotype import Cell, CellGenotype, Genotype
+from autoreid.search.genotype import AnyGenotype, Cell, CellGenotype, Genotype, OsnetAinGenotype
 from autoreid.search.macro import STEMS, CellPlan, build_stem, plan_cells
 from autoreid.search.operations import build_operation
+
+KindOfGenotype = TypeVar("KindOfGenotype", CellGenotype, OsnetAinGenotype)
 
 _STAGES = "must be a list of the cells in each stage, each 1 or more, such as [2, 2, 2, 2]"
 
@@ -114,7 +117,7 @@ class DerivedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         _check(channels, cells_per_stage, stem, parts, drop_path)
-        self.genotype = read_genotype(genotype)
+        self.genotype = _of_space(genotype, CellGenotype)
         self.drop_path = drop_path
         cells = dict(self.genotype.cells())
         nodes = {kind: len(cell) for kind, cell in cells.items()}
@@ -148,7 +151,35 @@ class DerivedNetwork(nn.Module):
         return ranked
 
 
-def read_genotype(genotype: str) -> CellGenotype:
+class DerivedOSNet(OSNet):
+    """OSNet with a genotype's six blocks, and instance norm after the first convolution.
+
+    Args:
+        num_identities: outputs of the classifier.
+        genotype: path of the genotype's JSON file, or its text.
+        width: multiplies all channels but the embedding's.
+
+    Raises:
+        ConfigError: an option is out of range.
+        DataError: the genotype cannot be read.
+    """
+
+    def __init__(self, num_identities: int, genotype: str, width: float = 1.0) -> None:
+        if not isinstance(width, int | float) or width < 0.25:
+            raise ConfigError(f"derived: width = {width!r}: must be at least 0.25")
+        found = _of_space(genotype, OsnetAinGenotype)
+        super().__init__(found.blocks, True, width, num_identities)
+        self.genotype = found
+
+
+#: The class of each space's derived networks.
+DERIVED: dict[str, type[DerivedNetwork] | type[DerivedOSNet]] = {
+    "reid_cell": DerivedNetwork,
+    "osnet_ain": DerivedOSNet,
+}
+
+
+def read_genotype(genotype: str) -> AnyGenotype:
     """A genotype from the path of its file or from its JSON text.
 
     Raises:
@@ -157,6 +188,13 @@ def read_genotype(genotype: str) -> CellGenotype:
     if genotype.lstrip().startswith("{"):
         return Genotype.parse(genotype, "model.options.genotype")
     return Genotype.load(Path(genotype))
+
+
+def _of_space(genotype: str, kind: type[KindOfGenotype]) -> KindOfGenotype:
+    found = read_genotype(genotype)
+    if not isinstance(found, kind):
+        raise DataError(f"model.options.genotype: of space {found.space}: not one that this network has")
+    return found
 
 
 def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:

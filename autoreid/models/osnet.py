@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,8 +106,71 @@ class OSBlock(nn.Module):
         return F.relu(self.norm_after(residual + self.downsample(x)))
 
 
-class OSNet(nn.Module):
-    """An omni-scale network: three stages of two blocks, then an embedding of 512.
+class Stage(nn.Sequential):
+    """Two blocks in a row; each takes a row of mixing weights where it is a mixture."""
+
+    def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        for place, block in enumerate(self):
+            x = block(x) if mixing is None else block(x, mixing[place])
+        return x
+
+
+class OmniScaleFrame(nn.Module):
+    """All of an omni-scale network but its six blocks, two in each of three stages; an embedding of 512.
+
+    Args:
+        build_block: called with a block's position (0 to 5), input and output channels.
+        stem_in: instance norm, not batch norm, after the first convolution.
+        width: multiplies all channels but the embedding's.
+        num_identities: outputs of the classifier.
+        affine: norms learn scale and shift; searches do without.
+    """
+
+    def __init__(
+        self,
+        build_block: Callable[[int, int, int], nn.Module],
+        stem_in: bool,
+        width: float,
+        num_identities: int,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        c1, c2, c3, c4 = (int(width * channels) for channels in (64, 256, 384, 512))
+
+        def stage(first: int, in_channels: int, out_channels: int) -> Stage:
+            return Stage(
+                build_block(first, in_channels, out_channels),
+                build_block(first + 1, out_channels, out_channels),
+            )
+
+        def pointwise(channels: int) -> nn.Sequential:
+            return conv_norm(channels, channels, nn.BatchNorm2d(channels, affine=affine))
+
+        stem_norm = nn.InstanceNorm2d if stem_in else nn.BatchNorm2d
+        self.conv1 = conv_norm(3, c1, stem_norm(c1, affine=affine), kernel=7, stride=2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = stage(0, c1, c2)
+        self.pool2 = nn.Sequential(pointwise(c2), nn.AvgPool2d(2))
+        self.conv3 = stage(2, c2, c3)
+        self.pool3 = nn.Sequential(pointwise(c3), nn.AvgPool2d(2))
+        self.conv4 = stage(4, c3, c4)
+        self.conv5 = pointwise(c4)
+        norm = nn.BatchNorm1d(512, affine=affine)
+        self.fc = nn.Sequential(nn.Linear(c4, 512), norm, nn.ReLU(inplace=True))
+        self.classifier = nn.Linear(512, num_identities)
+        initialise(self)
+
+    def feature_map(self, images: Tensor, mixing: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) -> (B, C, H/16, W/16); `mixing` has a row for each block that takes one."""
+        first, second, third = (None, None, None) if mixing is None else mixing.split(2)
+        x = self.pool2(self.conv2(self.maxpool(self.conv1(images)), first))
+        result: Tensor = self.conv5(self.conv4(self.pool3(self.conv3(x, second)), third))
+        return result
+
+
+class OSNet(OmniScaleFrame):
+    """An omni-scale network.
 
     Args:
         blocks: six names of `OSBLOCKS`, two a stage.
@@ -117,38 +180,17 @@ class OSNet(nn.Module):
     """
 
     def __init__(self, blocks: Sequence[str], stem_in: bool, width: float, num_identities: int) -> None:
-        super().__init__()
         unknown = sorted(set(blocks) - set(OSBLOCKS))
         if len(blocks) != 6 or unknown:
             raise ConfigError(f"blocks = {list(blocks)}: expected six, each one of {', '.join(OSBLOCKS)}")
-        c1, c2, c3, c4 = (int(width * channels) for channels in (64, 256, 384, 512))
-        stem_norm = nn.InstanceNorm2d(c1, affine=True) if stem_in else nn.BatchNorm2d(c1)
-        self.conv1 = conv_norm(3, c1, stem_norm, kernel=7, stride=2)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.conv2 = _stage(c1, c2, blocks[:2])
-        self.pool2 = nn.Sequential(conv_norm(c2, c2, nn.BatchNorm2d(c2)), nn.AvgPool2d(2))
-        self.conv3 = _stage(c2, c3, blocks[2:4])
-        self.pool3 = nn.Sequential(conv_norm(c3, c3, nn.BatchNorm2d(c3)), nn.AvgPool2d(2))
-        self.conv4 = _stage(c3, c4, blocks[4:])
-        self.conv5 = conv_norm(c4, c4, nn.BatchNorm2d(c4))
-        self.fc = nn.Sequential(nn.Linear(c4, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True))
-        self.classifier = nn.Linear(512, num_identities)
-        initialise(self)
 
-    def feature_map(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> (B, C, H/16, W/16)."""
-        x = self.pool2(self.conv2(self.maxpool(self.conv1(images))))
-        result: Tensor = self.conv5(self.conv4(self.pool3(self.conv3(x))))
-        return result
+        def build_block(position: int, in_channels: int, out_channels: int) -> OSBlock:
+            return OSBlock(in_channels, out_channels, *OSBLOCKS[blocks[position]])
+
+        super().__init__(build_block, stem_in, width, num_identities)
+        self.blocks = tuple(blocks)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) -> embedding (B, 512); in training (embedding, logits (B, identities))."""
         embedding: Tensor = self.fc(self.feature_map(images).mean(dim=(2, 3)))
         return (embedding, self.classifier(embedding)) if self.training else embedding
-
-
-def _stage(in_channels: int, out_channels: int, blocks: Sequence[str]) -> nn.Sequential:
-    first, second = (OSBLOCKS[name] for name in blocks)
-    return nn.Sequential(
-        OSBlock(in_channels, out_channels, *first), OSBlock(out_channels, out_channels, *second)
-    )

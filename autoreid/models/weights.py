@@ -65,19 +65,25 @@ def initialise(network: nn.Module) -> None:
 
 
 def load_weights(network: nn.Module, path: Path) -> LoadReport:
-    """Loads a local file of weights: this project's, torchreid's published ones, or torchvision's ImageNet ones.
+    """Loads a local file of weights: torchvision's ImageNet ones, torchreid's published ones, or a training's.
 
     The file holds a state dict, plain or under the key "state_dict", with or without DDP's "module." before each
-    name. A classifier of another number of identities is skipped, as are entries that the network does not have.
+    name; or it is a checkpoint of `python -m autoreid.train`. A classifier of another number of identities is
+    skipped, as are entries that the network does not have.
 
     Raises:
         DataError: the file is missing or is not such a file, none of it belongs to this network, or an entry
             other than the classifier has another shape, as it has in the weights of another network.
     """
+    return fill(network, state_dict_of(read_weights(path), path), path)
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> LoadReport:
+    """Gives a network those of a file's weights that it has; raises as `load_weights` does."""
     ours = network.state_dict()
     found: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
-    for key, value in _read_state_dict(path).items():
+    for key, value in weights.items():
         name = _our_name(key.removeprefix("module."), ours)
         if name is None:
             skipped[key] = "the network has no such entry"
@@ -106,7 +112,8 @@ def _our_name(key: str, ours: Collection[str]) -> str | None:
     return next((name for name in renamed if name in ours), None)
 
 
-def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
+def read_weights(path: Path) -> Any:
+    """What a file of weights holds, read without running code of it; raises DataError when it cannot be."""
     # torchreid's checkpoints keep the best rank-1 as numpy's scalar; newer numpy calls its maker by another name.
     make_scalar: Any = np.float64(0).__reduce__()[0]
     scalar_types: list[Any] = [type(np.dtype(name)) for name in ("float32", "float64", "int64")]
@@ -114,13 +121,30 @@ def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     allowed = [np.dtype, *scalar_types, *((make_scalar, name) for name in names)]
     try:
         with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"{path}: cannot read the weights: {error.strerror or error}") from error
     except Exception as error:  # torch raises whatever the damage leads it to
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(f"{path}: not a file of weights that torch can read safely: {reason}") from error
+
+
+def state_dict_of(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """The weights by name in what a file holds; raises DataError, naming the file, when there are none."""
     state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if isinstance(state, dict) and isinstance(state.get("state"), dict):
+        return trained_weights(state["state"])
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f'{path}: holds no weights: expected tensors by name, plain or under "state_dict"')
     return state
+
+
+def trained_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in a training's state: its moving average if it kept one, else the network's own."""
+    averaged = state.get("ema")
+    if averaged is None:
+        return dict(state["network"])
+    # torch's AveragedModel keeps them below `module`, beside a counter.
+    return {
+        name.removeprefix("module."): value for name, value in averaged.items() if name.startswith("module.")
+    }

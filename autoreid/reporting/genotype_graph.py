@@ -1,4 +1,4 @@
-"""Genotypes as pictures: one graph a cell, laid out by Graphviz's `dot` program where it is installed."""
+"""Genotypes as pictures, laid out by Graphviz's `dot` program where it is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import graphviz
 
 from autoreid.errors import RunError
 from autoreid.files import make_folder, write_atomically
-from autoreid.search.genotype import Cell, CellGenotype
+from autoreid.reporting.osnet_graph import blocks_graph
+from autoreid.search.genotype import AnyGenotype, Cell, OsnetAinGenotype
 
 logger = logging.getLogger(__name__)
 
@@ -116,16 +117,23 @@ def _add_edge(graph: graphviz.Digraph, tail: str, head: str, name: str, operatio
     graph.edge(name, head, **line)
 
 
-def write_graphs(genotype: CellGenotype, folder: Path, stem: str, caption: str) -> list[Path]:
-    """Writes the graph texts `<stem>-normal.gv` and `<stem>-reduce.gv`, each replaced in one step.
+def genotype_graphs(genotype: AnyGenotype, caption: str) -> dict[str, graphviz.Digraph]:
+    """A genotype's graphs by what they show: "normal" and "reduce" of cells, "blocks" of OSNet."""
+    if isinstance(genotype, OsnetAinGenotype):
+        return {"blocks": blocks_graph(genotype, caption)}
+    return {kind: cell_graph(cell, kind, caption) for kind, cell in genotype.cells()}
+
+
+def write_graphs(genotype: AnyGenotype, folder: Path, stem: str, caption: str) -> list[Path]:
+    """Writes the graph texts, such as `<stem>-normal.gv` and `<stem>-reduce.gv`, each replaced in one step.
 
     Makes the folder where it is missing. Raises ConfigError or RunError, naming the path, when it cannot.
     """
     make_folder(folder, "give a folder for the genotypes that can be written")
     paths = []
-    for kind, cell in genotype.cells():
-        paths.append(folder / f"{stem}-{kind}.gv")
-        write_atomically(paths[-1], cell_graph(cell, kind, caption).source.encode())
+    for part, graph in genotype_graphs(genotype, caption).items():
+        paths.append(folder / f"{stem}-{part}.gv")
+        write_atomically(paths[-1], graph.source.encode())
     return paths
 
 
@@ -150,8 +158,8 @@ def draw_graph(gv_path: Path, folder: Path) -> Path:
     return picture
 
 
-def draw_genotype(genotype: CellGenotype, folder: Path, stem: str, caption: str) -> list[Path]:
-    """Writes a genotype's graphs as `<stem>-normal.gv` and `<stem>-reduce.gv`, with a .png beside each.
+def draw_genotype(genotype: AnyGenotype, folder: Path, stem: str, caption: str) -> list[Path]:
+    """Writes a genotype's graphs, such as `<stem>-normal.gv` and `<stem>-reduce.gv`, with a .png beside each.
 
     Returns the pictures that could be drawn.
     """

@@ -1,10 +1,10 @@
-"""A derived network as a picture: the stem, its cells in order with the shapes that they give, and the head."""
+"""A derived network as a picture: what it is made of, in order, with the shapes that each part gives."""
 
 from __future__ import annotations
 
 import copy
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 
 import graphviz
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from autoreid.models import count_macs, count_parameters
-from autoreid.models.derived import DerivedNetwork
+from autoreid.models.derived import DerivedNetwork, DerivedOSNet
+from autoreid.reporting.osnet_graph import blocks_graph
 
 _PAGE = {"rankdir": "LR", "ranksep": "0.2", "nodesep": "0.2", "bgcolor": "white", "dpi": "100", "pad": "0.15"}
 _PAGE |= {"labelloc": "t", "fontname": "Helvetica", "fontsize": "16", "newrank": "true"}
@@ -25,46 +26,64 @@ _FILL = {"normal": "#e3f2fd", "reduce": "#ffe0b2", "input": "white", "head": "#c
 _OLDER = {"color": "#b0bec5", "style": "dashed", "arrowsize": "0.6"}
 
 
-def network_graph(network: DerivedNetwork, height: int, width: int, caption: str) -> graphviz.Digraph:
+def network_graph(
+    network: DerivedNetwork | DerivedOSNet, height: int, width: int, caption: str
+) -> graphviz.Digraph:
     """The graph of a whole derived network for images of height × width pixels, left to right.
 
-    Each box says what it is and the (C, H, W) that it gives; a frame around each stage says its parameters. Solid
-    arrows lead to a cell from the last one, dashed ones from the one before. Above stand the caption, all
-    parameters but the classifier's, and multiply-accumulates. Nothing is computed: shapes come from the meta device.
+    Each box says what it is and the (C, H, W) that it gives. Above stand the caption, all parameters but the
+    classifier's, and multiply-accumulates. Nothing is computed: shapes come from the meta device.
     """
-    shapes = _output_shapes(network, height, width)
     size = (
         f"{_count(count_parameters(network))} parameters, {_count(count_macs(network, height, width))} MACs"
     )
+    shapes = _output_shapes(network, height, width)
+    if isinstance(network, DerivedOSNet):
+        return blocks_graph(network.genotype, f"{caption}   {size}", shapes)
+    return _cells_graph(network, shapes, caption, size)
+
+
+def _cells_graph(
+    network: DerivedNetwork, shapes: Mapping[str, str], caption: str, size: str
+) -> graphviz.Digraph:
+    """A frame around each stage says its parameters; solid arrows lead to a cell from the last one, dashed ones
+    from the one before.
+    """
     title = f'<b>{html.escape(caption)}</b><font color="#546e7a">   {size}</font>'
     graph = graphviz.Digraph(
         "network", graph_attr=_PAGE | {"label": f"<{title}>"}, node_attr=_BOX, edge_attr={"arrowsize": "0.8"}
     )
-    graph.node("images", _label("images", (3, height, width)), fillcolor=_FILL["input"])
+    graph.node("images", f"images\n{shapes['']}", fillcolor=_FILL["input"])
     with _stage(graph, "stem", [network.stem]) as stem:
-        stem.node("stem", _label("stem", shapes[0]))
+        stem.node("stem", f"stem\n{shapes['stem']}")
     for stage, members in groupby(range(len(network.plans)), key=lambda index: network.plans[index].stage):
         indices = list(members)
         with _stage(graph, f"stage {stage + 1}", [network.cells[index] for index in indices]) as frame:
             for index in indices:
                 kind = network.plans[index].kind
-                frame.node(f"cell{index}", _label(kind, shapes[1 + index]), fillcolor=_FILL[kind])
+                frame.node(f"cell{index}", f"{kind}\n{shapes[f'cells.{index}']}", fillcolor=_FILL[kind])
     with _stage(graph, "head", [network.neck]) as head:
-        embedding = (network.embedding_size,)
-        head.node("embedding", _label("average", embedding), fillcolor=_FILL["head"])
-        head.node("neck", _label("BNNeck", embedding), fillcolor=_FILL["head"])
+        head.node("embedding", f"average\n{network.embedding_size}", fillcolor=_FILL["head"])
+        head.node("neck", f"BNNeck\n{network.embedding_size}", fillcolor=_FILL["head"])
     _connect(graph, network)
     return graph
 
 
-def _output_shapes(network: DerivedNetwork, height: int, width: int) -> list[tuple[int, ...]]:
-    """(C, H, W) of the stem's and each cell's output."""
+def _output_shapes(network: nn.Module, height: int, width: int) -> dict[str, str]:
+    """C × H × W of what each module gives, by its name; of the images under ""."""
     shapes_only = copy.deepcopy(network).to("meta").eval()
-    shapes: list[tuple[int, ...]] = []
-    for module in [shapes_only.stem, *shapes_only.cells]:
-        module.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape[1:])))
+    shapes: dict[str, str] = {}
+
+    def note(name: str, output: torch.Tensor) -> None:
+        shapes[name] = " × ".join(map(str, output.shape[1:]))
+
+    for name, module in shapes_only.named_modules():
+        if name:
+            module.register_forward_hook(lambda _module, _inputs, output, name=name: note(name, output))
+    images = torch.empty(1, 3, height, width, device="meta")
+    note("", images)
     with torch.no_grad():
-        shapes_only(torch.empty(1, 3, height, width, device="meta"))
+        shapes_only(images)
     return shapes
 
 
@@ -85,10 +104,6 @@ def _connect(graph: graphviz.Digraph, network: DerivedNetwork) -> None:
         name = f"auxiliary head\n{_count(count_parameters(network.auxiliary))}, training only"
         graph.node("auxiliary", name, style="rounded,dashed")
         graph.edge(f"cell{network.auxiliary_after}", "auxiliary", style="dashed")
-
-
-def _label(name: str, shape: Sequence[int]) -> str:
-    return f"{name}\n{' × '.join(map(str, shape))}"
 
 
 def _count(number: int) -> str:

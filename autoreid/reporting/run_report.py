@@ -114,7 +114,7 @@ class RunReport:
     def _show_progress(self) -> None:
         state, epochs = self.state, self.config.training.epochs
         steps = epochs * state.steps_per_epoch
-        speed = state.step * self.images_per_step / max(state.seconds, 1e-9)
+        speed = self._speed()
         self.folder.write_progress(
             {
                 "updated": time.time(),
@@ -124,7 +124,7 @@ class RunReport:
                 "step": state.step,
                 "steps": steps,
                 "map": (state.retrieval or {}).get("map"),
-                "images_per_second": speed or None,
+                "images_per_second": speed,
                 "seconds_left": (steps - state.step) * self.images_per_step / speed if speed else None,
             }
         )

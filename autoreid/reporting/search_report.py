@@ -27,14 +27,15 @@ class SearchReport(RunReport):
         self.task = task
         self.pictures = config.genotype_dir / config.task_name
         make_folder(self.pictures, "set genotype_dir to a folder that can be written")
-        # The weights' images and the alphas'.
-        super().__init__(config, folder, task.state, 2 * config.data.batch_size)
+        # The weights' images, and the alphas' where they have their own.
+        batches = 1 if task.state.alpha_stream is None else 2
+        super().__init__(config, folder, task.state, batches * config.data.batch_size)
 
     def learning_rates(self, weights: float) -> dict[str, float]:
-        """The weights' and the alphas'."""
-        return super().learning_rates(weights) | {
-            "alpha_learning_rate": self.config.search.alpha_learning_rate
-        }
+        """The weights' and the alphas', and what else the step was done with."""
+        alphas = self.task.state.alpha_optimizer.param_groups[0]["lr"]
+        scheduled = self.task.relaxation.scheduled(self.state.step - 1)
+        return super().learning_rates(weights) | {"alpha_learning_rate": alphas} | scheduled
 
     def end_epoch(self, result: EpochResult) -> None:
         """Saves and draws the genotype too."""
@@ -44,14 +45,14 @@ class SearchReport(RunReport):
         super().end_epoch(result)
 
     def _show_alphas(self, probabilities: Mapping[str, Tensor]) -> None:
-        labels = self.task.space.choice_labels()
-        operations = self.config.search.operations
+        choices = self.task.space.choices()
         for group, entropy in entropies(probabilities).items():
-            rows = zip(labels[group], entropy.tolist(), probabilities[group].tolist(), strict=True)
+            names, columns = choices[group]
+            rows = zip(names, entropy.tolist(), probabilities[group].tolist(), strict=True)
             for label, undecided, row in rows:
                 curves = {
-                    f"alphas_{group}/{label}/{operation}": probability
-                    for operation, probability in zip(operations, row, strict=True)
+                    f"alphas_{group}/{label}/{candidate}": probability
+                    for candidate, probability in zip(columns, row, strict=True)
                 }
                 curves[f"entropy_{group}/{label}"] = undecided
                 self.board.scalars(curves, self.state.step)
@@ -63,8 +64,8 @@ class SearchReport(RunReport):
             caption += f" · mAP {100 * result.retrieval.map:.1f} %"
         result.genotype.save(self.pictures / f"{stem}.json")
         for picture in draw_genotype(result.genotype, self.pictures, stem, caption):
-            kind = picture.stem.removeprefix(f"{stem}-")
-            self.board.picture(f"genotype/{kind}", picture, self.state.step)
+            part = picture.stem.removeprefix(f"{stem}-")
+            self.board.picture(f"genotype/{part}", picture, self.state.step)
 
     def finish(self) -> None:
         """Says where the pictures are too."""

@@ -22,6 +22,8 @@ from autoreid.search.relaxations import Relaxation
 from autoreid.training.objective import Objective
 
 Weights = dict[str, Tensor]
+#: The loss on one level's images as a function of the supernet's weights, and of the alphas through autograd.
+Loss = Callable[[Weights], Tensor]
 
 
 class Architect:
@@ -48,28 +50,33 @@ class Architect:
         self.relaxation = relaxation
         self.objective = objective
         self.weight_optimizer = weight_optimizer
-        self._gradients: Callable[[Batch, Batch], list[Tensor]] = {
+        self._gradients: Callable[[Loss, Loss], list[Tensor]] = {
             "first": self._first_order,
             "second": self._second_order,
             "exact": self._exact,
         }[order]
 
-    def gradients(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:
-        """One gradient for each of the alphas' parameters, in their order, from this rank's batches."""
+    def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
+        """One gradient for each of the alphas' parameters, in their order, from this rank's batches.
+
+        Args:
+            step: steps done, for a relaxation with noise. Its draw for the alphas serves both batches: the gradient
+                is that of one function, not of the difference between two draws.
+        """
+
+        def loss(batch: Batch, weights: Weights) -> Tensor:
+            network = partial(functional_call, self.supernet, weights)
+            mixing = self.relaxation.mixing(self.alphas, step, "alphas")
+            return self.objective(lambda *inputs: network(inputs), batch, mixing).losses.total
+
         with frozen_statistics(self.supernet):
-            return self._gradients(alpha_batch, weight_batch)
+            return self._gradients(partial(loss, alpha_batch), partial(loss, weight_batch))
 
     def _weights(self) -> Weights:
         return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
 
-    def _loss(self, batch: Batch, weights: Weights) -> Tensor:
-        network = partial(functional_call, self.supernet, weights)
-        score = self.objective(lambda *inputs: network(inputs), batch, self.relaxation.mixing(self.alphas))
-        return score.losses.total
-
-    def _first_order(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:  # noqa: ARG002
-        loss = self._loss(alpha_batch, self._weights())
-        return list(torch.autograd.grad(loss, list(self.alphas.parameters())))
+    def _first_order(self, alpha_loss: Loss, weight_loss: Loss) -> list[Tensor]:  # noqa: ARG002
+        return list(torch.autograd.grad(alpha_loss(self._weights()), list(self.alphas.parameters())))
 
     def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
         """One step of SGD, as the optimiser would make it, on copies."""
@@ -83,17 +90,15 @@ class Architect:
             unrolled[name] = weight - group["lr"] * step
         return unrolled
 
-    def _second_order(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:
+    def _second_order(self, alpha_loss: Loss, weight_loss: Loss) -> list[Tensor]:
         weights = self._weights()
         alphas = list(self.alphas.parameters())
-        weight_loss = self._loss(weight_batch, weights)
-        gradients, _ = average_and_agree(torch.autograd.grad(weight_loss, list(weights.values())))
+        gradients, _ = average_and_agree(torch.autograd.grad(weight_loss(weights), list(weights.values())))
         with torch.no_grad():
             unrolled = self._unroll(weights, gradients)
         for weight in unrolled.values():
             weight.requires_grad_()
-        loss = self._loss(alpha_batch, unrolled)
-        both = torch.autograd.grad(loss, [*alphas, *unrolled.values()])
+        both = torch.autograd.grad(alpha_loss(unrolled), [*alphas, *unrolled.values()])
         direct, direction = both[: len(alphas)], both[len(alphas) :]
         direction_mean, _ = average_and_agree(direction)
         # Half the distance of the two points, as DARTS chooses it.
@@ -105,20 +110,19 @@ class Architect:
             with torch.no_grad():
                 moves = zip(weights.items(), direction_mean, strict=True)
                 nearby = {name: weight + sign * epsilon * move for (name, weight), move in moves}
-            shifted.append(torch.autograd.grad(self._loss(weight_batch, nearby), alphas))
+            shifted.append(torch.autograd.grad(weight_loss(nearby), alphas))
         rate = self.weight_optimizer.param_groups[0]["lr"]
         return [
             value - rate * (plus - minus) / (2 * epsilon)
             for value, plus, minus in zip(direct, *shifted, strict=True)
         ]
 
-    def _exact(self, alpha_batch: Batch, weight_batch: Batch) -> list[Tensor]:
+    def _exact(self, alpha_loss: Loss, weight_loss: Loss) -> list[Tensor]:
         weights = self._weights()
-        weight_loss = self._loss(weight_batch, weights)
-        gradients = torch.autograd.grad(weight_loss, list(weights.values()), create_graph=True)
+        gradients = torch.autograd.grad(weight_loss(weights), list(weights.values()), create_graph=True)
         # One differentiable all-reduce of one flat tensor.
         flat = sum_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients])) / world_size()
         pieces = flat.split([gradient.numel() for gradient in gradients])
         mean = [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
-        loss = self._loss(alpha_batch, self._unroll(weights, mean))
+        loss = alpha_loss(self._unroll(weights, mean))
         return list(torch.autograd.grad(loss, list(self.alphas.parameters())))

@@ -4,43 +4,56 @@ from __future__ import annotations
 
 import torch
 
-from autoreid.config import Config
+from autoreid.config import Config, Search
 from autoreid.data.training_data import SearchData
 from autoreid.distributed import World
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
+from autoreid.search.osnet_ain import OsnetAinSpace
 from autoreid.search.reid_cell import ReidCellSpace
-from autoreid.search.relaxations import Softmax
+from autoreid.search.relaxations import build_relaxation
+from autoreid.search.space import Space
 from autoreid.search.task import SearchState, SearchTask
 from autoreid.seeding import derive_seed
 from autoreid.training.build import build_objective, build_optimizer, measure_network, place_network
 from autoreid.training.state import METRICS
 
 
+def build_space(search: Search) -> Space:
+    """The config's space."""
+    return ReidCellSpace(search) if search.space == "reid_cell" else OsnetAinSpace(search)
+
+
+def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimizer:
+    """The alphas' own optimiser; the weights' decay never reaches them."""
+    search = config.search
+    rate, decay = search.alpha_learning_rate, search.alpha_weight_decay
+    if search.alpha_optimizer == "sgd":
+        return torch.optim.SGD(alphas.parameters(), rate, config.training.momentum, weight_decay=decay)
+    return torch.optim.Adam(alphas.parameters(), rate, search.alpha_betas, weight_decay=decay)
+
+
 def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     """Builds everything that a search is made of; equal seeds give equal weights and alphas on every rank."""
-    space = ReidCellSpace(config.search)
+    space = build_space(config.search)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     supernet = space.build_supernet(data.num_identities)
-    network = place_network(supernet, config, world)
+    # A hard relaxation computes some of the candidates only; the others have no gradient then.
+    network = place_network(supernet, config, world, parts_unused=config.search.relaxation == "gumbel_hard")
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "alphas"))
-    alphas = Alphas(space.alpha_shapes(), generator).to(world.device)
+    shapes = {name: group.shape for name, group in space.choices().items()}
+    alphas = Alphas(shapes, generator).to(world.device)
     state = SearchState(
         network=supernet,
         weight_optimizer=build_optimizer(config.training, supernet),
         stream=data.stream,
         alphas=alphas,
-        alpha_optimizer=torch.optim.Adam(
-            alphas.parameters(),
-            config.search.alpha_learning_rate,
-            config.search.alpha_betas,
-            weight_decay=config.search.alpha_weight_decay,
-        ),
+        alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
         totals=torch.zeros(len(METRICS), device=world.device),
     )
     objective = build_objective(config, world)
-    relaxation = Softmax()
+    relaxation = build_relaxation(config, state.steps_per_epoch)
     architect = Architect(
         supernet, alphas, relaxation, objective, state.weight_optimizer, config.search.order
     )

@@ -26,6 +26,7 @@ class MixedOperation(nn.Module):
 
     def __init__(self, operations: Sequence[str], channels: int, stride: int, parts: int) -> None:
         super().__init__()
+        self.stride = stride
         # `none` takes a share of the weight and adds nothing.
         self.columns = [column for column, name in enumerate(operations) if name != "none"]
         self.candidates = nn.ModuleList(
@@ -33,11 +34,23 @@ class MixedOperation(nn.Module):
             for column in self.columns
         )
 
-    def forward(self, x: Tensor, weights_O: Tensor) -> Tensor:
-        """(B, C, H, W) and one mixing weight for each operation -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
+    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+
+        Args:
+            mixing: (O,) weights, or () the column of the one operation that counts.
+        """
+        if mixing.dim() == 0:
+            return self._only(x, int(mixing))
         pairs = zip(self.columns, self.candidates, strict=True)
-        total: Tensor = sum(weights_O[column] * candidate(x) for column, candidate in pairs)
+        total: Tensor = sum(mixing[column] * candidate(x) for column, candidate in pairs)
         return total
+
+    def _only(self, x: Tensor, column: int) -> Tensor:
+        if column not in self.columns:
+            return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+        output: Tensor = self.candidates[self.columns.index(column)](x)
+        return output
 
 
 class SearchCell(nn.Module):
@@ -64,13 +77,13 @@ class SearchCell(nn.Module):
             for source in range(2 + node)
         )
 
-    def forward(self, x0: Tensor, x1: Tensor, mixing_EO: Tensor) -> Tensor:
-        """The outputs of the cell before the last and of the last, and (E, O) mixing weights."""
+    def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor) -> Tensor:
+        """The outputs of the cell before the last and of the last, and mixing weights (E, O) or columns (E,)."""
         states = [self.preprocess0(x0), self.preprocess1(x1)]
         edge = 0
         for _ in range(self.nodes):
             inputs = list(enumerate(states, start=edge))
             edge += len(states)
-            node: Tensor = sum(self.edges[e](x, mixing_EO[e]) for e, x in inputs)
+            node: Tensor = sum(self.edges[e](x, mixing[e]) for e, x in inputs)
             states.append(node)
         return torch.cat(states[2:], dim=1)

@@ -1,4 +1,4 @@
-"""Watches for a search that collapses to skip connections or to nothing (DARTS+, arXiv 1909.06035)."""
+"""Watches where a search goes: to skip connections or to nothing, for one (DARTS+, arXiv 1909.06035)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from autoreid.search.alphas import entropies
+from autoreid.search.space import Choices
 
 
-def collapse_signs(probabilities: Mapping[str, Tensor], operations: Sequence[str]) -> dict[str, float]:
-    """How undecided a search is, and what share of the mixture goes to skip_connect and none.
+def search_signs(
+    probabilities: Mapping[str, Tensor],
+    choices: Mapping[str, Choices],
+    watched: Mapping[str, Sequence[str]],
+) -> dict[str, float]:
+    """How undecided a search is, and what share of the mixture goes to some of the candidates.
 
     Args:
         probabilities: (E, O) a group.
-        operations: names of the O columns.
+        choices: what the groups decide.
+        watched: candidates under a name for their share.
 
     Returns:
-        Means over a group's edges: `<group>/entropy` in nats, `<group>/skip_share` and `<group>/none_share`.
+        Means over a group's rows: `<group>/entropy` in nats and `<group>/<name>` for each share.
     """
     signs: dict[str, float] = {}
-    for name, entropy in entropies(probabilities).items():
-        signs[f"{name}/entropy"] = entropy.mean().item()
-        for operation, label in (("skip_connect", "skip_share"), ("none", "none_share")):
-            if operation in operations:
-                signs[f"{name}/{label}"] = probabilities[name][:, operations.index(operation)].mean().item()
+    for group, entropy in entropies(probabilities).items():
+        signs[f"{group}/entropy"] = entropy.mean().item()
+        for name, candidates in watched.items():
+            columns = [column for column, label in enumerate(choices[group].columns) if label in candidates]
+            if columns:
+                signs[f"{group}/{name}"] = probabilities[group][:, columns].sum(-1).mean().item()
     return signs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -27,8 +28,11 @@ CELL_OPERATIONS = (
     "dil_conv_5x5",
 )
 
+#: Blocks of the `osnet_ain` space, in the order of the alphas' columns: where instance norm stands.
+OSNET_BLOCKS = ("plain", "in_inside", "in_after", "in_both")
 
-class Genotype(BaseModel):
+
+class Genotype(BaseModel, ABC):
     """What every space's genotype has in common; equality compares all choices."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,8 +48,12 @@ class Genotype(BaseModel):
         """Writes the JSON text to a file, replacing it in one step; raises RunError when it cannot."""
         write_atomically(path, str(self).encode())
 
+    @abstractmethod
+    def draw_like(self, rng: np.random.Generator) -> AnyGenotype:
+        """Draws a genotype of the same space and shape uniformly: the baseline that a search has to beat."""
+
     @staticmethod
-    def load(path: Path) -> CellGenotype:
+    def load(path: Path) -> AnyGenotype:
         """Reads any space's genotype; raises DataError that names file, place and value."""
         try:
             text = path.read_bytes()
@@ -54,15 +62,22 @@ class Genotype(BaseModel):
         return Genotype.parse(text, str(path))
 
     @staticmethod
-    def parse(text: str | bytes, where: str) -> CellGenotype:
+    def parse(text: str | bytes, where: str) -> AnyGenotype:
         """Reads any space's genotype from its JSON text; raises DataError that names `where`, place and value."""
         try:
             return _ANY_SPACE.validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "file"
-            value = repr(first["input"])[:60]
-            raise DataError(f"{where}: not a genotype: {place}: {first['msg']} (found {value})") from error
+            raise DataError(f"{where}: not a genotype: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong: its place in the file, why, and what was found."""
+    first = error.errors()[0]
+    if first["type"].startswith("union_tag"):
+        return f"space: expected one of reid_cell, osnet_ain (found {first['ctx'].get('tag', 'none')})"
+    # The first part of the place says which space's genotype it was taken for.
+    place = ".".join(map(str, first["loc"][1:])) or "file"
+    return f"{place}: {first['msg']} (found {repr(first['input'])[:60]})"
 
 
 class Edge(NamedTuple):
@@ -105,6 +120,10 @@ class CellGenotype(Genotype):
         yield "normal", self.normal
         yield "reduce", self.reduce
 
+    def draw_like(self, rng: np.random.Generator) -> CellGenotype:
+        """With as many nodes, of Auto-ReID's operations."""
+        return random_genotype(rng, nodes=len(self.normal))
+
 
 def random_genotype(
     rng: np.random.Generator, nodes: int = 4, operations: Sequence[str] = CELL_OPERATIONS[:7]
@@ -124,5 +143,30 @@ def random_genotype(
     return CellGenotype(normal=normal, reduce=reduce)
 
 
-# A discriminated union, so that a second space is one more member.
-_ANY_SPACE: TypeAdapter[CellGenotype] = TypeAdapter(Annotated[CellGenotype, Field()])
+_Block = Literal[OSNET_BLOCKS]  # type: ignore[valid-type]
+_Stage = tuple[_Block, _Block]
+
+
+class OsnetAinGenotype(Genotype):
+    """Where OSNet's six blocks have instance norm: three stages of two blocks, each one of OSNET_BLOCKS."""
+
+    space: Literal["osnet_ain"] = "osnet_ain"
+    stages: tuple[_Stage, _Stage, _Stage]
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The six blocks in order."""
+        return tuple(block for stage in self.stages for block in stage)
+
+    @classmethod
+    def of_blocks(cls, blocks: Sequence[str]) -> OsnetAinGenotype:
+        """The genotype of six blocks in order."""
+        return cls(stages=tuple(zip(blocks[::2], blocks[1::2], strict=True)))  # type: ignore[arg-type]
+
+    def draw_like(self, rng: np.random.Generator) -> OsnetAinGenotype:
+        """Any of the 4⁶."""
+        return self.of_blocks([OSNET_BLOCKS[index] for index in rng.integers(len(OSNET_BLOCKS), size=6)])
+
+
+AnyGenotype = CellGenotype | OsnetAinGenotype
+_ANY_SPACE: TypeAdapter[AnyGenotype] = TypeAdapter(Annotated[AnyGenotype, Field(discriminator="space")])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from autoreid.config import Search
 from autoreid.models.heads import BNNeck
 from autoreid.search.cells import SearchCell, count_edges
+from autoreid.search.collapse import count_skips
 from autoreid.search.genotype import Cell, CellGenotype, Edge
-from autoreid.search.macro import build_stem, plan_cells
+from autoreid.search.macro import CellPlan, build_stem, plan_cells
+from autoreid.search.space import Choices
+
+#: A candidate's entries among a supernet's weights.
+_CANDIDATE = re.compile(r"cells\.\d+\.edges\.\d+\.candidates\.\d+")
 
 
 class ReidCellSpace:
@@ -19,14 +25,23 @@ class ReidCellSpace:
     def __init__(self, search: Search) -> None:
         self.search = search
 
-    def alpha_shapes(self) -> dict[str, tuple[int, int]]:
-        """(E, O) for each kind of cell; all cells of a kind share their alphas."""
-        shape = (count_edges(self.search.nodes), len(self.search.operations))
-        return {"normal": shape, "reduce": shape}
+    def choices(self) -> dict[str, Choices]:
+        """A row for each edge, such as "node2_from_c_k-1"; all cells of a kind share their alphas."""
+        inputs = ["c_k-2", "c_k-1", *(f"node{node}" for node in range(self.search.nodes))]
+        edges = tuple(
+            f"node{node}_from_{inputs[source]}"
+            for node in range(self.search.nodes)
+            for source in range(2 + node)
+        )
+        return {kind: Choices(edges, self.search.operations) for kind in ("normal", "reduce")}
+
+    def watched(self) -> dict[str, tuple[str, ...]]:
+        """What a search that collapses puts its weight on (DARTS+, arXiv 1909.06035)."""
+        return {"skip_share": ("skip_connect",), "none_share": ("none",)}
 
     def build_supernet(self, num_identities: int) -> ReidCellSupernet:
         """The supernet, with fresh weights from torch's generator."""
-        return ReidCellSupernet(self.search, num_identities)
+        return ReidCellSupernet(self.search, self._plans(), num_identities)
 
     def genotype(self, probabilities: Mapping[str, Tensor]) -> CellGenotype:
         """Reads out the strongest operations: on each edge the best but `none`, on each node its two best edges.
@@ -53,24 +68,40 @@ class ReidCellSpace:
             first += 2 + node
         return tuple(nodes)
 
-    def choice_labels(self) -> dict[str, list[str]]:
-        """A name for each row of the alphas, such as "node2_from_c_k-1", for plots."""
-        inputs = ["c_k-2", "c_k-1", *(f"node{node}" for node in range(self.search.nodes))]
-        labels = [
-            f"node{node}_from_{inputs[source]}"
-            for node in range(self.search.nodes)
-            for source in range(2 + node)
-        ]
-        return {"normal": labels, "reduce": labels}
+    def has_collapsed(self, genotype: CellGenotype) -> bool:
+        """Whether the normal cell has as many skips as the config allows (DARTS+ stops at two)."""
+        limit = self.search.stop_at_skips
+        return limit is not None and count_skips(genotype.normal) >= limit
+
+    def inherited(self, weights: Mapping[str, Tensor], genotype: CellGenotype) -> dict[str, Tensor]:
+        """The chosen operations' entries in each cell, and all that stands on no edge."""
+        columns = [name for name in self.search.operations if name != "none"]
+        renamed = {}
+        for index, plan in enumerate(self._plans()):
+            edges = [(node, edge) for node, pair in enumerate(getattr(genotype, plan.kind)) for edge in pair]
+            for place, (node, (operation, source)) in enumerate(edges):
+                column = columns.index(operation) if operation in columns else None
+                old = f"cells.{index}.edges.{count_edges(node) + source}.candidates.{column}"
+                renamed[old] = f"cells.{index}.edges.{place}"
+        found = {}
+        for name, value in weights.items():
+            edge = _CANDIDATE.match(name)
+            if edge is None:
+                found[name] = value
+            elif edge[0] in renamed:
+                found[renamed[edge[0]] + name[edge.end() :]] = value
+        return found
+
+    def _plans(self) -> list[CellPlan]:
+        nodes = {"normal": self.search.nodes, "reduce": self.search.nodes}
+        return plan_cells(self.search.channels, self.search.cells_per_stage, nodes)
 
 
 class ReidCellSupernet(nn.Module):
     """All networks of the space at once; the mixing weights come from outside."""
 
-    def __init__(self, search: Search, num_identities: int) -> None:
+    def __init__(self, search: Search, plans: Sequence[CellPlan], num_identities: int) -> None:
         super().__init__()
-        nodes = {"normal": search.nodes, "reduce": search.nodes}
-        plans = plan_cells(search.channels, search.cells_per_stage, nodes)
         self.stem = build_stem(search.stem, search.channels)
         self.kinds = [plan.kind for plan in plans]
         self.cells = nn.ModuleList(
@@ -93,7 +124,7 @@ class ReidCellSupernet(nn.Module):
 
         Args:
             images: (B, 3, H, W).
-            mixing: (E, O) weights for each kind of cell.
+            mixing: for each kind of cell (E, O) weights, or (E,) the columns of the only operations to compute.
 
         Returns:
             The embedding (B, D) before the neck, and logits (B, identities).

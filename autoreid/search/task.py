@@ -1,8 +1,8 @@
-"""The search: alphas and weights in turn, on images of their own (DARTS, arXiv 1806.09055, algorithm 1)."""
+"""The search: alphas and weights in turn on images of their own (DARTS, arXiv 1806.09055, algorithm 1), or together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,32 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from autoreid.config import Config
-from autoreid.data.loaders import BatchStream
+from autoreid.data.loaders import Batch, BatchStream
 from autoreid.distributed import StopSignal, World, check_agreement
 from autoreid.evaluation import MeanRetrieval
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
-from autoreid.search.collapse import collapse_signs, count_skips
-from autoreid.search.genotype import CellGenotype
-from autoreid.search.reid_cell import ReidCellSpace
+from autoreid.search.collapse import search_signs
+from autoreid.search.genotype import AnyGenotype
 from autoreid.search.relaxations import Relaxation
+from autoreid.search.space import Space
 from autoreid.training.build import memory_format
 from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
 from autoreid.training.objective import Objective
 from autoreid.training.schedules import learning_rate
 from autoreid.training.state import RunState
-from autoreid.training.steps import average_and_agree_on_step, require_finite, train_weights
+from autoreid.training.steps import average_and_agree_on_step, backward, require_finite, step_weights
 
 
 @dataclass(kw_only=True)
 class SearchState(RunState):
-    """All that changes during a search: a step is one of the alphas and one of the weights."""
+    """All that changes during a search: a step is one of the alphas and one of the weights.
+
+    Attributes:
+        alpha_stream: batches for the alphas; None where they learn from the weights' batches.
+    """
 
     PARTS: ClassVar[tuple[str, ...]] = (*RunState.PARTS, "alphas", "alpha_optimizer", "alpha_stream")
 
     alphas: Alphas
-    alpha_optimizer: torch.optim.Adam
-    alpha_stream: BatchStream
+    alpha_optimizer: torch.optim.Optimizer
+    alpha_stream: BatchStream | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class SearchResult(EpochResult):
         probabilities: of each choice, (E, O) a group.
     """
 
-    genotype: CellGenotype
+    genotype: AnyGenotype
     probabilities: dict[str, Tensor]
 
 
@@ -63,7 +67,7 @@ class SearchTask:
     config: Config
     world: World
     state: SearchState
-    space: ReidCellSpace
+    space: Space
     relaxation: Relaxation
     architect: Architect
     objective: Objective
@@ -74,34 +78,74 @@ class SearchTask:
         """The weights', at the state's step."""
         return learning_rate(self.config.training, self.state.step, self.state.steps_per_epoch)
 
+    def alpha_learning_rate(self) -> float:
+        """The alphas', at the state's step."""
+        search, training = self.config.search, self.config.training
+        share = self.learning_rate() / training.learning_rate if search.alpha_optimizer == "sgd" else 1.0
+        return search.alpha_learning_rate * share
+
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
-        """One step of the alphas, then one of the weights."""
-        config, state = self.config, self.state
-        layout = memory_format(config.training)
-        weight_batch = next(state.stream).to(self.world.device, layout)
-        alpha_batch = next(state.alpha_stream).to(self.world.device, layout)
+        """One step of the alphas and one of the weights."""
+        state = self.state
         state.set_learning_rate(self.learning_rate())
-
-        mine: list[Tensor] = []
-        if state.epoch >= config.search.warmup_epochs:
-            mine = self.architect.gradients(alpha_batch, weight_batch)
-        gradients, stopping = average_and_agree_on_step(mine, (weight_batch, alpha_batch), stop)
-        if gradients:
-            for (name, alpha), gradient in zip(state.alphas.named_parameters(), gradients, strict=True):
-                require_finite(f"alphas.{name}", gradient, state.step)
-                alpha.grad = gradient
-            state.alpha_optimizer.step()
-
-        with torch.no_grad():
-            mixing = self.relaxation.mixing(state.alphas)
-        clip = config.training.gradient_clip
-        metrics = train_weights(state, self.objective, self.network, weight_batch, clip, mixing)
+        for group in state.alpha_optimizer.param_groups:
+            group["lr"] = self.alpha_learning_rate()
+        if state.alpha_stream is None:
+            stopping, metrics = self._step_together(stop)
+        else:
+            stopping, metrics = self._step_in_turn(state.alpha_stream, stop)
         state.count(metrics)
-        if state.step % config.distributed.digest_every_steps == 0:
+        if state.step % self.config.distributed.digest_every_steps == 0:
             check_agreement("alphas", state.alphas.digest(), state.step)
         return stopping, metrics
 
-    def genotype(self) -> CellGenotype:
+    def _step_in_turn(self, alpha_stream: BatchStream, stop: StopSignal) -> tuple[bool, Tensor]:
+        """First the alphas on their images, then the weights on theirs."""
+        state = self.state
+        weight_batch, alpha_batch = self._next(state.stream), self._next(alpha_stream)
+        mine: list[Tensor] = []
+        if self._alphas_move():
+            mine = self.architect.gradients(alpha_batch, weight_batch, state.step)
+        gradients, stopping = average_and_agree_on_step(mine, (weight_batch, alpha_batch), stop)
+        self._step_alphas(gradients)
+        with torch.no_grad():
+            mixing = self.relaxation.mixing(state.alphas, state.step, "weights")
+        metrics = backward(state, self.objective, self.network, weight_batch, mixing)
+        step_weights(state, self.config.training.gradient_clip)
+        return stopping, metrics
+
+    def _step_together(self, stop: StopSignal) -> tuple[bool, Tensor]:
+        """Alphas and weights by one backward pass on the same images."""
+        state = self.state
+        batch = self._next(state.stream)
+        alphas = list(state.alphas.parameters()) if self._alphas_move() else []
+        state.alpha_optimizer.zero_grad()
+        with torch.set_grad_enabled(bool(alphas)):
+            mixing = self.relaxation.mixing(state.alphas, state.step, "weights")
+        metrics = backward(state, self.objective, self.network, batch, mixing)
+        mine = [alpha.grad for alpha in alphas if alpha.grad is not None]
+        gradients, stopping = average_and_agree_on_step(mine, (batch,), stop)
+        self._step_alphas(gradients)
+        step_weights(state, self.config.training.gradient_clip)
+        return stopping, metrics
+
+    def _next(self, stream: BatchStream) -> Batch:
+        return next(stream).to(self.world.device, memory_format(self.config.training))
+
+    def _alphas_move(self) -> bool:
+        return self.state.epoch >= self.config.search.warmup_epochs
+
+    def _step_alphas(self, gradients: Sequence[Tensor]) -> None:
+        """A step with the gradients averaged over the ranks; without any, none."""
+        if not gradients:
+            return
+        state = self.state
+        for (name, alpha), gradient in zip(state.alphas.named_parameters(), gradients, strict=True):
+            require_finite(f"alphas.{name}", gradient, state.step)
+            alpha.grad = gradient
+        state.alpha_optimizer.step()
+
+    def genotype(self) -> AnyGenotype:
         """What the alphas say now."""
         return self.space.genotype(self.relaxation.probabilities(self.state.alphas))
 
@@ -110,13 +154,13 @@ class SearchTask:
         config, state = self.config, self.state
         metrics = close_epoch(state, config.training.epochs)
         genotype = self.genotype()
-        limit = config.search.stop_at_skips
-        if limit is not None and count_skips(genotype.normal) >= limit:
-            state.finished = True
-        probabilities = self.relaxation.probabilities(state.alphas)
+        state.finished |= self.space.has_collapsed(genotype)
         retrieval, is_best = measure_epoch(
-            state, config.evaluation.every_epochs, lambda: self.measure(probabilities)
+            state,
+            config.evaluation.every_epochs,
+            lambda: self.measure(self.relaxation.evaluation(state.alphas)),
         )
+        probabilities = self.relaxation.probabilities(state.alphas)
         on_cpu = {name: values.cpu() for name, values in probabilities.items()}
-        metrics |= collapse_signs(on_cpu, config.search.operations)
+        metrics |= search_signs(on_cpu, self.space.choices(), self.space.watched())
         return SearchResult(state.epoch, metrics, retrieval, is_best, genotype, on_cpu)

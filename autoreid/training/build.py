@@ -27,13 +27,17 @@ def memory_format(training: Training) -> torch.memory_format:
     return torch.channels_last if training.channels_last else torch.contiguous_format
 
 
-def place_network(network: nn.Module, config: Config, world: World) -> nn.Module:
-    """Moves a network to the device, and wraps it for the ranks: DDP, batch statistics shared or not."""
+def place_network(network: nn.Module, config: Config, world: World, parts_unused: bool = False) -> nn.Module:
+    """Moves a network to the device, and wraps it for the ranks: DDP, batch statistics shared or not.
+
+    Args:
+        parts_unused: whether a step may leave weights without a gradient.
+    """
     shared = config.distributed.share_batch_statistics
     if shared:
         distributed.share_batch_statistics(network)
     network.to(device=world.device, memory_format=memory_format(config.training))  # type: ignore[call-overload]
-    return distributed.data_parallel(network, broadcast_buffers=not shared)
+    return distributed.data_parallel(network, not shared, parts_unused)
 
 
 def build_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:

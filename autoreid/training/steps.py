@@ -34,32 +34,38 @@ def average_and_agree_on_step(
     return averages, stopping
 
 
-def train_weights(
+def backward(
     state: RunState,
     objective: Objective,
     network: Callable[..., tuple[Tensor, ...]],
     batch: Batch,
-    gradient_clip: float | None,
     *inputs: Any,
-    frozen: bool = False,
 ) -> Tensor:
-    """One step of the weights' optimiser.
+    """Gives the weights, and whatever the inputs come from, their gradients.
 
     Args:
         network: the state's, under DDP where there are ranks.
-        gradient_clip: largest norm of the gradient; None does not clip.
         inputs: what the network takes beside the images.
-        frozen: whether only the head is moved.
 
     Returns:
         This rank's METRICS, (4,).
-
-    Raises:
-        RunError: on every rank, if the averaged gradient is not finite; names step and parameter.
     """
     state.weight_optimizer.zero_grad()
     score = objective(network, batch, *inputs)
     score.losses.total.backward()
+    return torch.stack([*(term.detach() for term in score.losses), score.accuracy])
+
+
+def step_weights(state: RunState, gradient_clip: float | None, frozen: bool = False) -> None:
+    """One step of the weights' optimiser with the gradients that are there.
+
+    Args:
+        gradient_clip: largest norm of the gradient; None does not clip.
+        frozen: whether only the head is moved.
+
+    Raises:
+        RunError: on every rank, if the averaged gradient is not finite; names step and parameter.
+    """
     if frozen:
         # After DDP's backward pass, which expects every weight to have its gradient.
         for group in state.weight_optimizer.param_groups:
@@ -74,7 +80,6 @@ def train_weights(
             if weight.grad is not None:
                 require_finite(name, weight.grad, state.step)
     state.weight_optimizer.step()
-    return torch.stack([*(term.detach() for term in score.losses), score.accuracy])
 
 
 def require_finite(name: str, gradient: Tensor, step: int) -> None:

@@ -14,7 +14,8 @@ from autoreid.config import Config
 from autoreid.data.training_data import TrainingData
 from autoreid.distributed import StopSignal, World
 from autoreid.evaluation import MeanRetrieval
-from autoreid.models import build_model, check_input_size, load_weights
+from autoreid.models import build_model, check_input_size
+from autoreid.search.inheritance import load_start
 from autoreid.seeding import derive_seed
 from autoreid.training.build import (
     HEADS,
@@ -28,7 +29,7 @@ from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
 from autoreid.training.objective import Objective
 from autoreid.training.schedules import learning_rate
 from autoreid.training.state import METRICS, RunState
-from autoreid.training.steps import average_and_agree_on_step, train_weights
+from autoreid.training.steps import average_and_agree_on_step, backward, step_weights
 
 
 @dataclass(kw_only=True)
@@ -72,9 +73,8 @@ class TrainTask:
         frozen = state.epoch < training.frozen_epochs
         self._set_mode(frozen)
         _, stopping = average_and_agree_on_step((), (batch,), stop)
-        metrics = train_weights(
-            state, self.objective, self.network, batch, training.gradient_clip, frozen=frozen
-        )
+        metrics = backward(state, self.objective, self.network, batch)
+        step_weights(state, training.gradient_clip, frozen)
         if state.ema is not None:
             state.ema.update_parameters(state.network)
         state.count(metrics)
@@ -109,7 +109,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
     model = build_model(config.model.name, data.num_identities, **config.model.options)
     check_input_size(model, config.data.height, config.data.width)
     if config.model.weights is not None:
-        load_weights(model, config.model.weights)
+        load_start(model, config.model.weights)
     network = place_network(model, config, world)
     decay = config.training.ema_decay
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None

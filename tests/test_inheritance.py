@@ -1,0 +1,156 @@
+"""A derived network that starts from what its supernet learnt, and files that it cannot start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoreid import derive, train
+from autoreid.errors import DataError
+from autoreid.models import build_model
+from autoreid.recipes import load_config
+from autoreid.search.build import build_space
+from autoreid.search.genotype import (
+    CELL_OPERATIONS,
+    CellGenotype,
+    Genotype,
+    OsnetAinGenotype,
+    random_genotype,
+)
+from autoreid.search.inheritance import load_start
+from tests.tiny import OSNET, write_tiny
+from tests.trained import small_network, write_checkpoint
+
+BLOCKS = OsnetAinGenotype.of_blocks(["in_both", "in_after", "plain", "in_inside", "plain", "plain"])
+CELLS = random_genotype(np.random.default_rng(1), nodes=2)
+LAYOUT = {"channels": 2, "cells_per_stage": (1, 1), "stem": "darts", "parts": 2}
+
+
+def search_checkpoint(folder: Path, **changes) -> tuple[Path, torch.nn.Module]:
+    """A search's checkpoint as the loop writes it, and its supernet, with lively weights and statistics."""
+    config = load_config(write_tiny(folder, **changes))
+    space = build_space(config.search)
+    torch.manual_seed(3)
+    supernet = space.build_supernet(7)
+    shapes = {name: group.shape for name, group in space.choices().items()}
+    for _ in range(2):
+        supernet(torch.randn(6, 3, 32, 32), {name: torch.rand(shape) for name, shape in shapes.items()})
+    state = {"network": supernet.state_dict(), "alphas": {}}
+    path = folder / "search.pt"
+    torch.save({"state": state, "config": config.to_yaml(), "num_identities": 7}, path)
+    return path, supernet.eval()
+
+
+def one_hot(genotype, operations=CELL_OPERATIONS[:7]):
+    """Mixing weights under which a supernet of cells is a genotype's network."""
+    mixing = {}
+    for kind, cell in genotype.cells():
+        mixing[kind] = torch.zeros(sum(2 + node for node in range(len(cell))), len(operations))
+        for node, edges in enumerate(cell):
+            first = sum(2 + earlier for earlier in range(node))
+            for operation, source in edges:
+                mixing[kind][first + source, operations.index(operation)] = 1
+    return mixing
+
+
+def test_osnet_starts_as_its_supernet_is(tmp_path):
+    path, supernet = search_checkpoint(tmp_path, **OSNET)
+    network = build_model("derived", 7, genotype=str(BLOCKS), width=0.25)
+    report = load_start(network, path)
+    assert report.skipped == {}
+    columns = [["plain", "in_inside", "in_after", "in_both"].index(block) for block in BLOCKS.blocks]
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        expected, logits = supernet(images, {"blocks": torch.tensor(columns)})
+        torch.testing.assert_close(network.eval()(images), expected)
+        torch.testing.assert_close(network.classifier(expected), logits)
+
+
+def test_cells_start_as_their_supernet_is(tmp_path):
+    path, supernet = search_checkpoint(tmp_path)
+    network = build_model("derived", 9, genotype=str(CELLS), **LAYOUT, auxiliary=True)
+    report = load_start(network, path)
+    assert list(report.skipped) == ["neck.classifier.weight"], "of another number of identities"
+    images = torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        expected = supernet.neck.norm(supernet(images, one_hot(CELLS))[0])
+        torch.testing.assert_close(network.eval()(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "options", "message"),
+    [
+        (OSNET, "derived", {"genotype": str(BLOCKS), "width": 0.5}, "these are weights of another network"),
+        (OSNET, "osnet_ain_x0_25", {}, "only model.name: derived can start from it"),
+        (
+            OSNET,
+            "derived",
+            {"genotype": str(CELLS)} | LAYOUT,
+            "a search of osnet_ain: a network of reid_cell cannot start from it",
+        ),
+        ({}, "derived", {"genotype": str(BLOCKS)}, "a search of reid_cell: a network of osnet_ain"),
+        (
+            {},
+            "derived",
+            {"genotype": str(CELLS)} | LAYOUT | {"cells_per_stage": (1, 2)},
+            "the search's supernet has no cells.2",
+        ),
+        ({}, "derived", {"genotype": str(CELLS)} | LAYOUT | {"channels": 4}, "another network"),
+        (
+            {"search__operations": ["none", "skip_connect", "part_aware"]},
+            "derived",
+            {"genotype": str(CellGenotype(normal=CELLS.normal[:1] * 2, reduce=CELLS.reduce))} | LAYOUT,
+            "the search's supernet has no cells.",
+        ),
+    ],
+)
+def test_what_cannot_be_inherited_is_refused_in_one_line(tmp_path, changes, name, options, message):
+    path, _ = search_checkpoint(tmp_path, **changes)
+    with pytest.raises(DataError, match=r"^\S*search\.pt: ") as caught:
+        load_start(build_model(name, 7, **options), path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trainings_checkpoint_is_a_start_too(tmp_path):
+    trained, other, averaged = small_network(0), small_network(1), small_network(2)
+    path = write_checkpoint(tmp_path / "train.pt", trained)
+    assert load_start(other, path).missing == ()
+    for name, value in trained.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+    ema = {f"module.{name}": value for name, value in averaged.state_dict().items()}
+    path = write_checkpoint(tmp_path / "ema.pt", trained, ema=ema | {"n_averaged": torch.tensor(3)})
+    load_start(other, path)
+    for name, value in averaged.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+def test_from_a_search_to_a_network_that_goes_on_from_it(tmp_path):
+    """The commands as a user gives them; --random draws another of the 4,096."""
+    recipe = write_tiny(tmp_path, **OSNET, training__epochs=1)
+    assert train.main(["--config", str(recipe)]) == 0
+    training = write_tiny(
+        tmp_path,
+        task="train",
+        data__held_out_fraction=0.0,
+        data__width=32,
+        evaluation__split="test",
+        training__epochs=1,
+        model={"name": "derived", "options": {"width": 0.25}},
+    )
+    (checkpoint,) = (tmp_path / "runs/tiny/checkpoints").glob("step-*.pt")
+    found = [str(tmp_path / "runs/tiny"), "--config", str(training), f"model.weights={checkpoint}"]
+    assert derive.main([*found, "--output", str(tmp_path / "derived/found")]) == 0
+    assert derive.main([*found, "--output", str(tmp_path / "derived/random"), "--random", "0"]) == 0
+    genotype = Genotype.load(tmp_path / "derived/found/genotype.json")
+    assert genotype == Genotype.load(tmp_path / "genotypes/tiny/EP01.json")
+    assert Genotype.load(tmp_path / "derived/random/genotype.json") != genotype
+    pictures = {path.name for path in (tmp_path / "derived/found").glob("*.png")}
+    assert pictures == {"genotype-blocks.png", "network.png"}
+    assert train.main(["--config", str(tmp_path / "derived/found/config.yaml")]) == 0
+    result = json.loads((tmp_path / "runs/found/result.json").read_text())
+    assert result["parameters"] == pytest.approx(0.17e6, rel=0.3)

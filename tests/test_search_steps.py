@@ -1,0 +1,165 @@
+"""What a step of a search does to alphas and weights, in turn or together, in any space."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from autoreid import distributed
+from autoreid.data.training_data import build_search_data
+from autoreid.distributed import StopSignal
+from autoreid.search.build import build_search
+from tests.tiny import OSNET, tiny_config
+
+
+def build(folder, **changes):
+    """A task of the tiny search, alone on the CPU."""
+    config = tiny_config(folder, **changes)
+    with distributed.setup("cpu") as world:
+        return build_search(config, build_search_data(config, world), world)
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+SINGLE = [
+    OSNET,
+    OSNET | {"search__relaxation": "gumbel_hard"},
+    {"search__level": "single", "search__relaxation": "gumbel", "search__alpha_optimizer": "sgd"},
+]
+
+
+@pytest.mark.parametrize("changes", SINGLE, ids=["osnet_ain", "osnet_ain hard", "reid_cell"])
+def test_single_level_moves_alphas_and_weights_by_the_gradients_of_one_loss(tmp_path, changes):
+    task = build(tmp_path, **changes)
+    config, state = task.config, task.state
+    batch = state.stream.preview()
+    network, alphas = copy.deepcopy(state.network), copy.deepcopy(state.alphas)
+    mixing = task.relaxation.mixing(alphas, 0, "weights")
+    loss = task.objective(network, batch, mixing).losses.total
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    wanted = torch.autograd.grad(loss, [*alphas.parameters(), *weights], allow_unused=True)
+    task.step(StopSignal())
+
+    before, after = list(alphas.parameters()), list(state.alphas.parameters())
+    for old, new, gradient in zip(before, after, wanted, strict=False):
+        # SGD's first step; the weights' decay is not in it.
+        expected = old - config.search.alpha_learning_rate * (
+            gradient + config.search.alpha_weight_decay * old
+        )
+        torch.testing.assert_close(new, expected)
+        assert not torch.equal(new, old)
+    moved = [weight for weight in state.network.parameters() if weight.requires_grad]
+    both = zip(weights, moved, wanted[len(before) :], strict=True)
+    rest = [(old, new, gradient) for old, new, gradient in both if gradient is not None]
+    norm = flat([gradient for *_, gradient in rest]).norm()
+    scale = min(1.0, config.training.gradient_clip / norm.item())
+    decay, rate = config.training.weight_decay, config.training.learning_rate
+    moves = flat([new - old for old, new, _ in rest])
+    expected = flat([-rate * (scale * gradient + decay * old) for old, _, gradient in rest])
+    assert (moves - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_single_level_trains_both_on_all_images(tmp_path):
+    task = build(tmp_path, **OSNET)
+    assert task.state.alpha_stream is None
+    halved = build(tmp_path, **OSNET | {"search__level": "bilevel"})
+    assert halved.state.alpha_stream is not None
+    assert task.state.steps_per_epoch > halved.state.steps_per_epoch
+    assert "alpha_stream" not in task.state.state_dict()
+
+
+def test_the_weights_decay_never_reaches_the_alphas(tmp_path):
+    for level in ("single", "bilevel"):
+        changes = OSNET | {"search__level": level, "search__order": "first"}
+        task = build(tmp_path, **changes, training__weight_decay=0.9)
+        alphas = {id(alpha) for alpha in task.state.alphas.parameters()}
+        groups = task.state.weight_optimizer.param_groups
+        assert not alphas & {id(weight) for group in groups for weight in group["params"]}
+        assert [group["weight_decay"] for group in task.state.alpha_optimizer.param_groups] == [0.0]
+
+
+@pytest.mark.parametrize("level", ["single", "bilevel"])
+def test_alphas_wait_for_the_warm_up(tmp_path, level):
+    changes = OSNET | {"search__level": level, "search__relaxation": "gumbel_hard"}
+    task = build(tmp_path, **changes, search__warmup_epochs=1)
+    alphas, weights = task.state.alphas.digest(), flat(task.state.network.parameters())
+    task.step(StopSignal())
+    assert task.state.alphas.digest() == alphas
+    assert not torch.equal(flat(task.state.network.parameters()), weights)
+    task.state.epoch = 1
+    task.step(StopSignal())
+    assert task.state.alphas.digest() != alphas
+
+
+def test_sgd_of_the_alphas_follows_the_weights_schedule_and_adam_does_not(tmp_path):
+    rates = {}
+    for kind in ("sgd", "adam"):
+        task = build(
+            tmp_path,
+            **OSNET | {"search__alpha_optimizer": kind, "search__alpha_learning_rate": 0.4},
+            training__schedule="step",
+            training__milestones=[1],
+            training__decay=0.5,
+            training__learning_rate=0.1,
+        )
+        task.state.step = task.state.steps_per_epoch
+        task.step(StopSignal())
+        rates[kind] = task.state.alpha_optimizer.param_groups[0]["lr"]
+        assert task.state.weight_optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    assert rates == pytest.approx({"sgd": 0.2, "adam": 0.4})
+
+
+@pytest.mark.parametrize("space", ["osnet_ain", "reid_cell"])
+def test_hard_weight_steps_compute_and_move_the_sampled_candidates_only(tmp_path, space):
+    changes = OSNET | {"search__level": "bilevel"} if space == "osnet_ain" else {}
+    task = build(tmp_path, **changes | {"search__relaxation": "gumbel_hard", "search__order": "first"})
+    before = {name: weight.detach().clone() for name, weight in task.state.network.named_parameters()}
+    statistics = {name: value.clone() for name, value in task.state.network.named_buffers()}
+    alphas = copy.deepcopy(task.state.alphas)
+    task.step(StopSignal())
+    with torch.no_grad():  # the alphas' step is no larger than the noise
+        chosen = task.relaxation.mixing(task.state.alphas, 0, "weights")
+    assert all(values.dim() == 1 for values in chosen.values())
+    moved = {
+        name
+        for name, weight in task.state.network.named_parameters()
+        if not torch.equal(weight, before[name])
+    }
+    counted = {
+        name
+        for name, value in task.state.network.named_buffers()
+        if name.endswith("num_batches_tracked") and value != statistics[name]
+    }
+    for names in (moved, counted):
+        seen = task.space.inherited({name: torch.zeros(()) for name in names}, _all_chosen(task, chosen))
+        assert names
+        if space == "osnet_ain":
+            assert len(seen) == len(names), "nothing else has moved"
+    assert task.state.alphas.digest() != alphas.digest()
+
+
+def _all_chosen(task, columns):
+    hot = {name: torch.eye(group.shape[1])[columns[name]] for name, group in task.space.choices().items()}
+    return task.space.genotype(hot)
+
+
+def test_the_epochs_end_measures_the_most_probable_network(tmp_path):
+    task = build(tmp_path, **OSNET)
+    with torch.no_grad():
+        task.state.alphas.groups["blocks"][:, 2] += 1.0
+    task.state.step = task.state.steps_per_epoch
+    result = task.end_epoch()
+    assert result.genotype.blocks == ("in_after",) * 6
+    assert result.metrics["blocks/in_share"] == pytest.approx((2 + 2.718) / (3 + 2.718), abs=1e-3)
+    assert result.metrics["blocks/entropy"] < 1.386
+    again = task.measure(task.relaxation.evaluation(task.state.alphas))
+    assert again.map == result.retrieval.map
+    images = task.state.stream.preview().images
+    network = task.state.network.eval()
+    with torch.no_grad():
+        embeddings = [network(images, task.relaxation.evaluation(task.state.alphas))[0] for _ in range(2)]
+    assert torch.equal(*embeddings), "no noise in evaluation"
