@@ -114,7 +114,7 @@ class RunReport:
     def _show_progress(self) -> None:
         state, epochs = self.state, self.config.training.epochs
         steps = epochs * state.steps_per_epoch
-        speed = self._speed()
+        speed = state.step * self.images_per_step / max(state.seconds, 1e-9)
         self.folder.write_progress(
             {
                 "updated": time.time(),
@@ -124,7 +124,7 @@ class RunReport:
                 "step": state.step,
                 "steps": steps,
                 "map": (state.retrieval or {}).get("map"),
-                "images_per_second": speed,
+                "images_per_second": speed or None,
                 "seconds_left": (steps - state.step) * self.images_per_step / speed if speed else None,
             }
         )

@@ -1,0 +1,19 @@
+#!/bin/bash
+# A search by your own batch script with one torchrun a node, which starts a process for each GPU:
+#   sbatch --nodes=2 scripts/sbatch_torchrun.sh configs/darts_triplet.yaml runs/darts_triplet
+#SBATCH --job-name=autoreid
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=48
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=USR2@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+# Else torchrun itself dies of the signal, and its processes with it before they have saved.
+export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
+    torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="${RANKS_PER_NODE:-$SLURM_GPUS_ON_NODE}" \
+    --rdzv-backend=c10d --rdzv-endpoint="$first:29500" --rdzv-id="$SLURM_JOB_ID" \
+    -m autoreid.train --config "$1"
+python -m autoreid.slurm.resume --run "$2" --status $?

@@ -1,0 +1,308 @@
+"""Searches as jobs of a real Slurm cluster: undisturbed, and through every fault that they have to survive.
+
+Whatever happened to a search, its alphas are those of the undisturbed one, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autoreid.reporting.history import read_history
+from tests.slurm_cluster import SlurmCluster
+from tests.tiny import write_tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+#: A rank on each of two nodes, and two.
+TWO_RANKS = ("--nodes", "2", "--gpus", "0", "--cpus-per-task", "1")
+FOUR_RANKS = (*TWO_RANKS, "--tasks", "2")
+PATIENCE = 400
+
+
+class Lab:
+    """A folder to submit from, on a cluster."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.environment = cluster.environment | {
+            "PYTHONPATH": str(ROOT),
+            "XDG_CONFIG_HOME": str(folder / "nothing"),
+            "OMP_NUM_THREADS": "1",
+        }
+        # One rendezvous is as good as another, but those of pytest's own parents are not ours.
+        for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            self.environment.pop(name, None)
+
+    def recipe(self, name, **changes):
+        """64 steps; ranks keep their own batch statistics, which spares them all-reduces."""
+        settings = {
+            "task_name": name,
+            "training__epochs": 2,
+            "data__synthetic__people__train_identities": 40,
+            "data__synthetic__people__images_per_identity": 16,
+            "data__batch_size": 8,
+            "data__images_per_identity": 2,
+            "evaluation__every_epochs": 100,
+            "checkpoint__every_steps": 10,
+            "distributed__share_batch_statistics": False,
+            "reporting__every_steps": 50,
+        } | changes
+        path = write_tiny(self.folder, **settings)
+        return path.rename(self.folder / f"{name}.yaml")
+
+    def call(self, script, *line):
+        """Runs a command of jobs/."""
+        command = [sys.executable, ROOT / "jobs" / f"{script}.py", *map(str, line)]
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+
+    def submit(self, *line, script="submit_search"):
+        """The ids of the jobs that a command submitted."""
+        done = self.call(script, *line)
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"^job (\S+):", done.stdout, re.MULTILINE)
+
+    def search(self, name, *line, ranks=TWO_RANKS, **changes):
+        """Submits a search; its job."""
+        (job,) = self.submit(*ranks, "--time", "20", *line, "--config", self.recipe(name, **changes))
+        return job
+
+    def run(self, name):
+        return self.folder / "runs" / name
+
+    def wait_for_step(self, name, step):
+        """Until a run has come to a step."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                progress = json.loads((self.run(name) / "progress.json").read_text())
+            except OSError:
+                progress = {"step": -1}
+            if progress["step"] >= step:
+                return
+            assert time.monotonic() < end, f"{name} did not get to step {step}: {progress}"
+            time.sleep(0.1)
+
+    def finish(self, job, name):
+        """The result of a job's run, once it is there."""
+        self.cluster.wait_for(job, "COMPLETED", timeout=PATIENCE)
+        return self.result(name)
+
+    def result(self, name):
+        return json.loads((self.run(name) / "result.json").read_text())
+
+    def kinds(self, name):
+        return [event.kind for event in read_history(self.run(name))]
+
+
+@pytest.fixture(scope="module")
+def lab(slurm_cluster, tmp_path_factory):
+    return Lab(slurm_cluster, tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab):
+    """The result of a search that nothing happened to."""
+    return lab.finish(lab.search("undisturbed"), "undisturbed")
+
+
+def test_two_nodes_and_four_tasks_search_together_through_jobs_and_srun(lab):
+    by_jobs = lab.finish(lab.search("four", ranks=FOUR_RANKS), "four")
+    run = lab.run("four")
+    assert (by_jobs["steps"], by_jobs["restarts"]) == (64, 0)
+    assert lab.kinds("four") == ["submitted", "started", "finished"]
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 4
+    assert sorted(path.name for path in (run / "logs").iterdir()) == [f"rank{rank}.log" for rank in range(4)]
+    assert len(list((run / "slurm").glob("*_[0-3]_log.out"))) == 4
+    command = [sys.executable, "-m", "autoreid.train", "--config", lab.recipe("four_by_srun")]
+    lab.cluster.environment, before = lab.environment, lab.cluster.environment
+    try:
+        lab.cluster.run("srun", "-N2", "--ntasks-per-node=2", *command, timeout=PATIENCE)
+    finally:
+        lab.cluster.environment = before
+    assert lab.result("four_by_srun")["alpha_sha256"] == by_jobs["alpha_sha256"]
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_peoples_own_batch_scripts_find_the_same_and_come_back(lab, undisturbed, launcher):
+    name = f"by_{launcher}"
+    script = shutil.copy(ROOT / "scripts" / f"sbatch_{launcher}.sh", lab.folder)
+    tasks = {"srun": 2, "torchrun": 1}[launcher]
+    resources = [
+        "--nodes=2",
+        f"--ntasks-per-node={tasks}",
+        "--cpus-per-task=1",
+        "--gpus-per-node=0",
+        "--time=20",
+    ]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sbatch", *resources, script, lab.recipe(name), lab.run(name)],
+        cwd=lab.folder,
+        env=lab.environment | {"PATH": path, "RANKS_PER_NODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[-1]
+    lab.wait_for_step(name, 10)
+    # What Slurm sends ahead of the time limit.
+    lab.cluster.run("scancel", "--signal=USR2", job)
+    result = lab.finish(job, name)
+    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
+    assert lab.kinds(name) == ["started", "stopped", "requeued", "started", "finished"]
+
+
+def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, undisturbed):
+    job = lab.search("requeued", checkpoint__every_steps=1000)
+    lab.wait_for_step("requeued", 10)
+    lab.cluster.run("scontrol", "requeue", job)
+    result = lab.finish(job, "requeued")
+    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
+    assert result["restarts"] == 1
+    events = read_history(lab.run("requeued"))
+    stopped, started = (next(e for e in events[2:] if e.kind == kind) for kind in ("stopped", "started"))
+    assert stopped.reason == "SIGTERM"
+    assert started.step == stopped.step >= 10
+    assert (started.job, started.restart) == (job, 1)
+
+
+def test_the_time_limit_brings_the_job_back(lab):
+    changes = {"training__epochs": 12}
+    (reference,) = lab.submit(
+        "--gpus", "0", "--cpus-per-task", "1", "--config", lab.recipe("endless", **changes)
+    )
+    (job,) = lab.submit(
+        "--gpus", "0", "--cpus-per-task", "1", "--time", "1", "--config", lab.recipe("limited", **changes)
+    )
+    expected = lab.finish(reference, "endless")
+    result = lab.finish(job, "limited")
+    assert result["restarts"] >= 1
+    assert result["alpha_sha256"] == expected["alpha_sha256"]
+    reasons = {event.reason for event in read_history(lab.run("limited")) if event.kind == "stopped"}
+    assert reasons == {"SIGUSR2"}
+
+
+def test_a_preempted_job_goes_on_afterwards(lab, undisturbed):
+    job = lab.search("preempted", "--partition", "main")
+    lab.wait_for_step("preempted", 10)
+    lab.cluster.run("srun", "-p", "high", "-N2", "--ntasks-per-node=16", "true", timeout=PATIENCE)
+    result = lab.finish(job, "preempted")
+    assert result["restarts"] == 1
+    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
+
+
+def test_a_killed_rank_ends_all_and_the_job_comes_back(lab, undisturbed):
+    job = lab.search("bereft")
+    lab.wait_for_step("bereft", 10)
+    lab.cluster.kill_task(job, 1)
+    result = lab.finish(job, "bereft")
+    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
+    assert lab.kinds("bereft") == ["submitted", "started", "requeued", "started", "finished"]
+    (requeued,) = (event for event in read_history(lab.run("bereft")) if event.kind == "requeued")
+    assert "a task was lost" in requeued.reason
+
+
+def test_a_node_that_is_lost_is_survived(lab, undisturbed, faulty_cluster):
+    job = lab.search("orphaned")
+    lab.wait_for_step("orphaned", 10)
+    faulty_cluster.kill_slurmd("n2")
+    faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
+    faulty_cluster.restart_slurmd("n2")
+    assert lab.finish(job, "orphaned")["alpha_sha256"] == undisturbed["alpha_sha256"]
+
+
+def test_ranks_cut_off_from_each_other_give_up_and_the_job_comes_back(lab, undisturbed, faulty_cluster):
+    job = lab.search("parted", distributed__timeout_seconds=20.0)
+    lab.wait_for_step("parted", 10)
+    faulty_cluster.on("n2", "ip", "link", "set", "eth0", "down")
+    faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
+    faulty_cluster.on("n2", "ip", "link", "set", "eth0", "up")
+    assert lab.finish(job, "parted")["alpha_sha256"] == undisturbed["alpha_sha256"]
+
+
+def test_a_second_search_of_the_same_name_is_refused_while_the_first_is_queued(lab):
+    (job,) = lab.submit(*TWO_RANKS, "--slurm", "begin=now+1hour", "--config", lab.recipe("twice"))
+    again = lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("twice"))
+    assert again.returncode == 2
+    assert f"job {job} of this run is PENDING" in again.stderr
+    rows = json.loads(lab.call("status", "--json", "twice").stdout)
+    assert (rows[0]["state"], rows[0]["job"]) == ("PENDING", job)
+    assert "cancelled job" in lab.call("cancel", job).stdout
+    assert lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("twice"), "--dry-run").returncode == 0
+
+
+def test_a_cancelled_search_saves_and_goes_on_when_submitted_again(lab, undisturbed):
+    job = lab.search("cancelled")
+    lab.wait_for_step("cancelled", 10)
+    row = json.loads(lab.call("status", "--json", "cancelled").stdout)[0]
+    assert (row["state"], row["task"], row["steps"], row["job"]) == ("RUNNING", "search", 64, job)
+    assert row["step"] >= 10
+    raw = lab.call("logs", "cancelled", "--raw", "--rank", "1").stdout
+    assert "submitit INFO" in raw
+    assert "cancelled job" in lab.call("cancel", "cancelled").stdout
+    lab.cluster.wait_for(job, "CANCELLED")
+    again = lab.search("cancelled")
+    result = lab.finish(again, "cancelled")
+    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
+    assert result["restarts"] == 1
+
+
+def test_what_would_fail_again_does_not_come_back(lab):
+    job = lab.search("exploding", training__learning_rate=1e30, training__final_learning_rate=0.0)
+    lab.cluster.wait_for(job, "FAILED", timeout=PATIENCE)
+    assert lab.kinds("exploding") == ["submitted", "started", "failed"]
+    row = json.loads(lab.call("status", "--json", "exploding").stdout)[0]
+    assert row["state"] == "failed"
+    assert "not finite" in row["reason"]
+
+
+def test_slurm_validates_without_queueing(lab):
+    accepted = lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("tested"), "--test-only")
+    assert accepted.returncode == 0, accepted.stderr
+    assert "Job" in accepted.stdout
+    refused = lab.call(
+        "submit_search", *TWO_RANKS, "--config", lab.recipe("tested"), "--test-only", "--partition", "no"
+    )
+    assert refused.returncode == 2
+    assert "partition" in refused.stderr
+    queued = lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("tested"), "--partition", "no")
+    assert queued.returncode == 1
+    assert "sbatch refused the job" in queued.stderr
+    assert "partition" in queued.stderr
+
+
+def test_the_pipeline_is_a_chain_of_jobs(lab):
+    (lab.folder / "other").mkdir()
+    recipe = lab.recipe("way", training__epochs=1)
+    options = {"channels": 4, "cells_per_stage": [1, 1]}
+    training = write_tiny(
+        lab.folder / "other",
+        task="train",
+        model__name="derived",
+        model__options=options,
+        evaluation__split="test",
+        data__root=str(lab.folder),
+        data__synthetic__people__train_identities=40,
+        data__synthetic__people__images_per_identity=16,
+        output_dir=str(lab.folder / "runs"),
+        training__epochs=1,
+    )
+    line = ["--nodes", "1", "--gpus", "0", "--tasks", "2", "--cpus-per-task", "1", "--config", recipe]
+    line += ["--train-config", training, "--seeds", "0", "1", "--data", lab.folder / "people"]
+    jobs = lab.submit(*line, script="submit_pipeline")
+    assert len(jobs) == 5  # two seeds, derive, train, evaluate
+    assert lab.cluster.facts(jobs[-1])["Dependency"].startswith(f"afterok:{jobs[-2]}")
+    lab.cluster.wait_for(jobs[-1], "COMPLETED", timeout=PATIENCE)
+    best = max((0, 1), key=lambda seed: lab.result(f"way-seed{seed}")["map"])
+    genotype = json.loads((lab.folder / "derived/way_found/genotype.json").read_text())
+    assert genotype == lab.result(f"way-seed{best}")["genotype"]
+    (cell,) = json.loads((lab.folder / "runs/way_found_evaluation/result.json").read_text())["results"]
+    assert cell["map"] == pytest.approx(lab.result("way_found")["map"], abs=1e-6)
