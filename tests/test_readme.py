@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def place(tmp_path_factory) -> Path:
         "configs",
         "scripts",
         "autoreid",
+        "jobs",
         "Makefile",
         "setup.cfg",
         "pyproject.toml",
@@ -60,8 +62,8 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def run(command: list[str], folder: Path) -> str:
-    environment = os.environ | {
+def run(command: list[str], folder: Path, outside: Mapping[str, str] = os.environ) -> str:
+    environment = dict(outside) | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),  # installed
@@ -169,11 +171,57 @@ def test_tensorboard_command_is_understood(place, demo):
     assert "genotype/normal" in shown
 
 
+def test_the_cluster_section_from_submission_to_cancellation(place, demo, slurm_cluster):
+    """As a new user would, line by line, on the local cluster; ranks compute on CPUs, its GPUs are declared only."""
+    jobs = [command for command in COMMANDS if command.startswith("python jobs/")]
+    used = []
+
+    def call(beginning: str, *more: str, **replaced: str) -> str:
+        (command,) = [command for command in jobs if command.startswith(f"python jobs/{beginning}")]
+        used.append(command)
+        for old, new in replaced.items():
+            command = re.sub(rf"--{old} \d+", f"--{old} {new}", command)
+        return run([*shlex.split(command), *more], place, slurm_cluster.environment)
+
+    small = [*SMALL, "distributed.device=cpu"]
+    (search,) = [job for job in jobs if job.endswith("darts_triplet.yaml")]
+    script = call(
+        "submit_search.py --nodes 2 --gpus 8 --config configs/darts_triplet.yaml --dry-run", *small, gpus="1"
+    )
+    assert "#SBATCH --nodes=2" in script
+    used.append(search)
+    words = shlex.split(search.replace("--gpus 8", "--gpus 1 --cpus-per-task 1"))
+    job = run([*words, *small], place, slurm_cluster.environment).split()[1].rstrip(":")
+    trained = call("submit_train", *small, "--cpus-per-task", "1", "training.learning_rate=0.001", gpus="1")
+    assert "run folder: " in trained
+    assert "darts_triplet" in call("status")
+    slurm_cluster.wait_for(job, "COMPLETED", timeout=300)
+    assert "no job in the queue (finished)" in call("cancel")
+    assert "global batch" in run(
+        shlex.split(next(c for c in jobs if "logs.py" in c).replace("--rank 3", "--rank 0")),
+        place,
+        slurm_cluster.environment,
+    )
+    used.append(next(c for c in jobs if "logs.py" in c))
+    pipeline = call("submit_pipeline", "--dry-run", *small, gpus="1")
+    assert "# ---- evaluate ----" in pipeline
+    evaluation = call("submit_evaluate")
+    assert "on_market" in evaluation
+    slurm_cluster.wait_for(evaluation.split()[1].rstrip(":"), "COMPLETED", timeout=300)
+    assert (place / "runs/on_market/result.json").exists()
+    assert sorted(used) == sorted(jobs)
+
+
+def test_doctor_in_a_login_shell(place):
+    assert "ok" in run(the_command("python -m autoreid.doctor"), place)
+
+
 def test_no_command_is_left_out():
     known = (
         "make demo",
         "make test",
         "python -m autoreid.",
+        "python jobs/",
         "python scripts/prepare_dataset.py ",
         ".venv/bin/tensorboard",
         "torchrun --nproc-per-node 2 -m",
