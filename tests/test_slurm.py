@@ -90,9 +90,9 @@ class Lab:
             assert time.monotonic() < end, f"{name} did not get to step {step}: {progress}"
             time.sleep(0.1)
 
-    def finish(self, job, name):
+    def finish(self, job, name, patience=PATIENCE):
         """The result of a job's run, once it is there."""
-        self.cluster.wait_for(job, "COMPLETED", timeout=PATIENCE)
+        self.cluster.wait_for(job, "COMPLETED", timeout=patience)
         return self.result(name)
 
     def result(self, name):
@@ -134,14 +134,7 @@ def test_two_nodes_and_four_tasks_search_together_through_jobs_and_srun(lab):
 def test_peoples_own_batch_scripts_find_the_same_and_come_back(lab, undisturbed, launcher):
     name = f"by_{launcher}"
     script = shutil.copy(ROOT / "scripts" / f"sbatch_{launcher}.sh", lab.folder)
-    tasks = {"srun": 2, "torchrun": 1}[launcher]
-    resources = [
-        "--nodes=2",
-        f"--ntasks-per-node={tasks}",
-        "--cpus-per-task=1",
-        "--gpus-per-node=0",
-        "--time=20",
-    ]
+    resources = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--time=20"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["sbatch", *resources, script, lab.recipe(name), lab.run(name)],
@@ -175,7 +168,8 @@ def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, undisturbe
 
 
 def test_the_time_limit_brings_the_job_back(lab):
-    changes = {"training__epochs": 12}
+    # A life of a minute, which Slurm may cut to a quarter, holds some of these steps.
+    changes = {"training__epochs": 7}
     (reference,) = lab.submit(
         "--gpus", "0", "--cpus-per-task", "1", "--config", lab.recipe("endless", **changes)
     )
@@ -183,7 +177,7 @@ def test_the_time_limit_brings_the_job_back(lab):
         "--gpus", "0", "--cpus-per-task", "1", "--time", "1", "--config", lab.recipe("limited", **changes)
     )
     expected = lab.finish(reference, "endless")
-    result = lab.finish(job, "limited")
+    result = lab.finish(job, "limited", patience=3 * PATIENCE)
     assert result["restarts"] >= 1
     assert result["alpha_sha256"] == expected["alpha_sha256"]
     reasons = {event.reason for event in read_history(lab.run("limited")) if event.kind == "stopped"}
