@@ -1,0 +1,160 @@
+"""How ranks talk while it is not known yet whether a process group would work: through rank 0's key-value store."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    Store,
+    TCPStore,
+)
+
+from autoreid.distributed.process_group import Rendezvous, read_rendezvous
+from autoreid.errors import ConfigError, RunError
+
+_UNKNOWN = "no such host is known here; set MASTER_ADDR to rank 0's node, by number if need be"
+
+
+@dataclass
+class Meeting:
+    """This rank among all that came.
+
+    Attributes:
+        address: this node's, as rank 0 sees it.
+        store: the ranks' common one, None for a single process.
+        timeout: how many seconds ranks wait for each other.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    address: str = "127.0.0.1"
+    store: Store | None = None
+    timeout: float = 60.0
+    _exchanges: int = field(default=0, init=False)
+
+    def exchange(self, value: Any, patience: int = 1) -> list[Any]:
+        """Every rank's value (anything that JSON holds), in order of ranks, on every rank.
+
+        Raises:
+            RunError: some ranks gave none within `patience` timeouts; names them.
+        """
+        if self.store is None:
+            return [value]
+        self._exchanges += 1
+        values = self._share(self.store, str(self._exchanges), json.dumps(value), patience)
+        return [json.loads(value) for value in values]
+
+    def leave(self) -> None:
+        """Ends the meeting; rank 0, which holds the store, leaves last."""
+        if self.store is not None and self.rank == 0:
+            self._share(self.store, "left", "", 1)
+        elif self.store is not None:
+            self.store.set(f"left/{self.rank}", "")
+
+    def _share(self, store: Store, what: str, mine: str, patience: int) -> list[bytes]:
+        keys = [f"{what}/{rank}" for rank in range(self.size)]
+        deadline = time.monotonic() + patience * self.timeout
+        try:
+            store.set(keys[self.rank], mine)
+            while not store.check(keys):
+                if time.monotonic() > deadline:
+                    missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+                    raise RunError(
+                        f"nothing heard of rank {', '.join(missing)}, which may have said why itself"
+                    )
+                time.sleep(0.05)
+            return [store.get(key) for key in keys]
+        except RuntimeError as error:
+            raise RunError(f"lost contact with rank 0: {error}") from error
+
+
+def meet(timeout: float) -> Meeting:
+    """Meets the other ranks of this launch, if there are any.
+
+    Raises:
+        ConfigError: this rank cannot; says why, and what mends it.
+    """
+    place = read_rendezvous(os.environ)
+    if place is None:
+        return Meeting()
+    # torchrun's own process holds rank 0's port.
+    hosts = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address = _check_port(place) if hosts else reach(place, timeout)
+    try:
+        store = TCPStore(
+            place.address,
+            place.port,
+            is_master=hosts,
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+            multi_tenant=True,  # the process group will use the same port
+        )
+    except RuntimeError as error:
+        where = f"{place.address}, port {place.port}"
+        raise ConfigError(f"rank 0 does not answer at {where}, and may have said why itself") from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Meeting(
+        place.rank,
+        place.size,
+        place.local_rank,
+        address,
+        PrefixStore(f"doctor/{attempt}", store),
+        timeout,
+    )
+
+
+def _check_port(place: Rendezvous) -> str:
+    """Whether rank 0 can be reached where the others look for it; returns that address."""
+    where = f"rank 0 cannot listen at {place.address}, port {place.port}"
+    try:
+        with (
+            listen(place.port) as server,
+            socket.create_connection((place.address, place.port), timeout=5.0) as client,
+        ):
+            server.settimeout(5.0)
+            server.accept()[0].close()
+            return str(client.getpeername()[0])
+    except socket.gaierror:
+        raise ConfigError(f"{where}: {_UNKNOWN}") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{where}: another program does; set MASTER_PORT to a free one") from error
+        raise ConfigError(f"{where}: {error}; MASTER_ADDR has to be rank 0's node") from error
+
+
+def listen(port: int) -> socket.socket:
+    """A socket that listens on every address of this node."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+def reach(place: Rendezvous, timeout: float) -> str:
+    """Waits until rank 0 can be reached; returns this node's own address on the way there.
+
+    Raises:
+        ConfigError: it was not within `timeout` seconds; says why.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with socket.create_connection((place.address, place.port), timeout=5.0) as connection:
+                return str(connection.getsockname()[0])
+        except socket.gaierror:
+            deadline, reason = 0.0, _UNKNOWN
+        except ConnectionRefusedError:
+            reason = "nothing listens; MASTER_ADDR has to be rank 0's node, which may have said more itself"
+        except OSError as error:
+            reason = f"{error}; have the ports between the nodes opened, or mend MASTER_ADDR"
+        if time.monotonic() > deadline:
+            raise ConfigError(f"cannot reach rank 0 at {place.address}, port {place.port}: {reason}")
+        time.sleep(0.5)

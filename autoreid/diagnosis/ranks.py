@@ -1,0 +1,268 @@
+"""Checks that ranks make together: the folder, the ports, the GPUs, the environments, a process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from autoreid.diagnosis.machine import (
+    Finding,
+    check_device,
+    check_dot,
+    check_packages,
+    check_shared_memory,
+    check_slurm,
+    versions,
+)
+from autoreid.diagnosis.meeting import Meeting, listen, meet
+from autoreid.distributed import setup, sum_over_ranks
+from autoreid.errors import ConfigError, RunError
+
+#: Seconds that a file may take to be seen on another node.
+FILE_WAIT = 5.0
+#: Seconds by which the nodes' clocks may differ.
+CLOCK_SKEW = 5.0
+
+
+class Rank(NamedTuple):
+    """What one rank sees.
+
+    Attributes:
+        findings: of the checks that need no other rank.
+        versions: of Python and the packages that autoreid needs.
+        gpu: the UUID of the GPU that it computes on, None on a CPU.
+        name_means: the address that the host's own name stands for, which gloo gives to other nodes.
+        clock: seconds since 1970, at about the same moment on all ranks.
+    """
+
+    host: str
+    findings: list[Finding]
+    versions: dict[str, str]
+    gpu: str | None
+    name_means: str
+    clock: float
+
+
+def diagnose(folder: Path, timeout: float) -> int:
+    """Prints what is found, each rank what keeps it from the others, rank 0 all else; returns the exit status."""
+    try:
+        meeting = meet(timeout)
+    except ConfigError as error:
+        print(Finding("FAIL", f"launch, on {socket.gethostname()}", str(error)), flush=True)
+        return 1
+    status = 0
+    try:
+        for findings in _in_turn(meeting, folder):
+            status |= any(finding.grade == "FAIL" for finding in findings)
+            if meeting.rank == 0:
+                print("\n".join(map(str, findings)), flush=True)
+        meeting.leave()
+    except RunError as error:
+        status = 1
+        if meeting.rank == 0:
+            print(Finding("FAIL", "launch", str(error)), flush=True)
+    return status
+
+
+def _in_turn(meeting: Meeting, folder: Path) -> Iterator[list[Finding]]:
+    findings = examine(meeting, folder)
+    yield findings
+    # Where something fails already, the group would only wait for its timeout.
+    if meeting.size > 1 and all(finding.grade != "FAIL" for finding in findings):
+        yield [check_group(meeting)]
+
+
+def examine(meeting: Meeting, folder: Path) -> list[Finding]:
+    """All findings about all ranks but those of a process group, the same list on every rank."""
+    device, gpu = check_device(meeting.local_rank)
+    findings = [check_packages(), check_dot(), check_shared_memory(), device]
+    if meeting.local_rank == 0:
+        findings.append(check_slurm())
+    shared = check_folder(meeting, folder.absolute())
+    together = [check_ports(meeting)] if meeting.size > 1 else []
+    host = socket.gethostname()
+    mine = Rank(host, findings, versions(), gpu, _address_of(host), time.time())
+    ranks = [
+        Rank(*values)._replace(findings=[Finding(*finding) for finding in values[1]])
+        for values in meeting.exchange(mine)
+    ]
+    if meeting.size > 1:
+        together += [check_versions(ranks), check_gpus(ranks), *check_names(ranks), check_clocks(ranks)]
+    return [check_launch(ranks), shared, *merge(ranks), *together]
+
+
+def _address_of(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return ""
+
+
+def merge(ranks: Sequence[Rank]) -> Iterator[Finding]:
+    """The ranks' own findings, each once; one that does not hold on every node names those where it does."""
+    hosts: dict[Finding, set[str]] = {}
+    for rank in ranks:
+        for finding in rank.findings:
+            hosts.setdefault(finding, set()).add(rank.host)
+    everywhere = {rank.host for rank in ranks}
+    bad = {finding.what for finding in hosts if finding.grade != "ok"}
+    for finding, where in hosts.items():
+        if finding.grade != "ok" or finding.what not in bad:
+            on = "" if where == everywhere else f", on {' '.join(sorted(where))}"
+            yield finding._replace(what=finding.what + on)
+
+
+def check_launch(ranks: Sequence[Rank]) -> Finding:
+    """How many ranks there are, and on which nodes."""
+    nodes = sorted({rank.host for rank in ranks})
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if len(ranks) == 1 and tasks != "1" and "SLURM_STEP_ID" not in os.environ:
+        text = f"one process on {nodes[0]}, the allocation is for {tasks} tasks"
+        return Finding("warn", "launch", text, "start all of them: srun python -m autoreid.doctor")
+    return Finding("ok", "launch", f"ranks: {len(ranks)}, nodes: {' '.join(nodes)}")
+
+
+def check_versions(ranks: Sequence[Rank]) -> Finding:
+    """Whether all ranks run the same versions."""
+    differing = []
+    for name in sorted({name for rank in ranks for name in rank.versions}):
+        found = {rank.versions.get(name, "none"): rank.host for rank in ranks}
+        if len(found) > 1:
+            differing.append(
+                f"{name} " + ", ".join(f"{version} on {host}" for version, host in found.items())
+            )
+    if differing:
+        return Finding("FAIL", "versions", "; ".join(differing), "use one environment on all nodes")
+    return Finding("ok", "versions", "the same on every rank")
+
+
+def check_gpus(ranks: Sequence[Rank]) -> Finding:
+    """Whether each rank has a GPU of its own, or none has one."""
+    owners: dict[str | None, list[int]] = {}
+    for number, rank in enumerate(ranks):
+        owners.setdefault(rank.gpu, []).append(number)
+    without = owners.pop(None, [])
+    if without and owners:
+        text = f"ranks {_listed(without)} compute on the CPU, the others on GPUs"
+        return Finding("FAIL", "GPUs", text, "give every task one (--gpus-per-node = --ntasks-per-node)")
+    for gpu, sharing in owners.items():
+        if len(sharing) > 1:
+            text = f"ranks {_listed(sharing)} share {gpu} on {ranks[sharing[0]].host}"
+            mend = "give every task its own (--gpus-per-node = --ntasks-per-node), and leave CUDA_VISIBLE_DEVICES"
+            return Finding("FAIL", "GPUs", text, f"{mend} to Slurm")
+    return Finding("ok", "GPUs", "each rank has its own" if owners else "no rank has one")
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def check_names(ranks: Sequence[Rank]) -> Iterator[Finding]:
+    """What is wrong with the nodes' own names, through which ranks on CPUs find each other."""
+    if len({rank.host for rank in ranks}) == 1 or os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    for host, means, gpu in sorted({(rank.host, rank.name_means, rank.gpu is not None) for rank in ranks}):
+        if not means or means.startswith("127."):
+            text = f"{host} stands for {means or 'nothing'} there, where other nodes do not find it"
+            mend = "mend /etc/hosts, or set GLOO_SOCKET_IFNAME to the network's interface"
+            yield Finding("warn" if gpu else "FAIL", "host name", text, mend)
+
+
+def check_ports(meeting: Meeting) -> Finding:
+    """Whether every node reaches every other at a port that the system chose; all ranks call this."""
+    with listen(0) as server:
+        first = meeting.local_rank == 0  # one for each node
+        mine = (socket.gethostname(), meeting.address, server.getsockname()[1]) if first else None
+        others = [other for other in meeting.exchange(mine) if other]
+        trouble = next(filter(None, (_try_port(*other) for other in others if first)), None)
+        troubles = meeting.exchange(trouble)
+    for trouble in filter(None, troubles):
+        mend = "have all ports between the nodes opened to each other"
+        return Finding("FAIL", "ports", trouble, mend)
+    return Finding("ok", "ports", "every node reaches every other")
+
+
+def _try_port(host: str, address: str, port: int) -> str | None:
+    try:
+        socket.create_connection((address, port), timeout=5.0).close()
+    except OSError as error:
+        return f"{socket.gethostname()} cannot reach {host} at {address}, port {port}: {error}"
+    return None
+
+
+def check_group(meeting: Meeting) -> Finding:
+    """Whether the ranks can form a process group as a run does, and add up; all ranks call this."""
+    try:
+        with setup("auto", meeting.timeout) as world:
+            backend = "nccl" if world.device.type == "cuda" else "gloo"
+            # Kept until the group is gone: gloo's thread of torch 2.6 waits for ever if it has to free a tensor then.
+            total = sum_over_ranks(torch.ones((), device=world.device))
+        failure = None if total.item() == meeting.size else f"{meeting.size} ones make {total.item()}"
+    except RuntimeError as error:
+        # gloo begins with the place in its source code.
+        failure = re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0])
+    # gloo gives up after five timeouts.
+    failures = [failed for failed in meeting.exchange(failure, patience=6) if failed]
+    if failures:
+        mend = "name the network in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO tells more"
+        return Finding("FAIL", "process group", max(failures, key=len), mend)
+    return Finding("ok", "process group", f"all ranks add up over {backend}")
+
+
+def check_clocks(ranks: Sequence[Rank]) -> Finding:
+    """Whether the nodes agree on the time."""
+    first, last = min(ranks, key=lambda rank: rank.clock), max(ranks, key=lambda rank: rank.clock)
+    skew = last.clock - first.clock
+    if skew > CLOCK_SKEW:
+        text = f"{last.host}'s is {skew:.0f} s before {first.host}'s, logs and run times will confuse"
+        return Finding("warn", "clocks", text, "tell the administrators (NTP)")
+    return Finding("ok", "clocks", "the nodes agree")
+
+
+def check_folder(meeting: Meeting, folder: Path) -> Finding:
+    """Whether what one rank writes in a folder is seen by every other; all ranks call this."""
+    # The runs' folder itself may come to be later.
+    place = next(path for path in (folder, *folder.parents) if path.is_dir())
+    token = meeting.exchange(uuid.uuid4().hex)[0]
+    mine = place / f".doctor-{token}-{meeting.rank}"
+    try:
+        mine.touch()
+        error = None
+    except OSError as failure:
+        error = failure.strerror
+    written = meeting.exchange((socket.gethostname(), error))
+    tokens = [place / f".doctor-{token}-{rank}" for rank, (_, failed) in enumerate(written) if not failed]
+    unseen = meeting.exchange(_unseen(tokens))
+    with contextlib.suppress(OSError):
+        mine.unlink()
+    what = f"folder {folder}"
+    for (host, failed), names in zip(written, unseen, strict=True):
+        if failed:
+            mend = "give a folder that can be written (output_dir, here --folder)"
+            return Finding("FAIL", what, f"{host} cannot write there: {failed}", mend)
+        if names:
+            writer = written[int(names[0].rpartition("-")[2])][0]
+            mend = "use a folder that all nodes share (output_dir, here --folder)"
+            return Finding("FAIL", what, f"{host} does not see what {writer} writes", mend)
+    return Finding(
+        "ok", what, "every rank sees what the others write" if meeting.size > 1 else "can be written"
+    )
+
+
+def _unseen(paths: Sequence[Path]) -> list[str]:
+    """The names of the files that do not appear in time."""
+    deadline = time.monotonic() + FILE_WAIT
+    while True:
+        missing = [path.name for path in paths if not path.exists()]
+        if not missing or time.monotonic() > deadline:
+            return missing
+        time.sleep(0.2)
