@@ -61,6 +61,10 @@ class Data(Section):
     """Strength of random brightness."""
     contrast: Fraction = 0.0
     """Strength of random contrast."""
+    cache: Path | None = Path(".image_cache")
+    """Folder of images decoded and resized once, below `root` unless it is absolute; null decodes them each time."""
+    on_broken_image: Literal["error", "skip"] = "error"
+    """An image that cannot be read when the run starts ends it, or is left out, which the log says."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes a rank, for each of the two training streams; 0 loads in the main process."""
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from autoreid.checkpoint import BEST, load_checkpoint
 from autoreid.config import Config
-from autoreid.data.decoding import decode
-from autoreid.data.transforms import evaluation_transform
+from autoreid.data.decoding import decode, resize
+from autoreid.data.transforms import normalise
 from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.models import build_model
 from autoreid.models.weights import trained_weights
@@ -45,7 +45,6 @@ class Embedder:
         except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
             raise ConfigError(f"device = {str(device)!r}: {str(error).splitlines()[0]}") from error
         self.height, self.width = height, width
-        self._transform = evaluation_transform(height, width)
 
     def __call__(self, images: Picture | Iterable[Picture] | Tensor, batch_size: int = 64) -> Tensor:
         """Embeds images, a batch at a time.
@@ -81,7 +80,9 @@ class Embedder:
         alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) == 3
         numbered = enumerate([images] if alone else images)  # type: ignore[arg-type]
         while batch := list(islice(numbered, batch_size)):
-            yield torch.stack([self._transform(_decode(image, index)) for index, image in batch])
+            pictures = [_decode(image, index) for index, image in batch]
+            pixels = [resize(picture, self.height, self.width) for picture in pictures]
+            yield normalise(torch.from_numpy(np.stack(pixels)))
 
 
 def load_embedder(path: str | Path, device: str | torch.device = "cpu") -> Embedder:

@@ -23,9 +23,9 @@ from autoreid import distributed
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.data.datasets import read_folder
+from autoreid.data.images import Images
 from autoreid.data.loaders import Batch, embedding_batches
 from autoreid.data.records import ReidDataset, Split
-from autoreid.data.transforms import evaluation_transform
 from autoreid.distributed import World, on_main
 from autoreid.embedder import load_network
 from autoreid.errors import ConfigError, DataError
@@ -198,12 +198,11 @@ class Source:
 
     def batches(self, split: Split, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
         """The chosen images in order, with a progress bar."""
-        shape = (self.config.data.height, self.config.data.width)
-        transform = evaluation_transform(*shape)
+        images = Images(self.config.data.height, self.config.data.width)
         size, workers = self.job.options.batch_size, self.job.options.workers
         workers = self.config.data.workers if workers is None else workers
         with progress_bar(len(indices), 0, f"{self.name}: {split.name}", self.job.world.is_main) as bar:
-            for batch in embedding_batches(split, indices, transform, shape, size, workers):
+            for batch in embedding_batches(split, indices, images, size, workers, self.job.world.device):
                 yield batch
                 bar.update(len(batch.labels))
 

@@ -13,7 +13,14 @@ from autoreid import distributed
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
 from autoreid.config import Config
-from autoreid.data.training_data import TrainingData, build_search_data, build_training_data, draw_people
+from autoreid.data.images import Images
+from autoreid.data.training_data import (
+    TrainingData,
+    build_search_data,
+    build_training_data,
+    draw_people,
+    run_images,
+)
 from autoreid.distributed import StopSignal, World, gather_objects, on_main
 from autoreid.errors import AutoreidError, RunError
 from autoreid.models.derived import with_genotype_text
@@ -38,6 +45,7 @@ MAY_DIFFER = (
     "output_dir",
     "genotype_dir",
     "data.root",
+    "data.cache",
     "data.workers",
     "evaluation.batch_size",
     "distributed.device",
@@ -90,19 +98,25 @@ def with_genotype(config: Config) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def build_task(config: Config, world: World) -> tuple[TrainingData, SearchTask | TrainTask]:
-    """Data, network and everything else that the config's task is made of; raises whatever is wrong with them."""
+def build_task(
+    config: Config, world: World, images: Images | None = None
+) -> tuple[TrainingData, SearchTask | TrainTask]:
+    """Data, network and everything else that the config's task is made of; raises whatever is wrong with them.
+
+    Args:
+        images: the run's pixels; None looks at no image yet.
+    """
     if config.task == "search":
-        search_data = build_search_data(config, world)
+        search_data = build_search_data(config, world, images)
         return search_data, build_search(config, search_data, world)
-    data = build_training_data(config, world)
+    data = build_training_data(config, world, images)
     return data, build_training(config, data, world)
 
 
 def run(config: Config, world: World, stop: StopSignal) -> None:
     """Does the config's task, from its last checkpoint if there is one, and writes the run folder."""
     on_main(lambda: draw_people(config.data))
-    data, task = build_task(config, world)
+    data, task = build_task(config, world, run_images(config, world))
     folder = RunFolder(config.output_dir / config.task_name)
     with ExitStack() as stack:
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 import autoreid
 from autoreid.data.datasets.market1501 import read_market1501
+from autoreid.data.images import Images
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
-from autoreid.data.transforms import evaluation_transform
+from autoreid.data.transforms import normalise
 from autoreid.evaluate import evaluate, main, parse
 from autoreid.evaluation import evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.comparison import Comparison
@@ -45,8 +46,8 @@ def world_of(tmp_path_factory):
         )
         write_synthetic_people(folder / f"people{domain}", people)
     paths = read_market1501(folder / "people0").gallery.paths
-    to_tensor = evaluation_transform(HEIGHT, WIDTH)
-    images = torch.stack([to_tensor(Image.open(path).convert("RGB")) for path in paths])
+    pixels = map(Images(HEIGHT, WIDTH), paths)
+    images = normalise(torch.from_numpy(np.stack(list(pixels))))
     for seed in (0, 1):
         write_checkpoint(folder / f"net{seed}" / "checkpoints/best.pt", lively_network(seed, images))
     return folder
@@ -120,7 +121,10 @@ def test_the_output_folder_holds_figures_features_pictures_and_events(world_of, 
         assert loaded.identities.tolist() == split.identities.tolist()
 
     hardest = np.argsort(result.average_precision, kind="stable")[:3]
-    images = [model._transform(Image.open(data.query.paths[number]).convert("RGB")) for number in hardest]
+    images = [
+        normalise(torch.from_numpy(Images(HEIGHT, WIDTH)(data.query.paths[number])[None]))[0]
+        for number in hardest
+    ]
     maps = np.asarray(draw_activation_maps(model.network, torch.stack(images)))
     with Image.open(cell / "activation_maps.png") as file:
         np.testing.assert_allclose(np.asarray(file).astype(int), maps.astype(int), atol=2)

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from autoreid.data.datasets.market1501 import read_market1501
+from autoreid.data.images import Images
 from autoreid.data.loaders import embedding_batches
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
-from autoreid.data.transforms import evaluation_transform
 from autoreid.distributed import World
 from autoreid.errors import DataError, RunError
 from autoreid.evaluation.features import FeatureSet, extract_features, flip_test
@@ -23,9 +23,7 @@ PEOPLE = SyntheticPeople(
     train_identities=1, test_identities=3, images_per_identity=5, cameras=2, distractors=1, junk=1
 )
 ALONE = World(0, 1, 0, torch.device("cpu"))
-LOAD = partial(
-    embedding_batches, transform=evaluation_transform(*SHAPE), shape=SHAPE, batch_size=4, workers=0
-)
+LOAD = partial(embedding_batches, images=Images(*SHAPE), batch_size=4, workers=0, device=torch.device("cpu"))
 
 
 def tiny_network() -> nn.Module:

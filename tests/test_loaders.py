@@ -3,21 +3,35 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
+from autoreid.data.images import Images
 from autoreid.data.loaders import BatchStream, embedding_batches
 from autoreid.data.records import Split
 from autoreid.data.sampler import IdentityBalancedSampler
-from autoreid.data.transforms import evaluation_transform, training_transform
+from autoreid.data.transforms import DEVIATION, MEAN, Augmentation
 
 HEIGHT, WIDTH = 16, 8
+CPU = torch.device("cpu")
 # Everything random that there is, so that any difference in seeds shows.
-TRANSFORM = training_transform(HEIGHT, WIDTH, padding=2, erasing=0.5, brightness=0.3, contrast=0.2)
+EVERYTHING = Augmentation(padding=2, flip=0.5, erasing=0.5, brightness=0.3, contrast=0.2)
+#: An image by itself, as torchvision resizes and normalises it.
+ALONE = v2.Compose(
+    [
+        v2.Resize((HEIGHT, WIDTH), v2.InterpolationMode.BICUBIC),
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(MEAN, DEVIATION),
+    ]
+)
+BLACK = -torch.tensor(MEAN) / torch.tensor(DEVIATION)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +50,20 @@ def split(tmp_path_factory):
     return Split("train", np.array(paths, dtype=object), np.array(identities), cameras)
 
 
-def make_stream(split, workers=0, rank=0, world_size=1, seed=5, batch_size=8, transform=TRANSFORM):
+def make_stream(
+    split, workers=0, rank=0, world_size=1, seed=5, batch_size=8, augmentation=EVERYTHING, device=CPU
+):
     sampler = IdentityBalancedSampler(split.identities, batch_size, 2, seed, rank, world_size)
     labels = split.identities // 10
-    return BatchStream(split, sampler, labels, transform, (HEIGHT, WIDTH), workers, pin_memory=False)
+    return BatchStream(split, sampler, labels, Images(HEIGHT, WIDTH), augmentation, workers, device)
+
+
+def embed(split, indices, batch_size, workers=0):
+    return list(embedding_batches(split, indices, Images(HEIGHT, WIDTH), batch_size, workers, CPU))
+
+
+def is_black(image):
+    return bool(torch.isclose(image, BLACK[:, None, None]).all())
 
 
 def take(stream, count):
@@ -62,7 +86,7 @@ def two_epochs(split):
 
 
 def test_batches_hold_what_the_sampler_chose(split):
-    stream = make_stream(split, transform=evaluation_transform(HEIGHT, WIDTH))
+    stream = make_stream(split, augmentation=Augmentation())
     chosen = stream.sampler.global_batches()
     assert stream.batches_per_epoch == len(chosen) >= 3
     assert iter(stream) is stream
@@ -73,12 +97,13 @@ def test_batches_hold_what_the_sampler_chose(split):
         assert batch.labels.tolist() == (split.identities[indices] // 10).tolist()
         assert batch.broken is None
         for image, index in zip(batch.images, indices, strict=True):
-            expected = evaluation_transform(HEIGHT, WIDTH)(Image.open(split.paths[index]))
-            assert torch.equal(image, expected)
+            assert torch.equal(image, ALONE(Image.open(split.paths[index])))
 
 
-def test_workers_change_nothing(split, two_epochs):
-    stream = make_stream(split, workers=2)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # on a machine with fewer cores
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_change_nothing(split, two_epochs, workers):
+    stream = make_stream(split, workers=workers)
     assert_same(take(stream, len(two_epochs)), two_epochs)
 
 
@@ -151,7 +176,7 @@ def test_a_broken_image_travels_with_its_batch(split, tmp_path):
             assert batch.broken.startswith(f"{broken}: cannot read this image: ")
             assert "\n" not in batch.broken
             for image, index in zip(batch.images, indices, strict=True):
-                assert image.any() == (index != 5)
+                assert is_black(image) == (index == 5)
             assert batch.labels.tolist() == (split.identities[indices] // 10).tolist()
 
 
@@ -165,13 +190,10 @@ def test_other_ways_in_which_an_image_is_broken(split, tmp_path, kind):
     bad = Split(
         "query", np.array([split.paths[0], str(path)], dtype=object), np.zeros(2, int), np.zeros(2, int)
     )
-    batches = embedding_batches(
-        bad, np.arange(2), evaluation_transform(HEIGHT, WIDTH), (HEIGHT, WIDTH), 2, workers=0
-    )
-    (batch,) = batches
+    (batch,) = embed(bad, np.arange(2), 2)
     assert batch.broken.startswith(f"{path}: cannot read this image: ")
-    assert batch.images[0].any()
-    assert not batch.images[1].any()
+    assert not is_black(batch.images[0])
+    assert is_black(batch.images[1])
 
 
 def test_grey_and_palette_images_become_colour(tmp_path):
@@ -181,8 +203,7 @@ def test_grey_and_palette_images_become_colour(tmp_path):
         paths.append(str(tmp_path / f"{mode}.png"))
         grey.convert(mode).save(paths[-1])
     split = Split("query", np.array(paths, dtype=object), np.zeros(3, int), np.zeros(3, int))
-    transform = evaluation_transform(HEIGHT, WIDTH)
-    (batch,) = embedding_batches(split, np.arange(3), transform, (HEIGHT, WIDTH), 3, workers=0)
+    (batch,) = embed(split, np.arange(3), 3)
     assert batch.broken is None
     assert batch.images.shape == (3, 3, HEIGHT, WIDTH)
     for image in batch.images[1:]:
@@ -206,8 +227,7 @@ def test_torchs_own_random_numbers_are_left_alone(split, workers):
     stream = make_stream(split, workers=workers)
     take(stream, stream.batches_per_epoch + 1)
     stream.preview()
-    transform = evaluation_transform(HEIGHT, WIDTH)
-    list(embedding_batches(split, np.arange(4), transform, (HEIGHT, WIDTH), 2, workers))
+    embed(split, np.arange(4), 2, workers)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -215,30 +235,28 @@ def test_torchs_own_random_numbers_are_left_alone(split, workers):
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_embedding_batches_give_each_chosen_image_once_in_order(split, batch_size, workers):
     indices = np.array([3, 0, 25, 7, 7, 11, 2, 1, 20])
-    transform = evaluation_transform(HEIGHT, WIDTH)
-    batches = list(embedding_batches(split, indices, transform, (HEIGHT, WIDTH), batch_size, workers))
+    batches = embed(split, indices, batch_size, workers)
     assert [len(batch.labels) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     assert torch.cat([batch.labels for batch in batches]).tolist() == indices.tolist()
     images = torch.cat([batch.images for batch in batches])
     for image, index in zip(images, indices, strict=True):
-        assert torch.equal(image, transform(Image.open(split.paths[index])))
-    nothing = embedding_batches(split, indices[:0], transform, (HEIGHT, WIDTH), batch_size, workers)
-    assert list(nothing) == []
+        assert torch.equal(image, ALONE(Image.open(split.paths[index])))
+    assert embed(split, indices[:0], batch_size, workers) == []
 
 
 ENDS = """
 import sys
 import numpy as np
+from autoreid.data.images import Images
 from autoreid.data.loaders import embedding_batches
 from autoreid.data.records import Split
-from autoreid.data.transforms import evaluation_transform
 sys.path.insert(0, sys.argv[1])
-from test_loaders import make_stream
+from test_loaders import CPU, make_stream
 
 paths = np.array(sys.argv[3:], dtype=object)
 split = Split("train", paths, np.repeat(np.arange(4), 2) * 10, np.zeros(8, int))
 stream = make_stream(split, workers=1)
-embedding = embedding_batches(split, np.arange(8), evaluation_transform(16, 8), (16, 8), 1, workers=1)
+embedding = embedding_batches(split, np.arange(8), Images(16, 8), 1, 1, CPU)
 print(len(next(stream).labels), len(next(embedding).labels))
 if sys.argv[2] == "fail":
     raise RuntimeError("the run failed")
@@ -265,3 +283,23 @@ def test_workers_go_on_when_all_processes_are_told_to_stop(split, two_epochs):
         subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
     assert_same(first + take(stream, len(two_epochs) - 2), two_epochs)
     assert all(worker.is_alive() for worker in workers)
+
+
+def test_the_time_that_is_waited_is_counted(split, monkeypatch):
+    stream = make_stream(split)
+    assert stream.waited == 0
+    clock = iter(range(0, 1000, 3))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    take(stream, 4)
+    assert stream.waited == 12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_finishes_the_same_batches(split, two_epochs, workers):
+    stream = make_stream(split, workers=workers, device=torch.device("cuda"))
+    for found, expected in zip(take(stream, len(two_epochs)), two_epochs, strict=True):
+        assert found.images.device.type == "cuda"
+        torch.testing.assert_close(found.images.cpu(), expected.images, rtol=0, atol=1e-5)
+        assert torch.equal(found.labels, expected.labels)

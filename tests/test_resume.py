@@ -75,7 +75,7 @@ def outcome(folder: Path, steps: int = STEPS) -> dict:
     result = json.loads((run / "result.json").read_text())
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for timed in (checkpoint, result, *metrics):
-        for key in ("seconds", "restarts", "images_per_second"):
+        for key in ("seconds", "restarts", "images_per_second", "data_wait"):
             timed.pop(key, None)
     genotypes = {path.name: path.read_bytes() for path in (folder / "genotypes" / "tiny").glob("*.json")}
     return {"checkpoint": checkpoint, "result": result, "metrics": metrics, "genotypes": genotypes}

@@ -236,10 +236,12 @@ def test_a_truncated_jpeg_is_named_and_the_last_checkpoint_stays(tmp_path, capsy
     # Every training image but the first of each name: whichever comes first is named.
     for path in sorted((config.data.root / "people/bounding_box_train").iterdir()):
         path.write_bytes(path.read_bytes()[:300])
-    assert train.main(["--config", str(tmp_path / "tiny.yaml")]) == 2
-    complaint = capsys.readouterr().err.splitlines()[-1]
-    assert "bounding_box_train/" in complaint
-    assert "cannot read this image" in complaint
+    # While the cache is made, and without one in the first step.
+    for cache in (".image_cache", "null"):
+        assert train.main(["--config", str(tmp_path / "tiny.yaml"), f"data.cache={cache}"]) == 2
+        complaint = capsys.readouterr().err.splitlines()[-1]
+        assert "bounding_box_train/" in complaint
+        assert "cannot read this image" in complaint
     assert not list((tmp_path / "runs/tiny/checkpoints").iterdir())
 
 

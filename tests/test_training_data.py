@@ -57,7 +57,7 @@ def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_se
 
 def paths_of(stream):
     """Which files an epoch shows, read off the sampler."""
-    split = stream._images.split
+    split = stream.split
     return set(split.paths[stream.sampler.global_batches()].ravel())
 
 
@@ -84,7 +84,7 @@ def test_both_streams_label_a_person_alike(market):
     data = build_data(market)
     labels = {}
     for stream in (data.stream, data.alpha_stream):
-        split = stream._images.split
+        split = stream.split
         for indices in stream.sampler.global_batches():
             batch = next(stream)
             for index, label in zip(indices, batch.labels.tolist(), strict=True):
@@ -204,7 +204,7 @@ def test_combine_all_trains_on_everyone_but_distractors_and_junk(seasons):
     data = of_seasons(seasons, sources=("summer",), targets=("winter",), combine_all=True)
     assert data.num_identities == 10
     names = [path.name for path in (seasons / "summer").rglob("*.jpg")]
-    assert {Path(path).name for path in data.stream._images.split.paths} == {
+    assert {Path(path).name for path in data.stream.split.paths} == {
         name for name in names if not name.startswith(("-1", "0000"))
     }
 

@@ -1,73 +1,187 @@
 from __future__ import annotations
 
-import numpy as np
-import torch
-from PIL import Image
+from dataclasses import replace
 
-from autoreid.data.transforms import DEVIATION, MEAN, denormalise, evaluation_transform, training_transform
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from autoreid.data.decoding import resize
+from autoreid.data.transforms import DEVIATION, MEAN, Augmentation, Finish, denormalise, normalise
+
+HEIGHT, WIDTH = 24, 16
 
 
 def picture(size=(30, 50)):
     return Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
+def see(augmentation, count, seed=0, share=None, pixels=None):
+    """Views of one image, as a batch is made of them."""
+    pixels = resize(picture(), HEIGHT, WIDTH) if pixels is None else pixels
+    share = share or slice(0, count)
+    views = augmentation.draw(seed, share, *pixels.shape[1:])
+    out = np.zeros((share.stop - share.start, *pixels.shape), np.uint8)
+    for place, image in enumerate(out):
+        views.crop(place, pixels, image)
+    return views.finish(torch.from_numpy(out))
+
+
 def test_evaluation_is_a_bicubic_resize_and_a_normalisation():
-    found = evaluation_transform(32, 16)(picture())
+    found = normalise(torch.from_numpy(resize(picture(), 32, 16))[None])[0]
     resized = np.asarray(picture().resize((16, 32), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     expected = (resized - np.array(MEAN)) / np.array(DEVIATION)
     torch.testing.assert_close(found.double(), torch.from_numpy(expected).permute(2, 0, 1), rtol=0, atol=1e-5)
     assert (MEAN, DEVIATION) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def test_training_without_anything_random_is_evaluation():
-    plain = training_transform(32, 16, padding=0, flip=0)
-    assert torch.equal(plain(picture()), evaluation_transform(32, 16)(picture()))
-    flipped = training_transform(32, 16, padding=0, flip=1)
-    assert torch.equal(flipped(picture()), evaluation_transform(32, 16)(picture()).flip(2))
+def test_without_anything_random_all_views_are_the_image():
+    plain = normalise(torch.from_numpy(resize(picture(), HEIGHT, WIDTH))[None])
+    assert torch.equal(see(Augmentation(), 3), plain.expand(3, -1, -1, -1))
+    assert torch.equal(see(Augmentation(flip=1.0), 3), plain.flip(3).expand(3, -1, -1, -1))
 
 
-def test_training_crops_from_a_padded_image():
-    """Every crop is a window of the image in a black frame, and many different ones come."""
-    height, width, padding = 12, 8, 3
-    transform = training_transform(height, width, padding, flip=0)
-    inner = evaluation_transform(height, width)(picture())
+def test_crops_are_windows_of_a_padded_image_and_mirrored_half_the_time():
+    """Every window of the image in a black frame comes, as often as any other."""
+    padding, count = 2, 4000
+    inner = normalise(torch.from_numpy(resize(picture(), HEIGHT, WIDTH))[None])[0]
     black = (-torch.tensor(MEAN) / torch.tensor(DEVIATION))[:, None, None]
-    framed = black.expand(3, height + 2 * padding, width + 2 * padding).clone()
+    framed = black.expand(3, HEIGHT + 2 * padding, WIDTH + 2 * padding).clone()
     framed[:, padding:-padding, padding:-padding] = inner
-    windows = [
-        (top, left, framed[:, top : top + height, left : left + width])
-        for top in range(2 * padding + 1)
-        for left in range(2 * padding + 1)
-    ]
-    torch.manual_seed(0)
-    seen = set()
-    for _ in range(60):
-        crop = transform(picture())
-        (found,) = [(top, left) for top, left, window in windows if torch.allclose(crop, window, atol=1e-6)]
-        seen.add(found)
-    assert {top for top, _ in seen} == {left for _, left in seen} == set(range(2 * padding + 1))
+    windows = {}
+    for top in range(2 * padding + 1):
+        for left in range(2 * padding + 1):
+            window = framed[:, top : top + HEIGHT, left : left + WIDTH]
+            for mirrored in (False, True):
+                seen = window.flip(2) if mirrored else window
+                windows[(seen * 1000).round().numpy().tobytes()] = (top, left, mirrored)
+    assert len(windows) == 50
+    views = see(Augmentation(padding=padding, flip=0.25), count)
+    # Which window each is; any other view is a KeyError.
+    found = [windows[(view * 1000).round().numpy().tobytes()] for view in views]
+    assert np.mean([mirrored for *_, mirrored in found]) == pytest.approx(0.25, abs=0.03)
+    corners, counts = np.unique([place[:2] for place in found], axis=0, return_counts=True)
+    assert len(corners) == 25
+    # Five deviations of a binomial count.
+    np.testing.assert_allclose(counts, count / 25, atol=5 * np.sqrt(count / 25))
 
 
-def test_erasing_and_jitter_are_used():
+def test_padding_may_be_wider_than_the_image():
+    """torchvision's crops of the same windows; some see nothing of the image."""
+    pixels = resize(picture(), 6, 4)
+    augmentation = Augmentation(padding=9)
+    views = augmentation.draw(0, slice(0, 60), 6, 4)
+    framed = F.pad(torch.from_numpy(pixels), [9, 9, 9, 9])
+    for (down, right), found in zip(views.shift, see(augmentation, 60, pixels=pixels), strict=True):
+        expected = F.crop(framed, int(down) + 9, int(right) + 9, 6, 4)
+        assert torch.equal(found, normalise(expected[None])[0])
+
+
+@pytest.mark.parametrize(("brightness", "contrast"), [(0.4, 0.0), (0.0, 0.4), (0.4, 0.3), (1.5, 1.5)])
+def test_jitter_is_torchvisions_with_factors_of_each_images_own(brightness, contrast):
+    rng = np.random.default_rng(2)
+    pixels = torch.from_numpy(rng.integers(0, 256, (40, 3, 12, 8), dtype=np.uint8))
+    views = Augmentation(brightness=brightness, contrast=contrast).draw(3, slice(0, 40), 12, 8)
+    found = views.finish(pixels)
+    factors = views.finish.jitter
+    for image, (light, spread, first), seen in zip(pixels, factors.tolist(), found, strict=True):
+        steps = [(F.adjust_brightness, light), (F.adjust_contrast, spread)]
+        for adjust, factor in steps if first else steps[::-1]:
+            image = adjust(F.to_dtype(image, torch.float32, scale=True), factor)
+        expected = F.normalize(image, list(MEAN), list(DEVIATION))
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
+    for column, strength in ((0, brightness), (1, contrast)):
+        low, high = max(0, 1 - strength), 1 + strength
+        values = factors[:, column]
+        assert ((values >= low) & (values <= high)).all()
+        if strength:
+            assert values.min() < low + 0.15 * (high - low)
+            assert values.max() > high - 0.15 * (high - low)
+    assert 8 < factors[:, 2].sum() < 32
+
+
+def rectangles(augmentation, count, height, width):
+    erased = augmentation.draw(7, slice(0, count), height, width).finish.erased.double()
+    top, left, bottom, right = erased.T
+    return top, left, bottom - top, right - left
+
+
+@pytest.mark.parametrize("size", [(256, 128), (24, 24), (64, 12)])
+def test_erased_rectangles_are_distributed_as_torchvisions(size):
+    count = 3000
+    top, left, rows, columns = rectangles(Augmentation(erasing=1.0), count, *size)
     torch.manual_seed(0)
-    plain = evaluation_transform(32, 16)(picture())
-    erased = training_transform(32, 16, padding=0, flip=0, erasing=1.0)(picture())
-    changed = (erased != plain).any(0)
-    assert 0 < changed.sum() < changed.numel()
-    assert not erased[:, changed].any()
-    brighter = {
-        training_transform(32, 16, padding=0, flip=0, brightness=0.5)(picture()).mean().item()
-        for _ in range(5)
-    }
-    spread = {
-        training_transform(32, 16, padding=0, flip=0, contrast=0.5)(picture()).std().item() for _ in range(5)
-    }
-    assert len(brighter) == len(spread) == 5
+    erasing, image = v2.RandomErasing(1.0), torch.zeros(3, *size)
+    theirs = [erasing.make_params([image]) for _ in range(count)]
+    whole = [(one["i"], one["j"], one["h"], one["w"]) for one in theirs if one["v"] is not None]
+    assert (rows > 0).double().mean() == pytest.approx(len(whole) / count, abs=0.03)
+    some = rows > 0
+    mine = torch.stack([top, left, rows, columns], 1)[some]
+    for found, expected in zip(mine.T, torch.tensor(whole, dtype=torch.float64).T, strict=True):
+        error = torch.sqrt((found.var() + expected.var()) / count)
+        assert abs(found.mean() - expected.mean()) < 5 * error
+        assert found.std() == pytest.approx(expected.std().item(), rel=0.1)
+
+
+def test_erasing_sets_the_rectangle_to_the_mean_colour_with_its_probability():
+    augmentation = Augmentation(erasing=0.3)
+    pixels = resize(picture(), HEIGHT, WIDTH)
+    plain, found = see(Augmentation(), 1, pixels=pixels)[0], see(augmentation, 400, pixels=pixels)
+    top, left, bottom, right = augmentation.draw(0, slice(0, 400), HEIGHT, WIDTH).finish.erased.T
+    hit = 0
+    for image, y, x, y_end, x_end in zip(found, top, left, bottom, right, strict=True):
+        expected = plain.clone()
+        expected[:, y:y_end, x:x_end] = 0
+        assert torch.equal(image, expected)
+        hit += not torch.equal(image, plain)
+    assert hit / 400 == pytest.approx(0.3, abs=0.1)
+
+
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(1, 12),
+    st.data(),
+    st.sampled_from(
+        [Augmentation(padding=3, flip=0.5), Augmentation(erasing=0.8), Augmentation(2, 0.5, 0.5, 0.4, 0.4)]
+    ),
+)
+def test_a_share_of_a_batch_has_the_views_of_the_whole(seed, count, data, augmentation):
+    start = data.draw(st.integers(0, count - 1))
+    stop = data.draw(st.integers(start + 1, count))
+    whole = see(augmentation, count, seed)
+    assert torch.equal(see(augmentation, 0, seed, slice(start, stop)), whole[start:stop])
+
+
+def test_another_seed_gives_other_views():
+    augmentation = Augmentation(padding=3, flip=0.5)
+    assert torch.equal(see(augmentation, 8, seed=1), see(augmentation, 8, seed=1))
+    assert not torch.equal(see(augmentation, 8, seed=1), see(augmentation, 8, seed=2))
+    # One kind of chance does not move another: turning erasing on leaves crops and mirrors as they were.
+    erased = replace(augmentation, erasing=0.5)
+    mine, other = (one.draw(5, slice(0, 8), HEIGHT, WIDTH) for one in (augmentation, erased))
+    np.testing.assert_array_equal(mine.shift, other.shift)
+    np.testing.assert_array_equal(mine.mirrored, other.mirrored)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_gpu_finishes_as_the_cpu():
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 3, 64, 32), dtype=np.uint8))
+    finish = Augmentation(erasing=0.5, brightness=0.4, contrast=0.4).draw(0, slice(0, 16), 64, 32).finish
+    for one in (finish, Finish(None, None)):
+        found = one(pixels.cuda())
+        assert found.device.type == "cuda"
+        torch.testing.assert_close(found.cpu(), one(pixels), rtol=0, atol=1e-5)
 
 
 def test_denormalise_gives_the_pixels_back():
     pixels = torch.from_numpy(np.asarray(picture((16, 32))).copy()).permute(2, 0, 1)
-    normalised = evaluation_transform(32, 16)(picture((16, 32)))
+    normalised = normalise(pixels[None])[0]
     found = denormalise(torch.stack([normalised, normalised * 100]))
     assert found.dtype == torch.uint8
     assert torch.equal(found[0], pixels)

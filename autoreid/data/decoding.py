@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from autoreid.errors import DataError
@@ -20,6 +22,12 @@ def decode(path: str | Path) -> Image.Image:
             return file.convert("RGB")
     except Exception as error:  # in broken files PIL's readers meet, and raise, nearly anything
         raise DataError(f"{path}: cannot read this image: {_reason(path, error)}") from error
+
+
+def resize(picture: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The picture's pixels at a size (bicubic), (3, H, W) uint8."""
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 def _reason(path: str | Path, error: Exception) -> str:

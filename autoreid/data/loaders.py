@@ -1,12 +1,13 @@
-"""Images from disk: endless training batches that can be resumed at any one, and a pass over a split."""
+"""Batches of images: endless training batches that can be resumed at any one, and a pass over a split."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from autoreid.data.decoding import decode
+from autoreid.data.images import Images
 from autoreid.data.records import Split
 from autoreid.data.sampler import IdentityBalancedSampler
+from autoreid.data.transforms import Augmentation, Finish
 from autoreid.distributed import ignore_stop_signals
 from autoreid.errors import DataError
 from autoreid.seeding import derive_seed
@@ -28,7 +30,7 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, 3, H, W) float32.
         labels: (B,) int64; for a split that is only embedded, the images' indices.
-        broken: what is wrong with an image that could not be read (zeros stand in for it), else None. It travels
+        broken: what is wrong with an image that could not be read (a black one stands in for it), else None. It travels
             with the batch because one rank must not fail alone: the loop agrees on it first.
     """
 
@@ -43,41 +45,48 @@ class Batch(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """Which image, and the seed that its augmentation draws from."""
+    """Which images make a batch, the seed of the whole batch's views, and the images' places in it."""
 
-    image: int
+    images: list[int]
     seed: int
+    share: slice
 
 
-class _Images(Dataset[tuple[Tensor, int, str | None]]):
+class _Raw(NamedTuple):
+    """A batch as workers hand it over: cropped pixels (B, 3, H, W) uint8, to be finished on the device."""
+
+    pixels: Tensor
+    labels: Tensor
+    broken: str | None
+    finish: Finish
+
+    def finished(self, device: torch.device) -> Batch:
+        return Batch(self.finish(self.pixels.to(device, non_blocking=True)), self.labels, self.broken)
+
+
+class _Batches(Dataset[_Raw]):
+    """Makes a whole batch at a time."""
+
     def __init__(
-        self,
-        split: Split,
-        labels: npt.NDArray[np.int64],
-        transform: Callable[[Any], Tensor],
-        shape: tuple[int, int],
+        self, split: Split, labels: npt.NDArray[np.int64], images: Images, augmentation: Augmentation
     ) -> None:
-        self.split, self.labels, self.transform, self.shape = split, labels, transform, shape
+        self.split, self.labels, self.images, self.augmentation = split, labels, images, augmentation
 
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, key: _Key) -> tuple[Tensor, int, str | None]:
-        path = self.split.paths[key.image]
-        label = int(self.labels[key.image])
-        try:
-            picture = decode(path)
-        except DataError as error:
-            return torch.zeros(3, *self.shape), label, str(error)
-        # A sample's augmentation is its own, whichever worker or rank makes it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key.seed)
-            return self.transform(picture), label, None
+    def __getitem__(self, key: _Key) -> _Raw:
+        height, width = self.images.height, self.images.width
+        views = self.augmentation.draw(key.seed, key.share, height, width)
+        pixels = np.zeros((len(key.images), 3, height, width), np.uint8)
+        broken: str | None = None
+        for place, index in enumerate(key.images):
+            try:
+                views.crop(place, self.images(self.split.paths[index]), pixels[place])
+            except DataError as error:
+                broken = broken or str(error)
+        return _Raw(torch.from_numpy(pixels), torch.from_numpy(self.labels[key.images]), broken, views.finish)
 
 
-def _collate(samples: list[tuple[Tensor, int, str | None]]) -> Batch:
-    images, labels, broken = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), next(filter(None, broken), None))
+def _as_it_is(raw: _Raw) -> _Raw:
+    return raw
 
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001
@@ -93,38 +102,42 @@ def _leave_with_parent(parent: int) -> None:
     os._exit(0)
 
 
-def _loader(images: _Images, keys: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
+def _loader(batches: _Batches, keys: Iterable[_Key], workers: int, device: torch.device) -> DataLoader[_Raw]:
     return DataLoader(
-        images,  # type: ignore[arg-type]  # what is collated is a Batch
-        batch_sampler=keys,
+        batches,
+        batch_size=None,
+        sampler=keys,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # made whole already
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
         # Else each pass over the data would draw from torch's own generator, which a checkpoint restores.
         generator=torch.Generator(),
     )
 
 
-class _KeyedBatches:
-    """A sampler's batches with a seed for each sample, by its place in the global sequence of batches."""
+class _Keys:
+    """A sampler's batches, each with a seed of its own, by its place in the global sequence of batches."""
 
     def __init__(self, sampler: IdentityBalancedSampler) -> None:
         self.sampler = sampler
 
-    def __iter__(self) -> Iterator[list[_Key]]:
+    def __iter__(self) -> Iterator[_Key]:
         sampler = self.sampler
         epoch = sampler.epoch
         for batch, indices in enumerate(sampler, start=sampler.batch):
-            slots = enumerate(indices, start=sampler.share.start)
-            yield [_Key(index, derive_seed(sampler.seed, epoch, batch, slot)) for slot, index in slots]
+            yield _Key(indices, derive_seed(sampler.seed, epoch, batch), sampler.share)
 
 
 class BatchStream:
     """Identity-balanced batches without end, epoch after epoch, resumable at any batch.
 
-    What the workers have loaded ahead does not count: the position is that of the batches handed out.
+    What the workers have loaded ahead does not count: the position is that of the batches handed out. An image's
+    view depends on its place in the global batch alone, so any number of workers and ranks gives the same ones.
+
+    Attributes:
+        waited: seconds that its user has waited for batches.
     """
 
     def __init__(
@@ -132,15 +145,16 @@ class BatchStream:
         split: Split,
         sampler: IdentityBalancedSampler,
         labels: npt.NDArray[np.int64],
-        transform: Callable[[Any], Tensor],
-        shape: tuple[int, int],
+        images: Images,
+        augmentation: Augmentation,
         workers: int,
-        pin_memory: bool,
+        device: torch.device,
     ) -> None:
-        self.sampler = sampler
-        self._images = _Images(split, labels, transform, shape)
-        self._loader = _loader(self._images, _KeyedBatches(sampler), workers, pin_memory)
-        self._iterator: Iterator[Batch] | None = None
+        self.split, self.sampler, self.waited = split, sampler, 0.0
+        self._device = device
+        self._batches = _Batches(split, labels, images, augmentation)
+        self._loader = _loader(self._batches, _Keys(sampler), workers, device)
+        self._iterator: Iterator[_Raw] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -151,16 +165,17 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
+        started = time.monotonic()
         if self._iterator is None or self.sampler.batch == 0:
             self._iterator = iter(self._loader)
-        batch = next(self._iterator)
+        batch = next(self._iterator).finished(self._device)
         self.sampler.advance()
+        self.waited += time.monotonic() - started
         return batch
 
     def preview(self) -> Batch:
         """The batch that comes next, loaded here and now; the position stays."""
-        keys = next(iter(_KeyedBatches(self.sampler)))
-        return _collate([self._images[key] for key in keys])
+        return self._batches[next(iter(_Keys(self.sampler)))].finished(self._device)
 
     def state_dict(self) -> dict[str, int]:
         """The sampler's position."""
@@ -175,14 +190,15 @@ class BatchStream:
 def embedding_batches(
     split: Split,
     indices: npt.NDArray[np.int64],
-    transform: Callable[[Any], Tensor],
-    shape: tuple[int, int],
+    images: Images,
     batch_size: int,
     workers: int,
+    device: torch.device,
 ) -> Iterator[Batch]:
-    """The chosen images of a split in order; a batch's labels are the images' indices."""
-    keys = [
-        [_Key(int(i), 0) for i in indices[at : at + batch_size]] for at in range(0, len(indices), batch_size)
-    ]
-    images = _Images(split, np.arange(len(split)), transform, shape)
-    yield from _loader(images, keys, min(workers, len(keys)), pin_memory=False)
+    """The chosen images of a split in order, as they are; a batch's labels are the images' indices."""
+    starts = range(0, len(indices), batch_size)
+    chosen = [indices[start : start + batch_size].tolist() for start in starts]
+    keys = [_Key(some, 0, slice(0, len(some))) for some in chosen]
+    batches = _Batches(split, np.arange(len(split)), images, Augmentation())
+    for raw in _loader(batches, keys, min(workers, len(keys)), device):
+        yield raw.finished(device)

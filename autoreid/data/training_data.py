@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from autoreid.config import Config, Data
 from autoreid.data.datasets import read_dataset
+from autoreid.data.images import Images, prepare_images
 from autoreid.data.loaders import BatchStream
 from autoreid.data.records import ReidDataset, Split, combine
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.splits import bilevel, hold_out
 from autoreid.data.synthetic_people import write_synthetic_people
-from autoreid.data.transforms import training_transform
+from autoreid.data.transforms import Augmentation
 from autoreid.distributed import World
 from autoreid.errors import DataError
 from autoreid.seeding import derive_seed
@@ -30,6 +31,7 @@ class TrainingData:
     Attributes:
         stream: batches that train the weights.
         targets: whose queries and galleries are measured, each by itself.
+        images: the pixels of all that is trained on or measured.
         num_identities: classes of the classifier.
         summary: how the images were divided, in a line.
         notes: what the user should hear of the data sets, a line each.
@@ -37,6 +39,7 @@ class TrainingData:
 
     stream: BatchStream
     targets: tuple[ReidDataset, ...]
+    images: Images
     num_identities: int
     summary: str
     notes: tuple[str, ...]
@@ -54,30 +57,54 @@ class SearchData(TrainingData):
     alpha_stream: BatchStream | None
 
 
-def build_training_data(config: Config, world: World) -> TrainingData:
+def run_images(config: Config, world: World) -> Images:
+    """The pixels of a run: from caches, which are made now if need be, and without the broken images to be skipped.
+
+    Raises:
+        DataError: a data set cannot be read, or images that the config does not say to skip.
+    """
+    datasets = _datasets(config)
+    data = config.data
+    parts = ("train", "query", "gallery")
+    used = {(name, part) for name in data.sources for part in (parts if data.combine_all else parts[:1])}
+    if config.evaluation.split == "test":
+        used |= {(name, part) for name in data.targets or data.sources for part in parts[1:]}
+    splits = {f"{name}-{part}": getattr(datasets[name], part) for name, part in sorted(used)}
+    return prepare_images(data, {name: split for name, split in splits.items() if len(split)}, world)
+
+
+def build_training_data(config: Config, world: World, images: Images | None = None) -> TrainingData:
     """Reads the data sets for a training.
+
+    Args:
+        images: the run's pixels; None decodes every image each time, and expects none to be broken.
 
     Raises:
         DataError: a folder is missing or empty, or a target has no queries.
         ConfigError: batches as asked for cannot be made of these identities on this many ranks.
     """
-    train, targets, notes = _read(config)
+    images = images or Images(config.data.height, config.data.width)
+    train, targets, notes = _read(config, images)
     identities = np.unique(train.identities)
     summary = f"{_summary(config, train)}, {len(train)} images; {_measured_on(targets)}"
-    stream = _stream(config, identities, world, train)
-    return TrainingData(stream, targets, len(identities), summary, notes)
+    stream = _stream(config, identities, world, images, train)
+    return TrainingData(stream, targets, images, len(identities), summary, notes)
 
 
-def build_search_data(config: Config, world: World) -> SearchData:
+def build_search_data(config: Config, world: World, images: Images | None = None) -> SearchData:
     """Reads the data sets for a search; in a bilevel one, divides their images between weights and alphas.
+
+    Args:
+        images: as for a training.
 
     Raises:
         DataError: a folder is missing or empty, holds too little to divide, or a target has no queries.
         ConfigError: batches as asked for cannot be made of these identities on this many ranks.
     """
     if config.search.level == "single":
-        return SearchData(**vars(build_training_data(config, world)), alpha_stream=None)
-    train, targets, notes = _read(config)
+        return SearchData(**vars(build_training_data(config, world, images)), alpha_stream=None)
+    images = images or Images(config.data.height, config.data.width)
+    train, targets, notes = _read(config, images)
     data = config.data
     halves = bilevel(
         train, data.alpha_fraction, data.images_per_identity, derive_seed(config.seed, "bilevel")
@@ -88,8 +115,10 @@ def build_search_data(config: Config, world: World) -> SearchData:
         f"{len(halves.alphas)} for the alphas ({halves.identities_without_alphas} identities have too few for "
         f"both); {_measured_on(targets)}"
     )
-    stream = partial(_stream, config, identities, world)
-    return SearchData(stream(halves.weights), targets, len(identities), summary, notes, stream(halves.alphas))
+    stream = partial(_stream, config, identities, world, images)
+    return SearchData(
+        stream(halves.weights), targets, images, len(identities), summary, notes, stream(halves.alphas)
+    )
 
 
 def draw_people(data: Data) -> None:
@@ -99,13 +128,19 @@ def draw_people(data: Data) -> None:
             write_synthetic_people(data.root / name, data.synthetic[name])
 
 
-def _read(config: Config) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ...]]:
-    """The sources' training images as one split, what the config measures on, and the data sets' notes."""
+def _datasets(config: Config) -> dict[str, ReidDataset]:
+    """What the config trains on and measures, by name."""
     data = config.data
     wanted = data.sources if config.evaluation.split == "held_out" else data.sources + data.targets
-    datasets = {name: read_dataset(data.root, name) for name in dict.fromkeys(wanted)}
+    return {name: read_dataset(data.root, name) for name in dict.fromkeys(wanted)}
+
+
+def _read(config: Config, images: Images) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ...]]:
+    """The sources' training images as one split, what the config measures on, and what the user should hear."""
+    data = config.data
+    datasets = {name: _readable(dataset, images) for name, dataset in _datasets(config).items()}
     sources = [datasets[name] for name in data.sources]
-    notes = tuple(note for dataset in datasets.values() for note in dataset.notes)
+    notes = tuple(note for dataset in datasets.values() for note in dataset.notes) + images.notes
     train = combine([source.all_people() if data.combine_all else source.train for source in sources])
     if len(set(train.paths)) < len(train):
         (twice, _), *_ = Counter(train.paths).most_common(1)
@@ -124,6 +159,11 @@ def _read(config: Config) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ..
     return train, targets, notes
 
 
+def _readable(dataset: ReidDataset, images: Images) -> ReidDataset:
+    train, query, gallery = map(images.readable, (dataset.train, dataset.query, dataset.gallery))
+    return replace(dataset, train=train, query=query, gallery=gallery)
+
+
 def _summary(config: Config, train: Split) -> str:
     return f"{' + '.join(config.data.sources)}: {train.num_identities} identities"
 
@@ -136,15 +176,14 @@ def _measured_on(targets: Sequence[ReidDataset]) -> str:
     return f"retrieval measured on {', '.join(each)}"
 
 
-def _stream(config: Config, identities: npt.NDArray[np.int64], world: World, split: Split) -> BatchStream:
+def _stream(
+    config: Config, identities: npt.NDArray[np.int64], world: World, images: Images, split: Split
+) -> BatchStream:
     data: Data = config.data
     seed = derive_seed(config.seed, split.name)
     sampler = IdentityBalancedSampler(
         split.identities, data.batch_size, data.images_per_identity, seed, world.rank, world.size
     )
-    transform = training_transform(
-        data.height, data.width, data.padding, data.flip, data.erasing, data.brightness, data.contrast
-    )
+    augmentation = Augmentation(data.padding, data.flip, data.erasing, data.brightness, data.contrast)
     labels = np.searchsorted(identities, split.identities)
-    shape = (data.height, data.width)
-    return BatchStream(split, sampler, labels, transform, shape, data.workers, world.device.type == "cuda")
+    return BatchStream(split, sampler, labels, images, augmentation, data.workers, world.device)

@@ -1,46 +1,168 @@
-"""Image transforms, all torchvision's, from a decoded PIL image to a normalised tensor."""
+"""From uint8 pixels to what networks see: random views, drawn for a whole batch at once, finished on any device.
+
+A view is decided by numbers that depend on a seed and on the image's place in the batch, never on who computes it.
+Workers crop and mirror, which costs no more than the copy into the batch; what is left is arithmetic on the batch.
+
+Shape letters: B batch, H height, W width.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 import torch
-from torchvision.transforms import v2
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 #: ImageNet's channel means and deviations, on a scale of 0 to 1.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Random erasing's shares of the image's area and aspect ratios, and how often it tries to fit a rectangle.
+_AREAS, _RATIOS, _TRIES = (0.02, 0.33), (0.3, 3.3), 10
+#: Random numbers that an image may need.
+_NUMBERS = 9 + 2 * _TRIES
 
 
-def _to_tensor() -> list[v2.Transform]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, DEVIATION)]
+class Finish(NamedTuple):
+    """What is still to be done to B cropped images.
+
+    Attributes:
+        jitter: (B, 3) float32: factors of brightness and contrast, and 1 where brightness comes first; None for none.
+        erased: (B, 4) int64: first row and column of the erased rectangle, and those after its last; None for none.
+    """
+
+    jitter: Tensor | None
+    erased: Tensor | None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> float32: jittered, normalised, erased; on the device of the pixels."""
+        images = F.to_dtype(pixels, torch.float32, scale=True)
+        if self.jitter is not None:
+            images = _jitter(images, self.jitter.to(pixels.device, non_blocking=True))
+        images = F.normalize(images, list(MEAN), list(DEVIATION), inplace=True)
+        if self.erased is not None:
+            images.masked_fill_(_inside(self.erased.to(pixels.device, non_blocking=True), images.shape), 0.0)
+        return images
 
 
-def training_transform(
+class Views(NamedTuple):
+    """How B images are seen.
+
+    Attributes:
+        shift: (B, 2) int64, how far the crop's corner lies from the image's, down and right.
+        mirrored: (B,) bool.
+        finish: what is done after that.
+    """
+
+    shift: npt.NDArray[np.int64]
+    mirrored: npt.NDArray[np.bool_]
+    finish: Finish
+
+    def crop(self, place: int, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
+        """Copies the view at a place of the batch from (3, H, W) pixels into black ones."""
+        down, right = self.shift[place].tolist()
+        (rows, rows_out), (columns, columns_out) = (
+            _overlap(shift, size) for shift, size in zip((down, right), pixels.shape[1:], strict=True)
+        )
+        if self.mirrored[place]:
+            out = out[:, :, ::-1]
+        out[:, rows_out, columns_out] = pixels[:, rows, columns]
+
+
+def _overlap(shift: int, size: int) -> tuple[slice, slice]:
+    """What a view that is shifted shows of an image, and where in the view it lies; both may be nothing."""
+    length = max(size - abs(shift), 0)
+    first, first_out = max(shift, 0), max(-shift, 0)
+    return slice(first, first + length), slice(first_out, first_out + length)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is left to chance; by default nothing.
+
+    Attributes:
+        padding: black pixels on every side before a random crop back to the size.
+        flip: probability of a mirror image.
+        erasing: probability that a rectangle is set to the mean colour (arXiv 1708.04896).
+        brightness: its factor is uniform in 1 ± this, as in torchvision's ColorJitter.
+        contrast: likewise; which of both comes first is random.
+    """
+
+    padding: int = 0
+    flip: float = 0.0
+    erasing: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    def draw(self, seed: int, share: slice, height: int, width: int) -> Views:
+        """The views of a share of a batch's places: those of the whole batch, in the share's part of it."""
+        numbers = np.random.default_rng(seed).random((share.stop, _NUMBERS))[share.start :]
+        down, right, mirror, brightness, contrast, order, erase, row, column = numbers[:, :9].T
+        shift = np.stack([down, right], axis=1) * (2 * self.padding + 1)
+        jitter = erased = None
+        if self.brightness or self.contrast:
+            factors = [_factor(brightness, self.brightness), _factor(contrast, self.contrast), order < 0.5]
+            jitter = torch.from_numpy(np.stack(factors, axis=1).astype(np.float32))
+        if self.erasing:
+            rectangles = _rectangles(numbers[:, 9:], row, column, height, width)
+            erased = torch.from_numpy(rectangles * (erase < self.erasing)[:, None])
+        return Views(shift.astype(np.int64) - self.padding, mirror < self.flip, Finish(jitter, erased))
+
+
+def _factor(uniform: npt.NDArray[np.float64], strength: float) -> npt.NDArray[np.float64]:
+    low, high = max(0.0, 1.0 - strength), 1.0 + strength
+    return low + uniform * (high - low)
+
+
+def _rectangles(
+    tries: npt.NDArray[np.float64],
+    row: npt.NDArray[np.float64],
+    column: npt.NDArray[np.float64],
     height: int,
     width: int,
-    padding: int = 10,
-    flip: float = 0.5,
-    erasing: float = 0.0,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-) -> v2.Compose:
-    """Resize (bicubic), pad and crop at random, flip, jitter, normalise, erase: PIL image -> (3, H, W) float32."""
-    steps: list[v2.Transform] = [v2.Resize((height, width), v2.InterpolationMode.BICUBIC)]
-    if padding:
-        steps.append(v2.RandomCrop((height, width), padding=padding))
-    steps.append(v2.RandomHorizontalFlip(flip))
-    if brightness or contrast:
-        steps.append(v2.ColorJitter(brightness=brightness, contrast=contrast))
-    steps += _to_tensor()
-    if erasing:
-        steps.append(v2.RandomErasing(erasing))
-    return v2.Compose(steps)
+) -> npt.NDArray[np.int64]:
+    """(B, 4) rectangles of random area and aspect ratio: the first try smaller than the image, or an empty one."""
+    areas, ratios = tries[:, :_TRIES], tries[:, _TRIES:]
+    area = height * width * (_AREAS[0] + areas * (_AREAS[1] - _AREAS[0]))
+    low, high = math.log(_RATIOS[0]), math.log(_RATIOS[1])
+    ratio = np.exp(low + ratios * (high - low))
+    rows, columns = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (rows < height) & (columns < width)
+    first = np.argmax(fits, axis=1)[:, None]
+    rows, columns = (
+        np.where(fits.any(1), np.take_along_axis(size, first, axis=1)[:, 0], 0) for size in (rows, columns)
+    )
+    top, left = np.floor(row * (height - rows + 1)), np.floor(column * (width - columns + 1))
+    return np.stack([top, left, top + rows, left + columns], axis=1).astype(np.int64)
 
 
-def evaluation_transform(height: int, width: int) -> v2.Compose:
-    """Resize (bicubic) and normalise: PIL image -> (3, H, W) float32."""
-    return v2.Compose([v2.Resize((height, width), v2.InterpolationMode.BICUBIC), *_to_tensor()])
+def _jitter(images: Tensor, jitter: Tensor) -> Tensor:
+    """Brightness and contrast of (B, 3, H, W) images on a scale of 0 to 1, with factors of each one's own."""
+    brightness, contrast, first = jitter.view(-1, 3, 1, 1, 1).unbind(1)
+    one = torch.ones_like(brightness)
+    images = (images * torch.where(first > 0, brightness, one)).clamp_(0, 1)
+    grey = F.rgb_to_grayscale(images).mean((1, 2, 3), keepdim=True)
+    images = torch.lerp(grey, images, contrast).clamp_(0, 1)
+    return images.mul_(torch.where(first > 0, one, brightness)).clamp_(0, 1)
 
 
-def denormalise(images: torch.Tensor) -> torch.Tensor:
+def _inside(rectangles: Tensor, shape: torch.Size) -> Tensor:
+    """(B, 1, H, W): which pixels lie in their image's rectangle."""
+    top, left, bottom, right = rectangles.view(-1, 4, 1, 1, 1).unbind(1)
+    rows = torch.arange(shape[2], device=rectangles.device)[:, None]
+    columns = torch.arange(shape[3], device=rectangles.device)
+    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32, as networks take images."""
+    return Finish(None, None)(pixels)
+
+
+def denormalise(images: Tensor) -> Tensor:
     """(B, 3, H, W) normalised images back to uint8, to be looked at."""
     mean = torch.tensor(MEAN).view(3, 1, 1)
     deviation = torch.tensor(DEVIATION).view(3, 1, 1)

@@ -83,7 +83,7 @@ class RunReport:
         self.name = f"epoch {self.state.epoch + 1}/{self.config.training.epochs}"
         self.bar = progress_bar(steps, done, self.name, enabled=True)
         self.line = PeriodicLine(steps, done, self.config.reporting.every_seconds)
-        self.started = (self.state.step, self.state.seconds)
+        self.started = (self.state.step, self.state.seconds, self.state.waited)
         self._show_progress()
 
     def step(self, metrics: Tensor, learning_rate: float) -> None:
@@ -108,8 +108,13 @@ class RunReport:
 
     def _speed(self) -> float:
         """Training images a second since the epoch began here."""
-        step, seconds = self.started
+        step, seconds, _ = self.started
         return (self.state.step - step) * self.images_per_step / max(self.state.seconds - seconds, 1e-9)
+
+    def _data_wait(self) -> float:
+        """Share of the steps' time that waited for batches, since the epoch began here."""
+        _, seconds, waited = self.started
+        return (self.state.waited - waited) / max(self.state.seconds - seconds, 1e-9)
 
     def _show_progress(self) -> None:
         state, epochs = self.state, self.config.training.epochs
@@ -132,7 +137,7 @@ class RunReport:
     def end_epoch(self, result: EpochResult) -> None:
         """Adds the epoch to log, metrics and TensorBoard."""
         self.bar.close()
-        values = result.metrics | {"images_per_second": self._speed()}
+        values = result.metrics | {"images_per_second": self._speed(), "data_wait": self._data_wait()}
         of_targets: dict[str, float] = {}
         if result.retrieval is not None:
             values |= _figures(result.retrieval)
@@ -147,7 +152,8 @@ class RunReport:
         self.folder.append_metrics({"epoch": result.epoch, "step": self.state.step, **values, **of_targets})
         self.board.flush()
         self._show_progress()
-        _log.info("%s: %s", self.name, in_words(result))
+        wait = 100 * values["data_wait"]
+        _log.info("%s: %s, %.1f %% of the time waiting for data", self.name, in_words(result), wait)
 
     def finish(self) -> None:
         """Writes result.json and says where everything is."""

@@ -67,6 +67,6 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         objective,
         network,
         lambda mixing: measure_network(
-            config, supernet, lambda images: supernet(images, mixing)[0], data.targets, world
+            config, supernet, lambda images: supernet(images, mixing)[0], data, world
         ),
     )

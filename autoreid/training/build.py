@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from autoreid import distributed
 from autoreid.config import Config, Training
 from autoreid.data.loaders import embedding_batches
-from autoreid.data.records import ReidDataset
-from autoreid.data.transforms import evaluation_transform
+from autoreid.data.training_data import TrainingData
 from autoreid.distributed import World
 from autoreid.evaluation import MeanRetrieval, measure_retrieval
 from autoreid.losses import RetrievalLoss
@@ -73,18 +72,17 @@ def measure_network(
     config: Config,
     network: nn.Module,
     embed: Callable[[Tensor], Tensor],
-    targets: Sequence[ReidDataset],
+    data: TrainingData,
     world: World,
 ) -> MeanRetrieval:
     """Ranks each target's gallery by an embedding of the network, in evaluation mode with rank 0's statistics."""
     distributed.broadcast_buffers(network)
-    shape = (config.data.height, config.data.width)
     load = partial(
         embedding_batches,
-        transform=evaluation_transform(*shape),
-        shape=shape,
+        images=data.images,
         batch_size=config.evaluation.batch_size,
         workers=config.data.workers,
+        device=world.device,
     )
     network.eval()
     try:
@@ -93,7 +91,7 @@ def measure_network(
                 target.name: measure_retrieval(
                     embed, target.query, target.gallery, load, world, config.evaluation.metric
                 )
-                for target in targets
+                for target in data.targets
             }
         )
     finally:

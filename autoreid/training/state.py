@@ -59,6 +59,11 @@ class RunState:
         """Steps done in the current epoch."""
         return self.step - self.epoch * self.steps_per_epoch
 
+    @property
+    def waited(self) -> float:
+        """Seconds that this start's steps have waited for batches."""
+        return sum(part.waited for _, part in self._parts() if isinstance(part, BatchStream))
+
     def set_learning_rate(self, rate: float) -> None:
         """Gives each group of the optimiser its share of the weights' learning rate."""
         for group in self.weight_optimizer.param_groups:

@@ -127,5 +127,5 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         state,
         build_objective(config, world),
         network,
-        lambda: measure_network(config, measured, measured, data.targets, world),
+        lambda: measure_network(config, measured, measured, data, world),
     )
