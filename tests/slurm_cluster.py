@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -127,7 +128,7 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
     cluster = SlurmCluster(folder)
     started = cluster.start()
     if started.returncode == CANNOT_RUN:
-        folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
         pytest.skip(f"no Slurm cluster: {started.stderr.strip()}")
     assert not started.returncode, started.stderr
     yield cluster
