@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -131,7 +132,18 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
         shutil.rmtree(folder, ignore_errors=True)
         pytest.skip(f"no Slurm cluster: {started.stderr.strip()}")
     assert not started.returncode, started.stderr
+    # Tests that are killed cannot stop it themselves.
+    watch = subprocess.Popen(
+        ["sh", "-c", 'tail --pid=$0 -f /dev/null; exec "$1" stop', str(os.getpid()), SCRIPT],
+        env=cluster.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     yield cluster
+    os.killpg(watch.pid, signal.SIGKILL)
+    watch.wait()
     cluster.stop()
 
 
