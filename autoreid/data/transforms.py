@@ -41,10 +41,11 @@ class Finish(NamedTuple):
         """(B, 3, H, W) uint8 -> float32: jittered, normalised, erased; on the device of the pixels."""
         images = F.to_dtype(pixels, torch.float32, scale=True)
         if self.jitter is not None:
-            images = _jitter(images, self.jitter.to(pixels.device, non_blocking=True))
+            _jitter(images, self.jitter.to(pixels.device, non_blocking=True))
         images = F.normalize(images, list(MEAN), list(DEVIATION), inplace=True)
         if self.erased is not None:
-            images.masked_fill_(_inside(self.erased.to(pixels.device, non_blocking=True), images.shape), 0.0)
+            for image, (top, left, bottom, right) in zip(images, self.erased.tolist(), strict=True):
+                image[:, top:bottom, left:right] = 0
         return images
 
 
@@ -139,22 +140,15 @@ def _rectangles(
     return np.stack([top, left, top + rows, left + columns], axis=1).astype(np.int64)
 
 
-def _jitter(images: Tensor, jitter: Tensor) -> Tensor:
-    """Brightness and contrast of (B, 3, H, W) images on a scale of 0 to 1, with factors of each one's own."""
+def _jitter(images: Tensor, jitter: Tensor) -> None:
+    """Brightness and contrast of (B, 3, H, W) images on a scale of 0 to 1, in place, with factors of each one's own."""
     brightness, contrast, first = jitter.view(-1, 3, 1, 1, 1).unbind(1)
     one = torch.ones_like(brightness)
-    images = (images * torch.where(first > 0, brightness, one)).clamp_(0, 1)
-    grey = F.rgb_to_grayscale(images).mean((1, 2, 3), keepdim=True)
-    images = torch.lerp(grey, images, contrast).clamp_(0, 1)
-    return images.mul_(torch.where(first > 0, one, brightness)).clamp_(0, 1)
-
-
-def _inside(rectangles: Tensor, shape: torch.Size) -> Tensor:
-    """(B, 1, H, W): which pixels lie in their image's rectangle."""
-    top, left, bottom, right = rectangles.view(-1, 4, 1, 1, 1).unbind(1)
-    rows = torch.arange(shape[2], device=rectangles.device)[:, None]
-    columns = torch.arange(shape[3], device=rectangles.device)
-    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    images.mul_(torch.where(first > 0, brightness, one)).clamp_(0, 1)
+    # The mean grey of an image is the grey of its mean colour.
+    grey = F.rgb_to_grayscale(images.mean((2, 3), keepdim=True))
+    images.mul_(contrast).add_((1 - contrast) * grey).clamp_(0, 1)
+    images.mul_(torch.where(first > 0, one, brightness)).clamp_(0, 1)
 
 
 def normalise(pixels: Tensor) -> Tensor:
