@@ -205,11 +205,11 @@ def test_gradients_come_in_the_alphas_order(order):
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "part_aware")
 
 
-def real_problem(operations=CELL_OPERATIONS[:7]):
+def real_problem(operations=CELL_OPERATIONS[:7], seed=0):
     """The real supernet and loss, as small as they come, in float64."""
     search = Search(channels=4, cells_per_stage=(1, 1), nodes=2, stem="darts", parts=2, operations=operations)
     space = ReidCellSpace(search)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     net = space.build_supernet(4).double().train()
     nn.init.normal_(net.neck.classifier.weight, std=0.05)
     shapes = {name: group.shape for name, group in space.choices().items()}
@@ -240,9 +240,11 @@ def test_exact_is_the_derivative_on_the_real_supernet():
 
 
 def test_second_order_is_exact_on_the_real_supernet_without_kinks(monkeypatch):
-    """A step across the kinks of ReLU and max pooling sees more curvature than autograd does; so none here."""
+    """A step across a kink sees more curvature than autograd does; so no ReLU, no max pool, and a seed whose step
+    leaves the hardest positives and negatives who they are.
+    """
     monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.silu(x))
-    problem = real_problem(SMOOTH)
+    problem = real_problem(SMOOTH, seed=1)
     exact, second, direct = (*map(problem.gradients, ("exact", "second")), direct_term(problem))
     through_the_step = exact - direct
     assert through_the_step.norm() > 0.1 * direct.norm()

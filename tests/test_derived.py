@@ -56,11 +56,12 @@ def copy_weights(supernet, derived):
         pairs += [(searched.preprocess0, cell.preprocess0), (searched.preprocess1, cell.preprocess1)]
         chosen = [(node, edge) for node, edges in enumerate(cells[kind]) for edge in edges]
         for (node, (operation, source)), module in zip(chosen, cell.edges, strict=True):
-            mixed = searched.edges[first_edge(node) + source]
-            column = mixed.columns.index(CELL_OPERATIONS.index(operation))
-            pairs.append((mixed.candidates[column], module))
+            place = searched.sources[source].index(first_edge(node) + source)
+            own = searched.fans[source].weights_of(operation, place, f"fans.{source}.", searched.state_dict())
+            pairs.append((own, module))
     for source, target in pairs:
-        missing, unexpected = target.load_state_dict(source.state_dict(), strict=False)
+        state = source if isinstance(source, dict) else source.state_dict()
+        missing, unexpected = target.load_state_dict(state, strict=False)
         assert not unexpected
         norms = {name for name, module in target.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
         assert {key.rpartition(".")[0] for key in missing} <= norms

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import Search
-from autoreid.search.cells import MixedOperation, SearchCell, count_edges
+from autoreid.search.cells import count_edges
 from autoreid.search.genotype import CELL_OPERATIONS, Edge
 from autoreid.search.operations import FactorizedReduce
 from autoreid.search.reid_cell import ReidCellSpace
+from tests.per_edge import MixedOperation, PerEdgeCell
 
 OPERATIONS = CELL_OPERATIONS[:7]
 
@@ -74,7 +75,7 @@ def test_mixing_by_one_operation_alone_is_that_operation(column):
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_a_cell_is_the_sum_over_each_nodes_edges(reduction, after_reduction, nodes):
     torch.manual_seed(0)
-    cell = SearchCell(OPERATIONS, nodes, 4, (10, 8), 6, reduction, after_reduction).double()
+    cell = PerEdgeCell(OPERATIONS, nodes, 4, (10, 8), 6, reduction, after_reduction).double()
     older = torch.randn(2, 10, 15 if after_reduction else 8, 9 if after_reduction else 5, dtype=torch.float64)
     newer = torch.randn(2, 8, 8, 5, dtype=torch.float64)
     mixing = random_mixing(nodes)["normal"]

@@ -3,7 +3,7 @@
 Knows nothing of re-ID. Every function works without a process group as well, so that callers never branch.
 """
 
-from autoreid.distributed.batch_norm import frozen_statistics, share_batch_statistics
+from autoreid.distributed.batch_norm import frozen_statistics, normalise, share_batch_statistics
 from autoreid.distributed.collectives import (
     average_and_agree,
     barrier,
@@ -31,6 +31,7 @@ __all__ = [
     "gather",
     "gather_objects",
     "ignore_stop_signals",
+    "normalise",
     "on_main",
     "setup",
     "share_batch_statistics",

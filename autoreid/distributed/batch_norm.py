@@ -12,12 +12,55 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoreid.distributed.collectives import gather, world_size
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def normalise(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    shared: bool,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm` of (B, C) or (B, C, ...), over the batch of all ranks if it is shared.
+
+    Args:
+        running_mean: moved in training, used otherwise; None to leave them alone in training.
+        shared: whether statistics are those of all ranks; every rank has the same B.
+    """
+    if not training or not shared or world_size() == 1:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if x.dim() < 2:
+        raise ValueError(f"expected (B, C, ...), got {tuple(x.shape)}")
+    dtype = x.dtype
+    x = x.float() if dtype in (torch.bfloat16, torch.float16) else x
+    others = [dim for dim in range(x.dim()) if dim != 1]
+    variance, mean = torch.var_mean(x, dim=others, correction=0)
+    # One collective for both; the spread of the ranks' means is exact where E[x²] - E[x]² would cancel.
+    everyone = gather(torch.stack([mean, variance])[None])
+    mean = everyone[:, 0].mean(0)
+    variance = everyone[:, 1].mean(0) + everyone[:, 0].var(0, correction=0)
+    if running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1] * world_size()
+        with torch.no_grad():
+            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+            running_var.mul_(1 - momentum).add_(variance * (count / max(count - 1, 1)), alpha=momentum)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    scale = torch.rsqrt(variance + eps)
+    output = (x - mean.view(shape)) * (scale if weight is None else scale * weight).view(shape)
+    if bias is not None:
+        output = output + bias.view(shape)
+    return output.to(dtype)
 
 
 class SharedBatchNorm(_BatchNorm):
@@ -29,43 +72,36 @@ class SharedBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises with all ranks' statistics in training, with the running ones in evaluation."""
-        if not self.training or world_size() == 1:
-            return super().forward(input)
         self._check_input_dim(input)
-        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        others = [dim for dim in range(x.dim()) if dim != 1]
-        variance, mean = torch.var_mean(x, dim=others, correction=0)
-        # One collective for both; the spread of the ranks' means is exact where E[x²] - E[x]² would cancel.
-        everyone = gather(torch.stack([mean, variance])[None])
-        mean = everyone[:, 0].mean(0)
-        variance = everyone[:, 1].mean(0) + everyone[:, 0].var(0, correction=0)
-        self._track(mean, variance, x.numel() // x.shape[1] * world_size())
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        output = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            output = output * self.weight.view(shape) + self.bias.view(shape)
-        return output.to(input.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        if not self.track_running_stats:
-            return
-        if self.running_mean is None or self.running_var is None or self.momentum is None:
+        if self.momentum is None:
             raise ValueError("running statistics with a fixed momentum are what is supported")
-        if self.num_batches_tracked is not None:
+        moves = self.training and self.track_running_stats
+        if moves and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        unbiased = variance * (count / max(count - 1, 1))
-        self.running_mean.mul_(1 - self.momentum).add_(mean, alpha=self.momentum)
-        self.running_var.mul_(1 - self.momentum).add_(unbiased, alpha=self.momentum)
+        keeps = moves or not self.training
+        return normalise(
+            input,
+            self.running_mean if keeps else None,
+            self.running_var if keeps else None,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+            shared=True,
+        )
 
 
 def share_batch_statistics(module: AnyModule) -> AnyModule:
     """Replaces every batch normalisation inside a module by a SharedBatchNorm with the same state.
 
-    Like torch's `SyncBatchNorm.convert_sync_batchnorm`, but in place, and for CPUs as well.
+    Like torch's `SyncBatchNorm.convert_sync_batchnorm`, but in place, and for CPUs as well. A module with an
+    attribute `shares_statistics` is told instead.
     """
     for name, child in module.named_children():
-        if isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
+        if hasattr(child, "shares_statistics"):
+            child.shares_statistics = True
+        elif isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
             shared = SharedBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )

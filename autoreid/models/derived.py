@@ -16,7 +16,7 @@ from autoreid.models.osnet import OSNet
 from autoreid.search.cells import build_preprocess
 from autoreid.search.genotype import AnyGenotype, Cell, CellGenotype, Genotype, OsnetAinGenotype
 from autoreid.search.macro import STEMS, CellPlan, build_stem, plan_cells
-from autoreid.search.operations import build_operation
+from autoreid.search.operations import Skip, build_operation
 
 KindOfGenotype = TypeVar("KindOfGenotype", CellGenotype, OsnetAinGenotype)
 
@@ -58,7 +58,7 @@ class DerivedCell(nn.Module):
 
     def _edge(self, states: list[Tensor], source: int, operation: nn.Module, drop_path: float) -> Tensor:
         output: Tensor = operation(states[source])
-        if isinstance(operation, nn.Identity) or not drop_path:
+        if isinstance(operation, Skip) or not drop_path:
             return output
         return stochastic_depth(output, drop_path, "row", self.training)
 

@@ -1,18 +1,28 @@
-"""Search cells: every edge a mixture of all candidate operations (DARTS, arXiv 1806.09055, eq. 2)."""
+"""Search cells: every edge a mixture of all candidate operations (DARTS, arXiv 1806.09055, eq. 2).
+
+All edges that leave a node see the same input, so the cell is computed node by node: what the candidates of its
+edges have in common is done once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.search.operations import FactorizedReduce, build_operation, relu_conv_norm
+from autoreid.search.operations import FactorizedReduce, Shared, build_operation, relu_conv_norm
 
 
 def count_edges(nodes: int) -> int:
     """Edges of a cell in which each node is fed by both inputs and all earlier nodes; 14 for 4 nodes."""
     return sum(2 + node for node in range(nodes))
+
+
+def edges_from(source: int, nodes: int) -> list[int]:
+    """The edges that leave a source (0 and 1 are the cell's inputs, then its nodes), one for each later node."""
+    return [count_edges(node) + source for node in range(max(0, source - 1), nodes)]
 
 
 def build_preprocess(in_channels: int, channels: int, halve: bool, affine: bool) -> nn.Module:
@@ -21,36 +31,77 @@ def build_preprocess(in_channels: int, channels: int, halve: bool, affine: bool)
     return build(in_channels, channels, affine)
 
 
-class MixedOperation(nn.Module):
-    """The weighted sum of all candidates on one edge."""
+class FanOut(nn.Module):
+    """All edges that leave one source: what each of them adds to its node."""
 
-    def __init__(self, operations: Sequence[str], channels: int, stride: int, parts: int) -> None:
+    def __init__(self, operations: Sequence[str], edges: int, channels: int, stride: int, parts: int) -> None:
         super().__init__()
-        self.stride = stride
+        self.edges, self.stride = edges, stride
+        self.operations = tuple(operations)
         # `none` takes a share of the weight and adds nothing.
-        self.columns = [column for column, name in enumerate(operations) if name != "none"]
-        self.candidates = nn.ModuleList(
-            build_operation(operations[column], channels, stride, affine=False, parts=parts)
-            for column in self.columns
+        self.candidates = nn.ModuleDict(
+            {
+                name: build_operation(name, channels, stride, affine=False, parts=parts, edges=edges)
+                for name in operations
+                if name != "none"
+            }
         )
 
-    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+    def forward(self, x: Tensor, mixing: Tensor) -> list[Tensor]:
+        """(B, C, H, W) -> for each edge (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Args:
-            mixing: (O,) weights, or () the column of the one operation that counts.
+            mixing: (E, O) weights, or (E,) the columns of the only operations to compute.
         """
-        if mixing.dim() == 0:
-            return self._only(x, int(mixing))
-        pairs = zip(self.columns, self.candidates, strict=True)
-        total: Tensor = sum(mixing[column] * candidate(x) for column, candidate in pairs)
-        return total
+        if mixing.dim() == 1:
+            return self._chosen(x, [self.operations[column] for column in mixing.tolist()])
+        rectified = F.relu(x)
+        total: Tensor | None = None
+        shared: list[tuple[Tensor, Tensor]] = []
+        for name, candidate in self.candidates.items():
+            weights_E = mixing[:, self.operations.index(name)]
+            if isinstance(candidate, Shared):
+                shared.append((candidate(x)[:, None], weights_E.view(1, -1, 1, 1, 1)))
+                continue
+            added = candidate(x, weights_E, rectified=rectified)
+            # In place: nothing keeps the sum for its backward pass.
+            total = added if total is None else total.add_(added)
+        sums = None if total is None else total.unflatten(1, (self.edges, -1))
+        for output, weights in shared:
+            sums = output * weights if sums is None else torch.addcmul(sums, output, weights)
+        if sums is None:
+            raise ValueError("no operation beside none")
+        return list(sums.unbind(1))
 
-    def _only(self, x: Tensor, column: int) -> Tensor:
-        if column not in self.columns:
-            return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
-        output: Tensor = self.candidates[self.columns.index(column)](x)
-        return output
+    def _chosen(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """One operation for each edge; those without weights are computed once for all that chose them."""
+        outputs: list[Tensor] = []
+        shared: dict[str, Tensor] = {}
+        for edge, name in enumerate(names):
+            if name == "none":
+                outputs.append(torch.zeros_like(x[:, :, :: self.stride, :: self.stride]))
+            elif isinstance(self.candidates[name], Shared):
+                if name not in shared:
+                    shared[name] = self.candidates[name](x)
+                outputs.append(shared[name])
+            else:
+                outputs.append(self.candidates[name](x, None, slice(edge, edge + 1)))
+        return outputs
+
+    def weights_of(self, name: str, edge: int, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One edge's share of an operation's entries in a state, by the names that the operation alone has for them.
+
+        Args:
+            prefix: of this module's entries in the state.
+        """
+        before = f"{prefix}candidates.{name}."
+        entries = {key.removeprefix(before): value for key, value in state.items() if key.startswith(before)}
+        if isinstance(self.candidates[name], Shared):
+            return entries
+        return {
+            key: value.unflatten(0, (self.edges, -1))[edge] if value.dim() else value
+            for key, value in entries.items()
+        }
 
 
 class SearchCell(nn.Module):
@@ -71,19 +122,26 @@ class SearchCell(nn.Module):
         older, newer = in_channels
         self.preprocess0 = build_preprocess(older, channels, after_reduction, affine=False)
         self.preprocess1 = build_preprocess(newer, channels, False, affine=False)
-        self.edges = nn.ModuleList(
-            MixedOperation(operations, channels, 2 if reduction and source < 2 else 1, parts)
-            for node in range(nodes)
-            for source in range(2 + node)
+        # The last node feeds no other.
+        self.sources = [edges_from(source, nodes) for source in range(nodes + 1)]
+        self.fans = nn.ModuleList(
+            FanOut(operations, len(edges), channels, 2 if reduction and source < 2 else 1, parts)
+            for source, edges in enumerate(self.sources)
         )
 
     def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor) -> Tensor:
         """The outputs of the cell before the last and of the last, and mixing weights (E, O) or columns (E,)."""
+        arriving: list[list[Tensor]] = [[] for _ in range(self.nodes)]
         states = [self.preprocess0(x0), self.preprocess1(x1)]
-        edge = 0
-        for _ in range(self.nodes):
-            inputs = list(enumerate(states, start=edge))
-            edge += len(states)
-            node: Tensor = sum(self.edges[e](x, mixing[e]) for e, x in inputs)
-            states.append(node)
-        return torch.cat(states[2:], dim=1)
+        for source, (fan, edges) in enumerate(zip(self.fans, self.sources, strict=True)):
+            if source >= 2:
+                states.append(_sum(arriving[source - 2]))
+            fed = arriving[max(0, source - 1) :]
+            for node, added in zip(fed, fan(states[source], mixing[edges]), strict=True):
+                node.append(added)
+        return torch.cat([*states[2:], _sum(arriving[-1])], dim=1)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    total: Tensor = sum(tensors[1:], start=tensors[0])
+    return total

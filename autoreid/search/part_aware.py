@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoreid.search.edge_norm import EdgeNorm, rows_of
+from autoreid.search.pointwise import pointwise
+
 
 class PartAware(nn.Module):
     """Lets horizontal body parts inform each other, and each pixel know what its part learnt.
@@ -19,25 +22,31 @@ class PartAware(nn.Module):
     to: the concatenated map is never made. A row belongs to the part ⌊row·M/H⌋, which pools over it.
     """
 
-    def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4) -> None:
+    def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4, edges: int = 1) -> None:
         super().__init__()
         hidden = -(-channels // 3)
-        self.parts = parts
-        self.stride = stride
-        self.body = nn.Linear(channels, hidden)
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
+        self.parts, self.stride, self.edges = parts, stride, edges
+        # Each layer's outputs stand edge after edge.
+        self.body = nn.Linear(channels, edges * hidden)
+        self.query = nn.Linear(hidden, edges * hidden)
+        self.key = nn.Linear(hidden, edges * hidden)
         # The two halves of one 1×1 convolution over the concatenation (C + D -> C).
-        self.fuse_pixels = nn.Conv2d(channels, channels, 1, stride=stride, bias=False)
-        self.fuse_parts = nn.Linear(hidden, channels, bias=False)
-        self.norm = nn.BatchNorm2d(channels, affine=affine)
+        self.fuse_pixels = nn.Conv2d(channels, edges * channels, 1, stride=stride, bias=False)
+        self.fuse_parts = nn.Linear(hidden, edges * channels, bias=False)
+        self.norm = EdgeNorm(channels, edges, affine)
         for half in (self.fuse_pixels, self.fuse_parts):
             # Both halves start as one layer of C + D inputs would (Kaiming, as torch's convolutions do).
             bound = (channels + hidden) ** -0.5
             nn.init.uniform_(half.weight, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+    def forward(
+        self,
+        x: Tensor,
+        scale_E: Tensor | None = None,
+        edges: slice = slice(None),
+        rectified: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Raises:
             ValueError: H is less than the number of parts.
@@ -47,9 +56,20 @@ class PartAware(nn.Module):
             raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
         # Columns first: where H is no multiple of M, an exported 2-d pooling would be a node for every pixel.
         pooled_BMC = F.adaptive_avg_pool1d(x.mean(dim=3), self.parts).transpose(1, 2)
-        body_BMD = self.body(pooled_BMC)
-        attention_BMM = torch.softmax(self.query(body_BMD) @ self.key(body_BMD).transpose(1, 2), dim=2)
-        attended_BMD = attention_BMM @ body_BMD
-        parts_BCM = self.fuse_parts(F.relu(attended_BMD)).transpose(1, 2)
+        body_BEMD = self._map(self.body, pooled_BMC[:, None], edges)
+        query_BEMD, key_BEMD = (self._map(layer, body_BEMD, edges) for layer in (self.query, self.key))
+        attention_BEMM = torch.softmax(query_BEMD @ key_BEMD.transpose(2, 3), dim=3)
+        parts_BEMC = self._map(self.fuse_parts, F.relu(attention_BEMM @ body_BEMD), edges)
         rows = torch.arange(0, height, self.stride, device=x.device) * self.parts // height
-        return self.norm(self.fuse_pixels(F.relu(x)) + parts_BCM[:, :, rows, None])
+        rectified = F.relu(x) if rectified is None else rectified
+        pixels = pointwise(rectified, rows_of(self.fuse_pixels.weight, self.edges, edges), self.stride)
+        fused = pixels + parts_BEMC.transpose(2, 3).flatten(1, 2)[:, :, rows, None]
+        return self.norm(fused, scale_E, edges)
+
+    def _map(self, layer: nn.Linear, vectors: Tensor, edges: slice) -> Tensor:
+        """(B, E or 1, M, D_in) -> (B, E, M, D_out), each edge by its own share of the layer."""
+        chosen = len(range(self.edges)[edges])
+        weight = rows_of(layer.weight, self.edges, edges).unflatten(0, (chosen, -1))
+        mapped = vectors @ weight.transpose(1, 2)
+        bias: Tensor | None = layer.bias
+        return mapped if bias is None else mapped + rows_of(bias, self.edges, edges).view(chosen, 1, -1)

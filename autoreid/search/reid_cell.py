@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from autoreid.config import Search
 from autoreid.models.heads import BNNeck
-from autoreid.search.cells import SearchCell, count_edges
+from autoreid.search.cells import FanOut, SearchCell
 from autoreid.search.collapse import count_skips
 from autoreid.search.genotype import Cell, CellGenotype, Edge
 from autoreid.search.macro import CellPlan, build_stem, plan_cells
 from autoreid.search.space import Choices
 
 #: A candidate's entries among a supernet's weights.
-_CANDIDATE = re.compile(r"cells\.\d+\.edges\.\d+\.candidates\.\d+")
+_CANDIDATE = re.compile(r"cells\.\d+\.fans\.\d+\.candidates\.")
 
 
 class ReidCellSpace:
@@ -75,21 +77,19 @@ class ReidCellSpace:
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: CellGenotype) -> dict[str, Tensor]:
         """The chosen operations' entries in each cell, and all that stands on no edge."""
-        columns = [name for name in self.search.operations if name != "none"]
-        renamed = {}
+        with torch.device("meta"):  # for its structure alone
+            supernet = self.build_supernet(1)
+        found = {name: value for name, value in weights.items() if _CANDIDATE.match(name) is None}
         for index, plan in enumerate(self._plans()):
             edges = [(node, edge) for node, pair in enumerate(getattr(genotype, plan.kind)) for edge in pair]
             for place, (node, (operation, source)) in enumerate(edges):
-                column = columns.index(operation) if operation in columns else None
-                old = f"cells.{index}.edges.{count_edges(node) + source}.candidates.{column}"
-                renamed[old] = f"cells.{index}.edges.{place}"
-        found = {}
-        for name, value in weights.items():
-            edge = _CANDIDATE.match(name)
-            if edge is None:
-                found[name] = value
-            elif edge[0] in renamed:
-                found[renamed[edge[0]] + name[edge.end() :]] = value
+                fan = cast(FanOut, cast(SearchCell, supernet.cells[index]).fans[source])
+                first = max(0, source - 1)
+                if operation not in fan.candidates:
+                    continue
+                prefix = f"cells.{index}.fans.{source}."
+                chosen = fan.weights_of(operation, node - first, prefix, weights)
+                found |= {f"cells.{index}.edges.{place}.{name}": value for name, value in chosen.items()}
         return found
 
     def _plans(self) -> list[CellPlan]:

@@ -1,0 +1,240 @@
+"""The oracle of the fused supernet: one module for each candidate of each edge, as the papers draw them.
+
+Nothing is shared, stacked, recomputed or done in another order; `per_edge_cell` copies a fused cell's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoreid.search.cells import SearchCell
+
+
+class PartAware(nn.Module):
+    """Lets horizontal body parts inform each other, and each pixel know what its part learnt.
+
+    1. The M horizontal parts of x (B, C, H, W) are averaged to vectors (adaptive pooling's borders).
+    2. A linear map makes body vectors b (B, M, D) of them, D = ⌈C/3⌉ as in the authors' release.
+    3. Self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, unscaled and without a value projection.
+    4. Each part's result goes back to the part's rows, is concatenated with x, and ReLU → 1×1 → norm fuses them.
+
+    A row belongs to the part ⌊row·M/H⌋, which pools over it.
+    """
+
+    def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4) -> None:
+        super().__init__()
+        hidden = -(-channels // 3)
+        self.parts = parts
+        self.stride = stride
+        self.body = nn.Linear(channels, hidden)
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        # The two halves of one 1×1 convolution over the concatenation (C + D -> C).
+        self.fuse_pixels = nn.Conv2d(channels, channels, 1, stride=stride, bias=False)
+        self.fuse_parts = nn.Linear(hidden, channels, bias=False)
+        self.norm = nn.BatchNorm2d(channels, affine=affine)
+        for half in (self.fuse_pixels, self.fuse_parts):
+            # Both halves start as one layer of C + D inputs would (Kaiming, as torch's convolutions do).
+            bound = (channels + hidden) ** -0.5
+            nn.init.uniform_(half.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+
+        Raises:
+            ValueError: H is less than the number of parts.
+        """
+        height = x.shape[2]
+        if height < self.parts:
+            raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
+        pooled_BMC = F.adaptive_avg_pool2d(x, (self.parts, 1)).squeeze(3).transpose(1, 2)
+        body_BMD = self.body(pooled_BMC)
+        attention_BMM = torch.softmax(self.query(body_BMD) @ self.key(body_BMD).transpose(1, 2), dim=2)
+        attended_BMD = attention_BMM @ body_BMD
+        rows = torch.arange(height, device=x.device) * self.parts // height
+        spread = attended_BMD.transpose(1, 2)[:, :, rows, None].expand(-1, -1, -1, x.shape[3])
+        weight = torch.cat([self.fuse_pixels.weight, self.fuse_parts.weight[:, :, None, None]], dim=1)
+        return self.norm(F.conv2d(F.relu(torch.cat([x, spread], dim=1)), weight, stride=self.stride))
+
+
+class Zero(nn.Module):
+    """`none`: no connection."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros of the output's shape."""
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class FactorizedReduce(nn.Module):
+    """Halves the resolution by 1×1 convolutions: even pixels give one half of the channels, odd ones the other."""
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
+        super().__init__()
+        self.even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, ⌈H/2⌉, ⌈W/2⌉)."""
+        x = F.relu(x)
+        # Odd sizes have no last odd pixel: zeros stand in for it.
+        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+
+
+def relu_conv_norm(in_channels: int, out_channels: int, affine: bool) -> nn.Sequential:
+    """ReLU → 1×1 convolution → norm: brings a cell's input to its channels."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.BatchNorm2d(out_channels, affine=affine),
+    )
+
+
+def _depthwise(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
+    """ReLU → depthwise convolution → 1×1 → norm."""
+    padding = dilation * (kernel - 1) // 2
+    return [
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    ]
+
+
+def _separable(channels: int, kernel: int, stride: int, affine: bool) -> nn.Sequential:
+    """The depthwise block twice, the stride in the first."""
+    first = _depthwise(channels, kernel, stride, 1, affine)
+    return nn.Sequential(*first, *_depthwise(channels, kernel, 1, 1, affine))
+
+
+def _pool(pool: nn.Module, channels: int, affine: bool) -> nn.Sequential:
+    return nn.Sequential(pool, nn.BatchNorm2d(channels, affine=affine))
+
+
+def build_operation(name: str, channels: int, stride: int, affine: bool, parts: int) -> nn.Module:
+    """One candidate by name.
+
+    Args:
+        name: one of `genotype.CELL_OPERATIONS`.
+        channels: C, of input and output.
+        stride: 1, or 2 on a reduction cell's edges from its inputs.
+        affine: whether norms learn a scale and shift; False in a search.
+        parts: M, of the part-aware operation.
+    """
+    match name:
+        case "none":
+            return Zero(stride)
+        case "max_pool_3x3":
+            return _pool(nn.MaxPool2d(3, stride, padding=1), channels, affine)
+        case "avg_pool_3x3":
+            return _pool(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), channels, affine)
+        case "skip_connect":
+            return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+        case "sep_conv_3x3":
+            return _separable(channels, 3, stride, affine)
+        case "sep_conv_5x5":
+            return _separable(channels, 5, stride, affine)
+        case "dil_conv_3x3":
+            return nn.Sequential(*_depthwise(channels, 3, stride, 2, affine))
+        case "dil_conv_5x5":
+            return nn.Sequential(*_depthwise(channels, 5, stride, 2, affine))
+        case "part_aware":
+            return PartAware(channels, stride, affine, parts)
+    raise ValueError(f"unknown operation {name!r}")
+
+
+class MixedOperation(nn.Module):
+    """The weighted sum of all candidates on one edge."""
+
+    def __init__(self, operations: Sequence[str], channels: int, stride: int, parts: int) -> None:
+        super().__init__()
+        self.stride = stride
+        # `none` takes a share of the weight and adds nothing.
+        self.columns = [column for column, name in enumerate(operations) if name != "none"]
+        self.candidates = nn.ModuleList(
+            build_operation(operations[column], channels, stride, affine=False, parts=parts)
+            for column in self.columns
+        )
+
+    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+
+        Args:
+            mixing: (O,) weights, or () the column of the one operation that counts.
+        """
+        if mixing.dim() == 0:
+            return self._only(x, int(mixing))
+        pairs = zip(self.columns, self.candidates, strict=True)
+        total: Tensor = sum(mixing[column] * candidate(x) for column, candidate in pairs)
+        return total
+
+    def _only(self, x: Tensor, column: int) -> Tensor:
+        if column not in self.columns:
+            return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+        output: Tensor = self.candidates[self.columns.index(column)](x)
+        return output
+
+
+class PerEdgeCell(nn.Module):
+    """A cell of N nodes over two inputs; its output concatenates the nodes (N·C channels)."""
+
+    def __init__(
+        self,
+        operations: Sequence[str],
+        nodes: int,
+        parts: int,
+        in_channels: tuple[int, int],
+        channels: int,
+        reduction: bool,
+        after_reduction: bool,
+    ) -> None:
+        super().__init__()
+        self.nodes = nodes
+        older, newer = in_channels
+        halve = FactorizedReduce if after_reduction else relu_conv_norm
+        self.preprocess0 = halve(older, channels, affine=False)
+        self.preprocess1 = relu_conv_norm(newer, channels, affine=False)
+        self.edges = nn.ModuleList(
+            MixedOperation(operations, channels, 2 if reduction and source < 2 else 1, parts)
+            for node in range(nodes)
+            for source in range(2 + node)
+        )
+
+    def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor) -> Tensor:
+        """The outputs of the cell before the last and of the last, and mixing weights (E, O) or columns (E,)."""
+        states = [self.preprocess0(x0), self.preprocess1(x1)]
+        edge = 0
+        for _ in range(self.nodes):
+            inputs = list(enumerate(states, start=edge))
+            edge += len(states)
+            node: Tensor = sum(self.edges[e](x, mixing[e]) for e, x in inputs)
+            states.append(node)
+        return torch.cat(states[2:], dim=1)
+
+
+def per_edge_cell(cell: SearchCell, *arguments: object) -> PerEdgeCell:
+    """The oracle of a cell that was built with the same arguments, with its weights and statistics."""
+    oracle = PerEdgeCell(*arguments).to(next(cell.parameters()))
+    state = cell.state_dict()
+    inputs = {key: value for key, value in state.items() if key.startswith("preprocess")}
+    oracle.load_state_dict(inputs, strict=False)
+    for source, (fan, edges) in enumerate(zip(cell.fans, cell.sources, strict=True)):
+        for place, edge in enumerate(edges):
+            for name, candidate in zip(fan.candidates, oracle.edges[edge].candidates, strict=True):
+                values = fan.weights_of(name, place, f"fans.{source}.", state)
+                # By position: the fused modules have names where these have numbers.
+                own = candidate.state_dict()
+                assert [value.shape for value in own.values()] == [
+                    value.shape for value in values.values()
+                ], name
+                candidate.load_state_dict(dict(zip(own, values.values(), strict=True)))
+    return oracle

@@ -1,0 +1,134 @@
+"""The fused cell is the per-edge one: outputs, gradients of weights and mixing, statistics, second derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoreid.distributed import frozen_statistics
+from autoreid.search.cells import SearchCell, count_edges, edges_from
+from autoreid.search.genotype import CELL_OPERATIONS
+from tests.per_edge import per_edge_cell
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def build(operations, nodes=3, channels=6, reduction=False, after_reduction=False, seed=0):
+    """A fused cell in float64, its oracle, and inputs for both."""
+    torch.manual_seed(seed)
+    arguments = (operations, nodes, 2, (10, 8), channels, reduction, after_reduction)
+    cell = SearchCell(*arguments).double()
+    for name, buffer in cell.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    return cell, per_edge_cell(cell, *arguments)
+
+
+def images(height, width, after_reduction=False, batch=3):
+    older = (2 * height - 1, 2 * width) if after_reduction else (height, width)
+    return [
+        torch.randn(batch, 10, *older, dtype=torch.float64, requires_grad=True),
+        torch.randn(batch, 8, height, width, dtype=torch.float64, requires_grad=True),
+    ]
+
+
+def by_edge(cell, values):
+    """A fused cell's values by the names of the oracle's entries, for comparison."""
+    found = {name: value for name, value in values.items() if name.startswith("preprocess")}
+    for source, (fan, edges) in enumerate(zip(cell.fans, cell.sources, strict=True)):
+        for place, edge in enumerate(edges):
+            for column, name in enumerate(fan.candidates):
+                own = fan.weights_of(name, place, f"fans.{source}.", values)
+                found |= {(edge, column, index): value for index, value in enumerate(own.values())}
+    return found
+
+
+def of_oracle(oracle, values):
+    found = {name: value for name, value in values.items() if name.startswith("preprocess")}
+    for edge, mixed in enumerate(oracle.edges):
+        for column in range(len(mixed.candidates)):
+            prefix = f"edges.{edge}.candidates.{column}."
+            own = [value for name, value in values.items() if name.startswith(prefix)]
+            found |= {(edge, column, index): value for index, value in enumerate(own)}
+    return found
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    operations=st.lists(st.sampled_from(CELL_OPERATIONS[1:]), min_size=1, max_size=8, unique=True),
+    none=st.booleans(),
+    size=st.sampled_from([(8, 6), (9, 7), (5, 4), (4, 9)]),
+    reduction=st.booleans(),
+    after_reduction=st.booleans(),
+    nodes=st.integers(2, 4),
+)
+def test_outputs_gradients_and_statistics(operations, none, size, reduction, after_reduction, nodes):
+    operations = [*operations, "none"] if none else operations
+    cell, oracle = build(operations, nodes, 6, reduction, after_reduction)
+    inputs = images(*size, after_reduction)
+    mixing = torch.rand(count_edges(nodes), len(operations), dtype=torch.float64, requires_grad=True)
+    results = []
+    for net in (cell, oracle):
+        output = net(*inputs, mixing)
+        weights = dict(net.named_parameters())
+        gradients = torch.autograd.grad(
+            (output * output.detach().cos()).sum(), [*inputs, mixing, *weights.values()]
+        )
+        results.append((output, gradients[:3], dict(zip(weights, gradients[3:], strict=True))))
+    (output, outer, weights), (expected, expected_outer, expected_weights) = results
+    torch.testing.assert_close(output, expected, **EXACT)
+    for mine, theirs in zip(outer, expected_outer, strict=True):
+        torch.testing.assert_close(mine, theirs, **EXACT)
+    assert_same(by_edge(cell, weights), of_oracle(oracle, expected_weights))
+    assert_same(by_edge(cell, dict(cell.named_buffers())), of_oracle(oracle, dict(oracle.named_buffers())))
+    cell.eval(), oracle.eval()
+    torch.testing.assert_close(cell(*inputs, mixing), oracle(*inputs, mixing), **EXACT)
+
+
+@pytest.mark.parametrize("reduction", [False, True])
+def test_second_derivatives(reduction):
+    cell, oracle = build(CELL_OPERATIONS, 2, 4, reduction)
+    inputs = images(9, 6, batch=2)
+    mixing = torch.rand(5, len(CELL_OPERATIONS), dtype=torch.float64, requires_grad=True)
+    found = []
+    for net in (cell, oracle):
+        with frozen_statistics(net):
+            loss = net(*inputs, mixing).tanh().sum()
+            gradients = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
+            length = sum(gradient.square().sum() for gradient in gradients)
+            found.append(torch.autograd.grad(length, [mixing, inputs[0]]))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("reduction", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_operation_an_edge(reduction, seed):
+    cell, oracle = build(CELL_OPERATIONS, 3, 6, reduction)
+    inputs = images(9, 7)
+    columns = torch.randint(len(CELL_OPERATIONS), (9,), generator=torch.Generator().manual_seed(seed))
+    one_hot = torch.nn.functional.one_hot(columns, len(CELL_OPERATIONS)).double()
+    torch.testing.assert_close(cell(*inputs, columns), oracle(*inputs, one_hot), **EXACT)
+    output = cell(*inputs, columns)
+    chosen = torch.autograd.grad(output.sin().sum(), inputs)
+    for mine, theirs in zip(
+        chosen, torch.autograd.grad(oracle(*inputs, one_hot).sin().sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, **EXACT)
+
+
+def test_edges_from_each_source():
+    """Edges are counted node by node, and in each node source by source."""
+    numbered = {}
+    for node in range(4):
+        for source in range(2 + node):
+            numbered.setdefault(source, []).append(len([e for edges in numbered.values() for e in edges]))
+    assert {source: edges_from(source, 4) for source in range(5)} == numbered
