@@ -76,15 +76,16 @@ def export_onnx(network: nn.Module, height: int, width: int) -> bytes:
     """The ONNX model of a network in evaluation mode, for any number of images of one size."""
     # torch takes a dimension that is 1 in the example for one that always is.
     example = torch.zeros(2, 3, height, width)
-    program = torch.onnx.export(
-        network.eval(),
-        (example,),
-        input_names=["images"],
-        output_names=["embedding"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        verbose=False,
-    )
+    with torch.no_grad():  # networks compute some things otherwise where gradients are wanted
+        program = torch.onnx.export(
+            network.eval(),
+            (example,),
+            input_names=["images"],
+            output_names=["embedding"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
     model: bytes = program.model_proto.SerializeToString()  # type: ignore[union-attr]
     return model
 
