@@ -6,6 +6,7 @@ Nothing is shared, stacked, recomputed or done in another order; `per_edge_cell`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -221,15 +222,17 @@ class PerEdgeCell(nn.Module):
         return torch.cat(states[2:], dim=1)
 
 
-def per_edge_cell(cell: SearchCell, *arguments: object) -> PerEdgeCell:
+def per_edge_cell(cell: SearchCell, *arguments: Any) -> PerEdgeCell:
     """The oracle of a cell that was built with the same arguments, with its weights and statistics."""
     oracle = PerEdgeCell(*arguments).to(next(cell.parameters()))
     state = cell.state_dict()
     inputs = {key: value for key, value in state.items() if key.startswith("preprocess")}
     oracle.load_state_dict(inputs, strict=False)
-    for source, (fan, edges) in enumerate(zip(cell.fans, cell.sources, strict=True)):
+    fans: Any = cell.fans
+    mixed: Any = oracle.edges
+    for source, (fan, edges) in enumerate(zip(fans, cell.sources, strict=True)):
         for place, edge in enumerate(edges):
-            for name, candidate in zip(fan.candidates, oracle.edges[edge].candidates, strict=True):
+            for name, candidate in zip(fan.candidates, mixed[edge].candidates, strict=True):
                 values = fan.weights_of(name, place, f"fans.{source}.", state)
                 # By position: the fused modules have names where these have numbers.
                 own = candidate.state_dict()

@@ -100,7 +100,7 @@ def share_batch_statistics(module: AnyModule) -> AnyModule:
     """
     for name, child in module.named_children():
         if hasattr(child, "shares_statistics"):
-            child.shares_statistics = True
+            setattr(child, "shares_statistics", True)  # noqa: B010
         elif isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
             shared = SharedBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
