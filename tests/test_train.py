@@ -316,3 +316,30 @@ def test_bfloat16_and_channels_last_learn_about_the_same(finished, tmp_path):
     state = load_checkpoint(tmp_path / "runs/tiny/checkpoints/step-00000006.pt")["state"]
     kinds = {value.dtype for part in ("network", "alphas") for value in state[part].values()}
     assert kinds == {torch.float32, torch.int64}, "weights, alphas and statistics stay float32"
+
+
+def test_the_cache_changes_nothing_and_the_wait_for_data_is_told(tmp_path, caplog):
+    tiny_config(tmp_path)
+    results = []
+    for name, cache in (("cached", ".image_cache"), ("decoded", "null")):
+        line = ["--config", str(tmp_path / "tiny.yaml"), f"task_name={name}", f"data.cache={cache}"]
+        assert train.main(line) == 0
+        results.append(json.loads((tmp_path / f"runs/{name}/result.json").read_text()))
+        metrics = (tmp_path / f"runs/{name}/metrics.jsonl").read_text().splitlines()
+        assert all(0 < json.loads(epoch)["data_wait"] < 1 for epoch in metrics)
+        assert "of the time waiting for data" in (tmp_path / f"runs/{name}/logs/rank0.log").read_text()
+    for key in ("alpha_sha256", "map", "genotype"):
+        assert results[0][key] == results[1][key]
+    assert [path.name.rpartition("-")[0] for path in (tmp_path / ".image_cache").iterdir()] == [
+        "people-train-32x16"
+    ]
+
+
+def test_broken_images_may_be_skipped(tmp_path):
+    config = tiny_config(tmp_path)
+    broken = sorted((config.data.root / "people/bounding_box_train").iterdir())[3]
+    broken.write_bytes(b"")
+    line = ["--config", str(tmp_path / "tiny.yaml"), "data.on_broken_image=skip", "training.epochs=1"]
+    assert train.main(line) == 0
+    log = (tmp_path / "runs/tiny/logs/rank0.log").read_text()
+    assert f"WARNING left out: {broken}: cannot read this image: the file is empty" in log

@@ -15,7 +15,7 @@ from autoreid.data import training_data
 from autoreid.data.datasets import read_dataset
 from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
 from autoreid.data.synthetic_people import SyntheticPeople
-from autoreid.data.training_data import build_search_data, build_training_data, draw_people
+from autoreid.data.training_data import build_search_data, build_training_data, draw_people, run_images
 from autoreid.distributed import World
 from autoreid.errors import DataError
 from tests import miniatures
@@ -258,3 +258,66 @@ def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
     miniatures.dukemtmc(tmp_path / "dukemtmc")
     (note,) = of_seasons(tmp_path, sources=("dukemtmc",), batch_size=2).notes
     assert "4 train images, not 16,522" in note
+
+
+def own_people(root, people):
+    """A data set of one's own: folders SPLIT/IDENTITY/CAMERA with as many images as the table says."""
+    for place, count in people.items():
+        folder = root / "own" / place
+        folder.mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng(len(place) + number).integers(0, 256, (20, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.jpg")
+
+
+TRAIN = {f"train/p{person}/a": 2 for person in range(4)}
+
+
+def test_queries_that_nobody_in_the_gallery_matches_are_told(tmp_path):
+    """q1 is found by camera b; q2 is in the gallery by the query's own camera only, q3 not at all."""
+    queries = {f"query/q{person}/a": 1 for person in (1, 2, 3)}
+    gallery = {"gallery/q1/b": 1, "gallery/q2/a": 1, "gallery/distractor/b": 1}
+    own_people(tmp_path, TRAIN | queries | gallery)
+    (note,) = of_seasons(tmp_path, sources=("own",)).notes
+    assert note.startswith("own: 2 of 3 queries do not count")
+    assert note.endswith(f"such as {tmp_path / 'own/query/q2/a/0.jpg'}")
+
+
+def test_a_gallery_that_matches_no_query_is_refused(tmp_path):
+    own_people(tmp_path, TRAIN | {"query/q1/a": 1, "gallery/q1/a": 2, "gallery/q2/b": 1})
+    with pytest.raises(DataError, match="own: the gallery shows no query's identity by another camera"):
+        of_seasons(tmp_path, sources=("own",))
+
+
+def test_identities_with_one_image_are_told_and_repeated(tmp_path):
+    own_people(tmp_path, TRAIN | {"train/p4/a": 1, "query/q/a": 1, "gallery/q/b": 1})
+    data = of_seasons(tmp_path, sources=("own",), batch_size=10)
+    assert data.notes == ("1 identities have one image, which a batch then shows 2 times",)
+    batch = next(data.stream)
+    assert sorted(batch.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_broken_images_of_every_part_are_left_out_alike_with_and_without_a_cache(tmp_path):
+    queries = {f"query/q{person}/a": 1 for person in (1, 2)}
+    own_people(tmp_path, TRAIN | queries | {"gallery/q1/b": 2, "gallery/q2/b": 2})
+    lost = [
+        tmp_path / "own" / name for name in ("train/p1/a/0.jpg", "query/q2/a/0.jpg", "gallery/q1/b/1.jpg")
+    ]
+    for path in lost:
+        path.write_bytes(b"")
+    batches = []
+    for cache in (Path("cache"), None):
+        options = {"cache": cache, "on_broken_image": "skip"}
+        sizes = {"height": 16, "width": 8, "batch_size": 8, "images_per_identity": 2}
+        data = Data(root=tmp_path, sources=("own",), held_out_fraction=0.0, workers=0, **sizes | options)
+        config = Config(task="train", task_name="t", data=data, evaluation=Evaluation(split="test"))
+        alone = World(0, 1, 0, torch.device("cpu"))
+        found = build_training_data(config, alone, run_images(config, alone))
+        for path in lost:
+            assert sum(str(path) in note for note in found.notes) == 1
+        (target,) = found.targets
+        shown = {*found.stream.split.paths, *target.query.paths, *target.gallery.paths}
+        assert shown == {str(path) for path in (tmp_path / "own").rglob("*.jpg")} - {*map(str, lost)}
+        batches.append([next(found.stream).images for _ in range(4)])
+    for cached, decoded in zip(*batches, strict=True):
+        assert torch.equal(cached, decoded)

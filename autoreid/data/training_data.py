@@ -145,6 +145,11 @@ def _read(config: Config, images: Images) -> tuple[Split, tuple[ReidDataset, ...
     if len(set(train.paths)) < len(train):
         (twice, _), *_ = Counter(train.paths).most_common(1)
         raise DataError(f"{twice}: stands twice among the images of {' and '.join(data.sources)}")
+    alone = int((np.unique(train.identities, return_counts=True)[1] == 1).sum())
+    if alone:
+        notes += (
+            f"{alone} identities have one image, which a batch then shows {data.images_per_identity} times",
+        )
     seed = derive_seed(config.seed, "held out")
     train, query, gallery = hold_out(train, data.held_out_fraction, seed)
     if config.evaluation.split == "held_out":
@@ -153,10 +158,29 @@ def _read(config: Config, images: Images) -> tuple[Split, tuple[ReidDataset, ...
     for target in targets:
         if not len(target.query):
             raise DataError(f"{target.name}: has no queries to measure with; name others in data.targets")
+        notes += _unmatched(target)
         seen = {*target.query.paths, *target.gallery.paths}.intersection(train.paths)
         if seen:
             raise DataError(f"{min(seen)}: is trained on, and measured as {target.name}'s")
     return train, targets, notes
+
+
+def _unmatched(target: ReidDataset) -> tuple[str, ...]:
+    """A note if some queries have nobody to be found in the gallery; raises DataError if none has."""
+    query, gallery = target.query, target.gallery
+    searched = np.isin(gallery.identities, query.identities)
+    views = set(zip(gallery.identities[searched].tolist(), gallery.cameras[searched].tolist(), strict=True))
+    cameras = Counter(person for person, _ in views)
+    pairs = zip(query.paths, query.identities.tolist(), query.cameras.tolist(), strict=True)
+    alone = [path for path, person, camera in pairs if cameras[person] == ((person, camera) in views)]
+    if len(alone) == len(query):
+        raise DataError(f"{target.name}: the gallery shows no query's identity by another camera")
+    if not alone:
+        return ()
+    return (
+        f"{target.name}: {len(alone)} of {len(query)} queries do not count, for the gallery does not show their "
+        f"identity by another camera, such as {alone[0]}",
+    )
 
 
 def _readable(dataset: ReidDataset, images: Images) -> ReidDataset:

@@ -47,7 +47,8 @@ def work_while_others_wait(
 
 
 def _go_on(work: Generator[None, None, Any], seconds: float) -> None:
-    """Some pieces of work, for about so many seconds; raises StopIteration at its end."""
+    """A piece of work, and more for about so many seconds; raises StopIteration at its end."""
     until = time.monotonic() + seconds
+    next(work)
     while time.monotonic() < until:
         next(work)
