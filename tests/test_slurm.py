@@ -165,6 +165,10 @@ def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, undisturbe
     assert stopped.reason == "SIGTERM"
     assert started.step == stopped.step >= 10
     assert (started.job, started.restart) == (job, 1)
+    for log in (lab.run("requeued") / "slurm").glob("*_log.out"):
+        assert log.read_text().count("Starting with JobEnvironment") == 2, (
+            "the second life goes on in the same log"
+        )
 
 
 def test_the_time_limit_brings_the_job_back(lab):

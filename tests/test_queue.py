@@ -1,0 +1,59 @@
+"""What Slurm's commands print, read from stand-ins that print it; test_slurm.py asks the real ones, without accounting."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoreid.slurm.queue import JobState, job_states
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Gives the machine a program that prints a text, and counts its calls."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    def make(name, text, status=0):
+        path = tmp_path / name
+        (tmp_path / f"{name}.txt").write_text(text)
+        path.write_text(f'#!/bin/sh\necho "$@" >> {path}.calls\ncat {path}.txt\nexit {status}\n')
+        path.chmod(0o755)
+        return lambda: (tmp_path / f"{name}.calls").read_text().splitlines()
+
+    return make
+
+
+def test_one_call_each_however_many_jobs(programs):
+    queue = programs(
+        "squeue", "7|RUNNING|n[1-2]|1-02:03:04\n8_0|PENDING|(Priority)|UNLIMITED\n99|RUNNING|n3|5:00\n"
+    )
+    accounts = programs("sacct", "9|COMPLETED|n1\n10|CANCELLED by 1000|None assigned\n11_1|NODE_FAIL|n2\n")
+    states = job_states({"7", "8_0", "9", "10", "11_1", "12"})
+    assert states == {
+        "7": JobState("RUNNING", "n[1-2]", "1-02:03:04"),
+        "8_0": JobState("PENDING", "(Priority)", "UNLIMITED"),
+        "9": JobState("COMPLETED", "n1"),
+        "10": JobState("CANCELLED", "None assigned"),
+        "11_1": JobState("NODE_FAIL", "n2"),
+    }
+    assert len(queue()) == len(accounts()) == 1
+
+
+def test_without_accounting_the_controller_is_asked(programs):
+    programs("squeue", "")
+    programs("sacct", "Slurm accounting storage is disabled\n", status=1)
+    asked = programs("scontrol", "JobId=9 JobName=x UserId=a(1) JobState=FAILED Reason=NonZeroExitCode\n")
+    assert job_states({"9"}) == {"9": JobState("FAILED")}
+    assert asked() == ["--oneliner show job 9"]
+
+
+def test_jobs_in_the_queue_are_not_asked_for_again(programs):
+    programs("squeue", "7|RUNNING|n1|1:00\n")
+    accounts = programs("sacct", "")
+    assert job_states({"7"})["7"].state == "RUNNING"
+    with pytest.raises(FileNotFoundError):
+        accounts()
+
+
+def test_without_slurm_nothing_is_known(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert job_states({"7"}) == {}
