@@ -1,4 +1,4 @@
-"""What Slurm's commands print, read from stand-ins that print it; test_slurm.py asks the real ones, without accounting."""
+"""What Slurm's commands print, read from stand-ins; test_slurm.py asks the real ones, which have no accounting."""
 
 from __future__ import annotations
 
