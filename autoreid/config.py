@@ -98,7 +98,16 @@ class Temperature(Section):
 
 #: Keys of `search` that belong to one space alone.
 _KEYS_OF_SPACE = {
-    "reid_cell": ("operations", "stem", "channels", "cells_per_stage", "nodes", "parts", "stop_at_skips"),
+    "reid_cell": (
+        "operations",
+        "stem",
+        "channels",
+        "cells_per_stage",
+        "nodes",
+        "parts",
+        "stop_at_skips",
+        "activation_checkpointing",
+    ),
     "osnet_ain": ("width",),
 }
 
@@ -122,6 +131,8 @@ class Search(Section):
     """reid_cell: M, horizontal body parts of the part-aware operation."""
     stop_at_skips: Count | None = None
     """reid_cell: stop once the normal cell has so many skip_connect edges (DARTS+); null never stops."""
+    activation_checkpointing: Literal["none", "cell"] = "none"
+    """reid_cell: what the backward pass computes again instead of keeping it: nothing, or whole cells."""
     width: Annotated[float, Field(ge=0.25)] = 1.0
     """osnet_ain: multiplies the channels 64, 256, 384 and 512."""
     relaxation: Literal["softmax", "gumbel", "gumbel_hard"] = "softmax"

@@ -48,6 +48,7 @@ MAY_DIFFER = (
     "data.cache",
     "data.workers",
     "evaluation.batch_size",
+    "search.activation_checkpointing",
     "distributed.device",
     "distributed.digest_every_steps",
     "distributed.timeout_seconds",

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoreid.config import Search
 from autoreid.distributed import frozen_statistics
 from autoreid.search.cells import SearchCell, count_edges, edges_from
 from autoreid.search.genotype import CELL_OPERATIONS
+from autoreid.search.reid_cell import ReidCellSpace
 from tests.per_edge import per_edge_cell
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -122,6 +124,51 @@ def test_one_operation_an_edge(reduction, seed):
     for mine, theirs in zip(
         chosen, torch.autograd.grad(oracle(*inputs, one_hot).sin().sum(), inputs), strict=True
     ):
+        torch.testing.assert_close(mine, theirs, **EXACT)
+
+
+def supernets():
+    """A supernet that keeps everything, one that recomputes its cells, and images and mixing weights."""
+    nets = []
+    for setting in ("none", "cell"):
+        torch.manual_seed(0)
+        search = Search(
+            channels=4, cells_per_stage=(1, 1), nodes=2, parts=2, activation_checkpointing=setting
+        )
+        nets.append(ReidCellSpace(search).build_supernet(5).double())
+    mixing = {
+        kind: torch.rand(5, 7, dtype=torch.float64, requires_grad=True) for kind in ("normal", "reduce")
+    }
+    return *nets, torch.randn(4, 3, 64, 32, dtype=torch.float64), mixing
+
+
+def test_recomputing_cells_changes_nothing_but_what_is_kept():
+    plain, recomputing, x, mixing = supernets()
+    found, kept = [], []
+    for net in (plain, recomputing):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, s=sizes: (s.append(t.nbytes), t)[1], lambda t: t
+        ):
+            embedding, logits = net(x, mixing)
+        kept.append(sum(sizes))
+        leaves = [*mixing.values(), *(weight for weight in net.parameters() if weight.requires_grad)]
+        gradients = torch.autograd.grad(embedding.sin().sum() + logits.square().sum(), leaves)
+        found.append([embedding, logits, *gradients, *net.buffers()])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_recomputing_has_the_weights_of_the_call_and_second_derivatives():
+    found = []
+    *nets, x, mixing = supernets()
+    for net in nets:
+        others = {name: (2 * weight).detach().requires_grad_() for name, weight in net.named_parameters()}
+        loss = torch.func.functional_call(net, others, (x, mixing))[0].sin().sum()
+        gradients = torch.autograd.grad(loss, list(others.values()), create_graph=True, allow_unused=True)
+        length = sum(gradient.square().sum() for gradient in gradients if gradient is not None)
+        found.append(torch.autograd.grad(length, list(mixing.values())))
+    for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, **EXACT)
 
 

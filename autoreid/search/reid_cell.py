@@ -15,6 +15,7 @@ from autoreid.search.cells import FanOut, SearchCell
 from autoreid.search.collapse import count_skips
 from autoreid.search.genotype import Cell, CellGenotype, Edge
 from autoreid.search.macro import CellPlan, build_stem, plan_cells
+from autoreid.search.recompute import recompute
 from autoreid.search.space import Choices
 
 #: A candidate's entries among a supernet's weights.
@@ -104,6 +105,7 @@ class ReidCellSupernet(nn.Module):
         super().__init__()
         self.stem = build_stem(search.stem, search.channels)
         self.kinds = [plan.kind for plan in plans]
+        self.recomputes = search.activation_checkpointing == "cell"
         self.cells = nn.ModuleList(
             SearchCell(
                 search.operations,
@@ -130,7 +132,9 @@ class ReidCellSupernet(nn.Module):
             The embedding (B, D) before the neck, and logits (B, identities).
         """
         x0 = x1 = self.stem(images)
+        recomputes = self.recomputes and torch.is_grad_enabled()
         for kind, cell in zip(self.kinds, self.cells, strict=True):
-            x0, x1 = x1, cell(x0, x1, mixing[kind])
+            inputs = (x0, x1, mixing[kind])
+            x0, x1 = x1, recompute(cell, *inputs) if recomputes else cell(*inputs)
         embedding = x1.mean(dim=(2, 3))
         return embedding, self.neck(embedding)
