@@ -8,11 +8,17 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import torch
 from torch import distributed as dist
 
 from autoreid.errors import AutoreidError
 
 _log = logging.getLogger(__name__)
+
+_LESS_MEMORY = (
+    "the GPU's memory is full; a smaller data.batch_size or more GPUs, search.activation_checkpointing=cell, "
+    "training.precision=bfloat16 or fewer channels need less"
+)
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -30,6 +36,10 @@ def run_command(command: Callable[[], int]) -> int:
         _log.debug("%s", error, exc_info=error)
         _complain(str(error))
         return error.exit_status
+    except torch.OutOfMemoryError as error:
+        _log.debug("%s", error, exc_info=error)
+        _complain(f"{_LESS_MEMORY}: {str(error).splitlines()[0]}")
+        return 1
     except Exception as error:
         _log.debug("%s", error, exc_info=error)
         first = (str(error).splitlines() or [""])[0]

@@ -1,0 +1,45 @@
+"""What a command says and how it ends, whatever ended it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autoreid.cli import run_command
+from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ConfigError("config.yaml: x = 3: wrong"), 2, "config.yaml: x = 3: wrong"),
+        (DataError("a.jpg: cannot read"), 2, "a.jpg: cannot read"),
+        (RunError("step 3: not finite"), 1, "step 3: not finite"),
+        (DisagreementError("step 3: the alphas of rank 1 differ"), 3, "rank 1 differ"),
+        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 1 GiB\nmore"), 1, "a smaller data.batch_size"),
+        (torch.distributed.DistBackendError("NCCL timeout"), 1, "lost contact with another rank"),
+    ],
+)
+def test_a_failure_is_one_line_and_a_status(capsys, monkeypatch, error, status, said):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+
+    def fail() -> int:
+        raise error
+
+    assert run_command(fail) == status
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith("autoreid: ")
+    assert said in first
+    assert not rest or rest[0].startswith("Traceback")
+
+
+def test_only_rank_0_speaks(capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+
+    def fail() -> int:
+        raise ConfigError("wrong")
+
+    assert run_command(fail) == 2
+    assert not capsys.readouterr().err
