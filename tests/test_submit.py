@@ -160,6 +160,15 @@ def test_local_runs_the_same_here_and_status_logs_and_cancel_know_it(recipe, tmp
     assert "tinny: no run" in unknown.stderr
 
 
+def test_a_pipeline_whose_data_to_evaluate_on_is_missing_is_refused(recipe, tmp_path):
+    line = ["--config", recipe, "--train-config", ROOT / "configs" / "quickstart_train.yaml", "--gpus", "0"]
+    refused = submit(tmp_path, "submit_pipeline", *line, "--data", tmp_path / "nowhere")
+    assert refused.returncode == 2
+    assert "--data" in refused.stderr
+    assert "nowhere" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_pipeline_goes_from_searches_to_a_table(tmp_path):
     recipe = write_tiny(tmp_path, training__epochs=1)
     options = {"channels": 4, "cells_per_stage": [1, 1]}

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 from autoreid.config import Config
+from autoreid.data.datasets import read_folder
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
+from autoreid.evaluate import named_paths
 from autoreid.models import build_model, check_input_size
 from autoreid.recipes import load_config
 from autoreid.reporting.history import record
@@ -86,6 +88,8 @@ def plan_stages(options: argparse.Namespace, request: JobRequest) -> tuple[list[
     name = options.name or f"{load_config(options.config, options.overrides).task_name}_found"
     recipe = load_config(options.train_config, [f"task_name={name}", *options.train])
     if draw:
+        for target, folder in named_paths("--data", [str(data) for data in options.data]).items():
+            read_folder(folder, target)
         _check_training(recipe, searches[0].config, options.train_config)
     here = Path.cwd()
     derived = here / "derived" / name
