@@ -303,4 +303,4 @@ def test_the_pipeline_is_a_chain_of_jobs(lab):
     genotype = json.loads((lab.folder / "derived/way_found/genotype.json").read_text())
     assert genotype == lab.result(f"way-seed{best}")["genotype"]
     (cell,) = json.loads((lab.folder / "runs/way_found_evaluation/result.json").read_text())["results"]
-    assert cell["map"] == pytest.approx(lab.result("way_found")["map"], abs=1e-6)
+    assert cell["map"] == pytest.approx(lab.result("way_found")["best_map"], abs=1e-6)
