@@ -113,6 +113,16 @@ def undisturbed(lab):
     return lab.finish(lab.search("undisturbed"), "undisturbed")
 
 
+#: Steps enough to outlast what happens to it on a fast machine.
+LONG = {"training__epochs": 12}
+
+
+@pytest.fixture(scope="module")
+def long_undisturbed(lab):
+    """The same for a longer search."""
+    return lab.finish(lab.search("long_undisturbed", **LONG), "long_undisturbed")
+
+
 def test_two_nodes_and_four_tasks_search_together_through_jobs_and_srun(lab):
     by_jobs = lab.finish(lab.search("four", ranks=FOUR_RANKS), "four")
     run = lab.run("four")
@@ -208,13 +218,22 @@ def test_a_killed_rank_ends_all_and_the_job_comes_back(lab, undisturbed):
     assert "a task was lost" in requeued.reason
 
 
-def test_a_node_that_is_lost_is_survived(lab, undisturbed, faulty_cluster):
-    job = lab.search("orphaned")
+def test_a_node_that_loses_its_power_is_survived(lab, undisturbed, faulty_cluster):
+    job = lab.search("powerless", distributed__timeout_seconds=20.0)
+    lab.wait_for_step("powerless", 10)
+    faulty_cluster.kill_node("n2")
+    faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
+    faulty_cluster.restart_node("n2")
+    assert lab.finish(job, "powerless")["alpha_sha256"] == undisturbed["alpha_sha256"]
+
+
+def test_a_node_whose_daemon_died_is_survived(lab, long_undisturbed, faulty_cluster):
+    job = lab.search("orphaned", **LONG)
     lab.wait_for_step("orphaned", 10)
     faulty_cluster.kill_slurmd("n2")
     faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
     faulty_cluster.restart_slurmd("n2")
-    assert lab.finish(job, "orphaned")["alpha_sha256"] == undisturbed["alpha_sha256"]
+    assert lab.finish(job, "orphaned")["alpha_sha256"] == long_undisturbed["alpha_sha256"]
 
 
 def test_ranks_cut_off_from_each_other_give_up_and_the_job_comes_back(lab, undisturbed, faulty_cluster):
@@ -237,19 +256,19 @@ def test_a_second_search_of_the_same_name_is_refused_while_the_first_is_queued(l
     assert lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("twice"), "--dry-run").returncode == 0
 
 
-def test_a_cancelled_search_saves_and_goes_on_when_submitted_again(lab, undisturbed):
-    job = lab.search("cancelled")
+def test_a_cancelled_search_saves_and_goes_on_when_submitted_again(lab, long_undisturbed):
+    job = lab.search("cancelled", **LONG)
     lab.wait_for_step("cancelled", 10)
     row = json.loads(lab.call("status", "--json", "cancelled").stdout)[0]
-    assert (row["state"], row["task"], row["steps"], row["job"]) == ("RUNNING", "search", 64, job)
+    assert (row["state"], row["task"], row["steps"], row["job"]) == ("RUNNING", "search", 384, job)
     assert row["step"] >= 10
     raw = lab.call("logs", "cancelled", "--raw", "--rank", "1").stdout
     assert "submitit INFO" in raw
     assert "cancelled job" in lab.call("cancel", "cancelled").stdout
     lab.cluster.wait_for(job, "CANCELLED")
-    again = lab.search("cancelled")
+    again = lab.search("cancelled", **LONG)
     result = lab.finish(again, "cancelled")
-    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
+    assert result["alpha_sha256"] == long_undisturbed["alpha_sha256"]
     assert result["restarts"] == 1
 
 
