@@ -106,7 +106,6 @@ _KEYS_OF_SPACE = {
         "nodes",
         "parts",
         "stop_at_skips",
-        "activation_checkpointing",
     ),
     "osnet_ain": ("width",),
 }
@@ -131,10 +130,10 @@ class Search(Section):
     """reid_cell: M, horizontal body parts of the part-aware operation."""
     stop_at_skips: Count | None = None
     """reid_cell: stop once the normal cell has so many skip_connect edges (DARTS+); null never stops."""
-    activation_checkpointing: Literal["none", "cell"] = "none"
-    """reid_cell: what the backward pass computes again instead of keeping it: nothing, or whole cells."""
     width: Annotated[float, Field(ge=0.25)] = 1.0
     """osnet_ain: multiplies the channels 64, 256, 384 and 512."""
+    activation_checkpointing: Literal["none", "cell"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing, or whole cells (OSNet's blocks)."""
     relaxation: Literal["softmax", "gumbel", "gumbel_hard"] = "softmax"
     """How alphas become mixing weights; gumbel_hard uses one sampled candidate at a time (straight-through)."""
     temperature: Temperature = Temperature()

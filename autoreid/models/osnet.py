@@ -106,13 +106,27 @@ class OSBlock(nn.Module):
         return F.relu(self.norm_after(residual + self.downsample(x)))
 
 
-class Stage(nn.Sequential):
-    """Two blocks in a row; each takes a row of mixing weights where it is a mixture."""
+#: Applies the block at a position (0 to 5) to a map.
+RunBlock = Callable[[int, nn.Module, Tensor], Tensor]
 
-    def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
+
+def run_block(position: int, block: nn.Module, x: Tensor) -> Tensor:  # noqa: ARG001
+    """How a network of plain blocks runs each of them."""
+    output: Tensor = block(x)
+    return output
+
+
+class Stage(nn.Sequential):
+    """Two blocks in a row."""
+
+    def __init__(self, first: int, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        self.first = first
+
+    def forward(self, x: Tensor, run: RunBlock = run_block) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        for place, block in enumerate(self):
-            x = block(x) if mixing is None else block(x, mixing[place])
+        for position, block in enumerate(self, start=self.first):
+            x = run(position, block, x)
         return x
 
 
@@ -140,6 +154,7 @@ class OmniScaleFrame(nn.Module):
 
         def stage(first: int, in_channels: int, out_channels: int) -> Stage:
             return Stage(
+                first,
                 build_block(first, in_channels, out_channels),
                 build_block(first + 1, out_channels, out_channels),
             )
@@ -161,11 +176,10 @@ class OmniScaleFrame(nn.Module):
         self.classifier = nn.Linear(512, num_identities)
         initialise(self)
 
-    def feature_map(self, images: Tensor, mixing: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W) -> (B, C, H/16, W/16); `mixing` has a row for each block that takes one."""
-        first, second, third = (None, None, None) if mixing is None else mixing.split(2)
-        x = self.pool2(self.conv2(self.maxpool(self.conv1(images)), first))
-        result: Tensor = self.conv5(self.conv4(self.pool3(self.conv3(x, second)), third))
+    def feature_map(self, images: Tensor, run: RunBlock = run_block) -> Tensor:
+        """Images (B, 3, H, W) -> (B, C, H/16, W/16), each block applied by `run`."""
+        x = self.pool2(self.conv2(self.maxpool(self.conv1(images)), run))
+        result: Tensor = self.conv5(self.conv4(self.pool3(self.conv3(x, run)), run))
         return result
 
 

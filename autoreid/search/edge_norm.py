@@ -5,13 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from autoreid.distributed import normalise
-
-
-def rows_of(stacked: Tensor, edges: int, chosen: slice) -> Tensor:
-    """The rows of some edges, of weights or statistics that stand edge below edge; a view."""
-    if chosen == slice(None):
-        return stacked
-    return stacked.unflatten(0, (edges, -1))[chosen].flatten(0, 1)
+from autoreid.search.pointwise import rows_of
 
 
 class EdgeNorm(nn.BatchNorm2d):

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoreid.search.edge_norm import EdgeNorm, rows_of
+from autoreid.search.edge_norm import EdgeNorm
 from autoreid.search.part_aware import PartAware
-from autoreid.search.pointwise import Pointwise
+from autoreid.search.pointwise import Pointwise, pointwise, rows_of
 
 #: All edges; a slice of one chooses it.
 ALL = slice(None)
@@ -156,9 +156,7 @@ class DepthwiseSeparable(nn.Module):
 def _separable(x: Tensor, depthwise: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """(B, C or E·C, H, W), (E·C, 1, k, k) and (E·C, C, 1, 1) -> (B, E·C, H', W')."""
     y = _depthwise(x, depthwise, stride, dilation)
-    channels = weight.shape[1]
-    product = weight.view(-1, channels, channels) @ y.unflatten(1, (-1, channels)).flatten(3)
-    return product.flatten(1, 2).view_as(y)
+    return pointwise(y, weight, groups=len(weight) // weight.shape[1])
 
 
 def _depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from autoreid.config import Search
-from autoreid.models.osnet import OSBLOCKS, OmniScaleFrame, OSBlock
+from autoreid.models.osnet import OmniScaleFrame
 from autoreid.search.genotype import OSNET_BLOCKS, OsnetAinGenotype
+from autoreid.search.osnet_blocks import MixedBlock
+from autoreid.search.recompute import recompute
 from autoreid.search.space import Choices
 
 #: The one group of alphas.
@@ -34,7 +38,8 @@ class OsnetAinSpace:
 
     def build_supernet(self, num_identities: int) -> OsnetAinSupernet:
         """The supernet, with fresh weights from torch's generator."""
-        return OsnetAinSupernet(self.search.width, num_identities)
+        recomputes = self.search.activation_checkpointing == "cell"
+        return OsnetAinSupernet(self.search.width, num_identities, recomputes)
 
     def genotype(self, probabilities: Mapping[str, Tensor]) -> OsnetAinGenotype:
         """Reads out the most probable block at each place; of equal ones the first."""
@@ -48,47 +53,27 @@ class OsnetAinSpace:
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: OsnetAinGenotype) -> dict[str, Tensor]:
         """The chosen blocks' entries of a supernet's weights, and all shared ones, as the derived network has them."""
-        chosen = dict(zip(_PLACES, genotype.blocks, strict=True))
-        found = {}
-        for name, value in weights.items():
-            stage, block, *rest = name.split(".", 3)
-            candidate = chosen.get(f"{stage}.{block}")
-            if candidate is None:
-                found[name] = value
-            elif rest[0] == candidate:
-                found[f"{stage}.{block}.{rest[1]}"] = value
+        with torch.device("meta"):  # for its structure alone
+            supernet = self.build_supernet(1)
+        found = dict(weights)
+        for place, name in zip(_PLACES, genotype.blocks, strict=True):
+            block = cast(MixedBlock, supernet.get_submodule(place))
+            entries = {key: found.pop(f"{place}.{key}") for key in block.state_dict()}
+            found |= {f"{place}.{key}": value for key, value in block.weights_of(name, entries).items()}
         return found
-
-
-class MixedBlock(nn.ModuleDict):
-    """The weighted sum of the four blocks at one place; norms go without learned scale in each alike."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            {name: OSBlock(in_channels, out_channels, *OSBLOCKS[name], affine=False) for name in OSNET_BLOCKS}
-        )
-
-    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W).
-
-        Args:
-            mixing: (O,) weights, or () the column of the one block that counts.
-        """
-        if mixing.dim() == 0:
-            chosen: Tensor = self[OSNET_BLOCKS[int(mixing)]](x)
-            return chosen
-        total: Tensor = sum(weight * block(x) for weight, block in zip(mixing, self.values(), strict=True))
-        return total
 
 
 class OsnetAinSupernet(OmniScaleFrame):
     """All networks of the space at once; the mixing weights come from outside."""
 
-    def __init__(self, width: float, num_identities: int) -> None:
+    def __init__(self, width: float, num_identities: int, recomputes: bool) -> None:
         def build_block(position: int, in_channels: int, out_channels: int) -> MixedBlock:  # noqa: ARG001
             return MixedBlock(in_channels, out_channels)
 
         super().__init__(build_block, True, width, num_identities, affine=False)
+        for place in _PLACES:
+            cast(MixedBlock, self.get_submodule(place)).initialise()
+        self.recomputes = recomputes
 
     def forward(self, images: Tensor, mixing: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Embeds images.
@@ -100,5 +85,12 @@ class OsnetAinSupernet(OmniScaleFrame):
         Returns:
             The embedding (B, 512) and logits (B, identities).
         """
-        embedding: Tensor = self.fc(self.feature_map(images, mixing[_GROUP]).mean(dim=(2, 3)))
+        recomputes = self.recomputes and torch.is_grad_enabled()
+
+        def mix(position: int, block: nn.Module, x: Tensor) -> Tensor:
+            inputs = (x, mixing[_GROUP][position])
+            output: Tensor = recompute(block, *inputs) if recomputes else block(*inputs)
+            return output
+
+        embedding: Tensor = self.fc(self.feature_map(images, mix).mean(dim=(2, 3)))
         return embedding, self.classifier(embedding)

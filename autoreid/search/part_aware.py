@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.search.edge_norm import EdgeNorm, rows_of
-from autoreid.search.pointwise import pointwise
+from autoreid.search.edge_norm import EdgeNorm
+from autoreid.search.pointwise import map_vectors, pointwise, rows_of
 
 
 class PartAware(nn.Module):
@@ -56,20 +56,14 @@ class PartAware(nn.Module):
             raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
         # Columns first: where H is no multiple of M, an exported 2-d pooling would be a node for every pixel.
         pooled_BMC = F.adaptive_avg_pool1d(x.mean(dim=3), self.parts).transpose(1, 2)
-        body_BEMD = self._map(self.body, pooled_BMC[:, None], edges)
-        query_BEMD, key_BEMD = (self._map(layer, body_BEMD, edges) for layer in (self.query, self.key))
+        body_BEMD = map_vectors(self.body, pooled_BMC[:, None], self.edges, edges)
+        query_BEMD, key_BEMD = (
+            map_vectors(layer, body_BEMD, self.edges, edges) for layer in (self.query, self.key)
+        )
         attention_BEMM = torch.softmax(query_BEMD @ key_BEMD.transpose(2, 3), dim=3)
-        parts_BEMC = self._map(self.fuse_parts, F.relu(attention_BEMM @ body_BEMD), edges)
+        parts_BEMC = map_vectors(self.fuse_parts, F.relu(attention_BEMM @ body_BEMD), self.edges, edges)
         rows = torch.arange(0, height, self.stride, device=x.device) * self.parts // height
         rectified = F.relu(x) if rectified is None else rectified
         pixels = pointwise(rectified, rows_of(self.fuse_pixels.weight, self.edges, edges), self.stride)
         fused = pixels + parts_BEMC.transpose(2, 3).flatten(1, 2)[:, :, rows, None]
         return self.norm(fused, scale_E, edges)
-
-    def _map(self, layer: nn.Linear, vectors: Tensor, edges: slice) -> Tensor:
-        """(B, E or 1, M, D_in) -> (B, E, M, D_out), each edge by its own share of the layer."""
-        chosen = len(range(self.edges)[edges])
-        weight = rows_of(layer.weight, self.edges, edges).unflatten(0, (chosen, -1))
-        mapped = vectors @ weight.transpose(1, 2)
-        bias: Tensor | None = layer.bias
-        return mapped if bias is None else mapped + rows_of(bias, self.edges, edges).view(chosen, 1, -1)
