@@ -132,6 +132,32 @@ def test_another_space_with_noise_and_temperature_ends_the_same(tmp_path):
     assert_equal(outcome(struck, 10), outcome(calm, 10))
 
 
+def test_with_partial_channels_it_ends_the_same(tmp_path):
+    """Killed between two epochs, in the first of which the alphas wait; edges' weights are in every curve."""
+    calm, struck = tmp_path / "calm", tmp_path / "struck"
+    changes = {"search__channels": 4, "search__partial_channels": 4, "search__warmup_epochs": 1}
+    for folder in (calm, struck):
+        folder.mkdir()
+    assert start(_plain, write_tiny(calm, **changes)) == [0]
+    path = write_tiny(struck, **changes, checkpoint__every_steps=1)
+    assert start(_strike, path, 5, signal.SIGKILL, 0) == [-signal.SIGKILL]
+    assert start(_plain, path) == [0]
+    assert restarts(struck) == 1
+    expected = outcome(calm)
+    assert_equal(outcome(struck), expected)
+    betas = [f"groups.{kind}_node{node}" for kind in ("normal", "reduce") for node in (0, 1)]
+    assert {*betas} < expected["checkpoint"]["alphas"].keys()
+    entropies = [
+        expected["metrics"][-1][f"{kind}_node{node}/entropy"]
+        for kind in ("normal", "reduce")
+        for node in (0, 1)
+    ]
+    assert all(0 < found < 1.1 for found in entropies)
+    for epoch in (1, 2):
+        for kind in ("normal", "reduce"):
+            assert (struck / f"genotypes/tiny/EP{epoch:02d}-{kind}.png").read_bytes()[:4] == b"\x89PNG"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_stop_signal_saves_the_step_and_leaves_with_status_0(tmp_path, undisturbed, number):
     path = write_tiny(tmp_path)

@@ -51,4 +51,8 @@ class Space(Protocol):
         """Whether the search should stop here, because what it found is degenerate."""
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
-        """The entries of a supernet's weights that a genotype's derived network has too, by its names for them."""
+        """The entries of a supernet's weights that a genotype's derived network has too, by its names for them.
+
+        Raises:
+            DataError: the derived network has none of them.
+        """
