@@ -38,8 +38,8 @@ def join(mixed: Tensor, passed: Tensor) -> Tensor:
 
     Of output channels p·K + g, g = 0 are the mixed ones.
     """
-    groups = passed.unflatten(1, (-1, mixed.shape[1])).transpose(1, 2)
-    return torch.cat([mixed[:, :, None], groups], dim=2).flatten(1, 2)
+    joined = torch.cat([mixed, passed], dim=1)
+    return F.channel_shuffle(joined, joined.shape[1] // mixed.shape[1])
 
 
 def edge_choices(kind: str, inputs: tuple[str, ...]) -> dict[str, Choices]:
