@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,7 +86,7 @@ def test_betas_are_groups_of_alphas_named_by_node():
         "reduce",
         *(f"{k}_node{n}" for k in ("normal", "reduce") for n in range(3)),
     ]
-    assert choices["reduce_node2"] == (("inputs",), ("c_k-2", "c_k-1", "node0", "node1"))
+    assert choices["reduce_node2"] == (("node2",), ("c_k-2", "c_k-1", "node0", "node1"), "reduce_edges")
     assert choices["normal"] == build(nodes=3)[0].choices()["normal"]
     alphas = alphas_of(space)
     embedding, logits = supernet(torch.randn(4, 3, 32, 16), Softmax().mixing(alphas))
@@ -227,10 +229,12 @@ def test_signs_and_pictures_of_a_search_with_betas(tmp_path):
     probabilities = Softmax().probabilities(alphas_of(space))
     probabilities["normal_node2"] = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     signs = search_signs(probabilities, space.choices(), space.watched())
-    nodes = [f"{kind}_node{node}" for kind in ("normal", "reduce") for node in range(4)]
-    shares = {f"{kind}/{name}" for kind in ("normal", "reduce") for name in space.watched()}
-    assert signs.keys() == shares | {f"{group}/entropy" for group in ("normal", "reduce", *nodes)}
-    assert signs["normal_node2/entropy"] == pytest.approx(0.693, abs=1e-3)
+    kinds = ("normal", "reduce")
+    shares = {f"{kind}/{name}" for kind in kinds for name in space.watched()}
+    assert signs.keys() == shares | {f"{kind}{of}/entropy" for kind in kinds for of in ("", "_edges")}
+    # Of 2, 3 and 5 inputs alike, and of 4 inputs two.
+    expected = (math.log(2) + math.log(3) + math.log(2) + math.log(5)) / 4
+    assert signs["normal_edges/entropy"] == pytest.approx(expected, abs=1e-4)
     assert signs["normal/skip_share"] == pytest.approx(1 / 7, abs=1e-3)
     pictures = draw_genotype(space.genotype(probabilities), tmp_path, "found", "")
     assert {path.name for path in pictures} == {"found-normal.png", "found-reduce.png"}

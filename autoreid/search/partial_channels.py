@@ -48,8 +48,10 @@ def edge_choices(kind: str, inputs: tuple[str, ...]) -> dict[str, Choices]:
     Args:
         inputs: names of the cell's two inputs and of its nodes.
     """
-    nodes = len(inputs) - 2
-    return {_group(kind, node): Choices(("inputs",), inputs[: 2 + node]) for node in range(nodes)}
+    return {
+        _group(kind, node): Choices((name,), inputs[: 2 + node], f"{kind}_edges")
+        for node, name in enumerate(inputs[2:])
+    }
 
 
 def edge_weights(values: Mapping[str, Tensor], kind: str, nodes: int) -> Tensor:

@@ -16,10 +16,12 @@ class Choices(NamedTuple):
     Attributes:
         rows: a name for each of the E things to decide, for plots.
         columns: the O candidates, the same for each row.
+        family: of groups that curves and signs show together; None for a group by itself.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
+    family: str | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
