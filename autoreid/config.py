@@ -102,6 +102,7 @@ _KEYS_OF_SPACE = {
         "operations",
         "stem",
         "channels",
+        "partial_channels",
         "cells_per_stage",
         "nodes",
         "parts",
@@ -122,6 +123,8 @@ class Search(Section):
     """reid_cell: resnet is 7×7 stride 2 and a pool, to 1/4 resolution; darts is 3×3 stride 1."""
     channels: Count = 16
     """reid_cell: C of the first cells; doubled by each reduction cell."""
+    partial_channels: Count = 1
+    """reid_cell: K; an edge's candidates see 1/K of the channels, and edges are weighed too (PC-DARTS has 4)."""
     cells_per_stage: tuple[Count, ...] = (2, 2, 2, 2)
     """reid_cell: cells in each stage; the first cell of every stage but the first is a reduction cell."""
     nodes: Annotated[int, Field(ge=2)] = 4
@@ -162,6 +165,14 @@ class Search(Section):
             raise ValueError("operations: each may stand once")
         if not set(self.operations) - {"none"}:
             raise ValueError("operations: at least one beside none is needed")
+        if self.channels % self.partial_channels:
+            raise ValueError(
+                f"partial_channels: {self.partial_channels} does not divide channels ({self.channels})"
+            )
+        if self.partial_channels > 1 and self.relaxation != "softmax":
+            raise ValueError(
+                f"partial_channels: edges are weighed by relaxation softmax, not {self.relaxation}"
+            )
         if len(self.cells_per_stage) < 2:
             raise ValueError(
                 "cells_per_stage: at least two stages are needed; the second begins with a reduction cell"

@@ -185,6 +185,33 @@ class MixedOperation(nn.Module):
         return output
 
 
+class PartialOperation(MixedOperation):
+    """The first C/K channels through the mixture, the others around it; shuffled (PC-DARTS, arXiv 1907.05737)."""
+
+    def __init__(
+        self, operations: Sequence[str], channels: int, stride: int, parts: int, partial: int
+    ) -> None:
+        super().__init__(operations, channels // partial, stride, parts)
+        self.partial = partial
+
+    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        mixed = super().forward(x[:, : x.shape[1] // self.partial], mixing)
+        channels = [*mixed.unbind(1)]
+        for channel in range(mixed.shape[1], x.shape[1]):
+            passed = x[:, channel]
+            if self.stride == 2:
+                # A last odd row or column stands alone.
+                padded = F.pad(passed, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf)
+                corners = [padded[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+                passed = torch.stack(corners).amax(0)
+            channels.append(passed)
+        # As read row by row and written column by column.
+        width = mixed.shape[1]
+        order = [group * width + place for place in range(width) for group in range(self.partial)]
+        return torch.stack([channels[channel] for channel in order], dim=1)
+
+
 class PerEdgeCell(nn.Module):
     """A cell of N nodes over two inputs; its output concatenates the nodes (N·C channels)."""
 
@@ -197,6 +224,7 @@ class PerEdgeCell(nn.Module):
         channels: int,
         reduction: bool,
         after_reduction: bool,
+        partial: int = 1,
     ) -> None:
         super().__init__()
         self.nodes = nodes
@@ -204,20 +232,33 @@ class PerEdgeCell(nn.Module):
         halve = FactorizedReduce if after_reduction else relu_conv_norm
         self.preprocess0 = halve(older, channels, affine=False)
         self.preprocess1 = relu_conv_norm(newer, channels, affine=False)
+
+        def build_edge(stride: int) -> MixedOperation:
+            if partial == 1:
+                return MixedOperation(operations, channels, stride, parts)
+            return PartialOperation(operations, channels, stride, parts, partial)
+
         self.edges = nn.ModuleList(
-            MixedOperation(operations, channels, 2 if reduction and source < 2 else 1, parts)
+            build_edge(2 if reduction and source < 2 else 1)
             for node in range(nodes)
             for source in range(2 + node)
         )
 
-    def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor) -> Tensor:
-        """The outputs of the cell before the last and of the last, and mixing weights (E, O) or columns (E,)."""
+    def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor, weights_E: Tensor | None = None) -> Tensor:
+        """The outputs of the cell before the last and of the last, and mixing weights (E, O) or columns (E,).
+
+        Args:
+            weights_E: of each edge's output; None for 1.
+        """
         states = [self.preprocess0(x0), self.preprocess1(x1)]
         edge = 0
         for _ in range(self.nodes):
             inputs = list(enumerate(states, start=edge))
             edge += len(states)
-            node: Tensor = sum(self.edges[e](x, mixing[e]) for e, x in inputs)
+            outputs = [self.edges[e](x, mixing[e]) for e, x in inputs]
+            if weights_E is not None:
+                outputs = [weights_E[e] * output for (e, _), output in zip(inputs, outputs, strict=True)]
+            node: Tensor = sum(outputs)
             states.append(node)
         return torch.cat(states[2:], dim=1)
 

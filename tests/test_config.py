@@ -211,6 +211,16 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         ),
         (["search.space=osnet_ain", "search.channels=8"], "search.channels: of space reid_cell"),
         (
+            ["search.space=osnet_ain", "search.partial_channels=2"],
+            "search.partial_channels: of space reid_cell",
+        ),
+        (["search.partial_channels=3"], "search.partial_channels: 3 does not divide channels (16)"),
+        (["search.partial_channels=32"], "search.partial_channels: 32 does not divide channels (16)"),
+        (
+            ["search.partial_channels=4", "search.relaxation=gumbel_hard"],
+            "search.partial_channels: edges are weighed by relaxation softmax, not gumbel_hard",
+        ),
+        (
             ["search.space=osnet_ain", "data.height=16", "data.width=28"],
             "data.height: images of 16×28 leave 1×1 pixels to the last blocks",
         ),

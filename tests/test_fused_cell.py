@@ -1,4 +1,4 @@
-"""The fused cell is the per-edge one: outputs, gradients of weights and mixing, statistics, second derivatives."""
+"""The fused cell is the per-edge one, with all channels or a part of them: outputs, gradients, statistics."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.per_edge import per_edge_cell
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def build(operations, nodes=3, channels=6, reduction=False, after_reduction=False, seed=0):
-    """A fused cell in float64, its oracle, and inputs for both."""
-    torch.manual_seed(seed)
-    arguments = (operations, nodes, 2, (10, 8), channels, reduction, after_reduction)
+def build(operations, nodes=3, channels=6, reduction=False, after_reduction=False, partial=1):
+    """A fused cell in float64 and its oracle."""
+    torch.manual_seed(0)
+    arguments = (operations, nodes, 2, (10, 8), channels, reduction, after_reduction, partial)
     cell = SearchCell(*arguments).double()
     for name, buffer in cell.named_buffers():
         if "running" in name:
@@ -33,6 +33,14 @@ def images(height, width, after_reduction=False, batch=3):
     return [
         torch.randn(batch, 10, *older, dtype=torch.float64, requires_grad=True),
         torch.randn(batch, 8, height, width, dtype=torch.float64, requires_grad=True),
+    ]
+
+
+def draw_mixing(operations, nodes, partial):
+    """Mixing weights, and edge weights where the cell takes them."""
+    shapes = [(count_edges(nodes), len(operations)), (count_edges(nodes),)]
+    return [
+        torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in shapes[: 1 + (partial > 1)]
     ]
 
 
@@ -71,20 +79,19 @@ def assert_same(found, expected):
     reduction=st.booleans(),
     after_reduction=st.booleans(),
     nodes=st.integers(2, 4),
+    partial=st.sampled_from([1, 2, 3]),
 )
-def test_outputs_gradients_and_statistics(operations, none, size, reduction, after_reduction, nodes):
+def test_outputs_gradients_and_statistics(operations, none, size, reduction, after_reduction, nodes, partial):
     operations = [*operations, "none"] if none else operations
-    cell, oracle = build(operations, nodes, 6, reduction, after_reduction)
-    inputs = images(*size, after_reduction)
-    mixing = torch.rand(count_edges(nodes), len(operations), dtype=torch.float64, requires_grad=True)
+    cell, oracle = build(operations, nodes, 6, reduction, after_reduction, partial)
+    inputs = [*images(*size, after_reduction), *draw_mixing(operations, nodes, partial)]
     results = []
     for net in (cell, oracle):
-        output = net(*inputs, mixing)
+        output = net(*inputs)
         weights = dict(net.named_parameters())
-        gradients = torch.autograd.grad(
-            (output * output.detach().cos()).sum(), [*inputs, mixing, *weights.values()]
-        )
-        results.append((output, gradients[:3], dict(zip(weights, gradients[3:], strict=True))))
+        gradients = torch.autograd.grad((output * output.detach().cos()).sum(), [*inputs, *weights.values()])
+        outer = gradients[: len(inputs)]
+        results.append((output, outer, dict(zip(weights, gradients[len(inputs) :], strict=True))))
     (output, outer, weights), (expected, expected_outer, expected_weights) = results
     torch.testing.assert_close(output, expected, **EXACT)
     for mine, theirs in zip(outer, expected_outer, strict=True):
@@ -92,21 +99,22 @@ def test_outputs_gradients_and_statistics(operations, none, size, reduction, aft
     assert_same(by_edge(cell, weights), of_oracle(oracle, expected_weights))
     assert_same(by_edge(cell, dict(cell.named_buffers())), of_oracle(oracle, dict(oracle.named_buffers())))
     cell.eval(), oracle.eval()
-    torch.testing.assert_close(cell(*inputs, mixing), oracle(*inputs, mixing), **EXACT)
+    torch.testing.assert_close(cell(*inputs), oracle(*inputs), **EXACT)
 
 
+@pytest.mark.parametrize("partial", [1, 2])
 @pytest.mark.parametrize("reduction", [False, True])
-def test_second_derivatives(reduction):
-    cell, oracle = build(CELL_OPERATIONS, 2, 4, reduction)
+def test_second_derivatives(reduction, partial):
+    cell, oracle = build(CELL_OPERATIONS, 2, 4, reduction, partial=partial)
     inputs = images(9, 6, batch=2)
-    mixing = torch.rand(5, len(CELL_OPERATIONS), dtype=torch.float64, requires_grad=True)
+    mixing = draw_mixing(CELL_OPERATIONS, 2, partial)
     found = []
     for net in (cell, oracle):
         with frozen_statistics(net):
-            loss = net(*inputs, mixing).tanh().sum()
+            loss = net(*inputs, *mixing).tanh().sum()
             gradients = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
             length = sum(gradient.square().sum() for gradient in gradients)
-            found.append(torch.autograd.grad(length, [mixing, inputs[0]]))
+            found.append(torch.autograd.grad(length, [*mixing, inputs[0]]))
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
 
@@ -127,23 +135,31 @@ def test_one_operation_an_edge(reduction, seed):
         torch.testing.assert_close(mine, theirs, **EXACT)
 
 
-def supernets():
+def supernets(partial=1):
     """A supernet that keeps everything, one that recomputes its cells, and images and mixing weights."""
     nets = []
     for setting in ("none", "cell"):
         torch.manual_seed(0)
         search = Search(
-            channels=4, cells_per_stage=(1, 1), nodes=2, parts=2, activation_checkpointing=setting
+            channels=4,
+            partial_channels=partial,
+            cells_per_stage=(1, 1),
+            nodes=2,
+            parts=2,
+            activation_checkpointing=setting,
         )
-        nets.append(ReidCellSpace(search).build_supernet(5).double())
+        space = ReidCellSpace(search)
+        nets.append(space.build_supernet(5).double())
     mixing = {
-        kind: torch.rand(5, 7, dtype=torch.float64, requires_grad=True) for kind in ("normal", "reduce")
+        name: torch.rand(group.shape, dtype=torch.float64, requires_grad=True)
+        for name, group in space.choices().items()
     }
     return *nets, torch.randn(4, 3, 64, 32, dtype=torch.float64), mixing
 
 
-def test_recomputing_cells_changes_nothing_but_what_is_kept():
-    plain, recomputing, x, mixing = supernets()
+@pytest.mark.parametrize("partial", [1, 2])
+def test_recomputing_cells_changes_nothing_but_what_is_kept(partial):
+    plain, recomputing, x, mixing = supernets(partial)
     found, kept = [], []
     for net in (plain, recomputing):
         sizes = []
@@ -159,9 +175,10 @@ def test_recomputing_cells_changes_nothing_but_what_is_kept():
     assert kept[1] < 0.5 * kept[0]
 
 
-def test_recomputing_has_the_weights_of_the_call_and_second_derivatives():
+@pytest.mark.parametrize("partial", [1, 2])
+def test_recomputing_has_the_weights_of_the_call_and_second_derivatives(partial):
     found = []
-    *nets, x, mixing = supernets()
+    *nets, x, mixing = supernets(partial)
     for net in nets:
         others = {name: (2 * weight).detach().requires_grad_() for name, weight in net.named_parameters()}
         loss = torch.func.functional_call(net, others, (x, mixing))[0].sin().sum()

@@ -106,6 +106,12 @@ def test_cells_start_as_their_supernet_is(tmp_path):
             {"genotype": str(CellGenotype(normal=CELLS.normal[:1] * 2, reduce=CELLS.reduce))} | LAYOUT,
             "the search's supernet has no cells.",
         ),
+        (
+            {"search__partial_channels": 2},
+            "derived",
+            {"genotype": str(CELLS)} | LAYOUT,
+            "a search with search.partial_channels: 2, whose operations have fewer channels than the network's",
+        ),
     ],
 )
 def test_what_cannot_be_inherited_is_refused_in_one_line(tmp_path, changes, name, options, message):

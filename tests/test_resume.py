@@ -1,6 +1,7 @@
 """A search that is killed, stopped or moved to other ranks ends where an undisturbed one ends."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from autoreid import train
 from autoreid.checkpoint import load_checkpoint
@@ -130,6 +132,34 @@ def test_another_space_with_noise_and_temperature_ends_the_same(tmp_path):
     assert start(_plain, path) == [0]
     assert restarts(struck) == 1
     assert_equal(outcome(struck, 10), outcome(calm, 10))
+
+
+def test_with_partial_channels_it_ends_the_same(tmp_path):
+    """Killed between two epochs, in the first of which the alphas wait; edges' weights are in every curve."""
+    calm, struck = tmp_path / "calm", tmp_path / "struck"
+    changes = {"search__channels": 4, "search__partial_channels": 4, "search__warmup_epochs": 1}
+    for folder in (calm, struck):
+        folder.mkdir()
+    assert start(_plain, write_tiny(calm, **changes)) == [0]
+    path = write_tiny(struck, **changes, checkpoint__every_steps=1)
+    assert start(_strike, path, 5, signal.SIGKILL, 0) == [-signal.SIGKILL]
+    assert start(_plain, path) == [0]
+    assert restarts(struck) == 1
+    expected = outcome(calm)
+    assert_equal(outcome(struck), expected)
+    betas = [f"groups.{kind}_node{node}" for kind in ("normal", "reduce") for node in (0, 1)]
+    assert {*betas} < expected["checkpoint"]["alphas"].keys()
+    last = expected["metrics"][-1]
+    assert all(0 < last[f"{kind}_edges/entropy"] < math.log(6) / 2 for kind in ("normal", "reduce"))
+    events = EventAccumulator(str(struck / "runs/tiny/tensorboard")).Reload()
+    shown = [
+        events.Scalars(f"alphas_normal_edges/node1/{source}")[-1].value
+        for source in ("c_k-2", "c_k-1", "node0")
+    ]
+    assert sum(shown) == pytest.approx(1, abs=1e-5)
+    for epoch in (1, 2):
+        for kind in ("normal", "reduce"):
+            assert (struck / f"genotypes/tiny/EP{epoch:02d}-{kind}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])

@@ -65,6 +65,7 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
         {"search__relaxation": "gumbel_hard", "search__temperature": {"schedule": "linear"}},
         {"search__relaxation": "gumbel", "search__order": "exact"},
         {"search__level": "single"},
+        {"search__partial_channels": 2, "search__order": "exact"},
     ],
     ids=[
         "osnet_ain",
@@ -72,6 +73,7 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
         "reid_cell hard",
         "reid_cell gumbel exact",
         "reid_cell single",
+        "reid_cell partial exact",
     ],
 )
 def test_so_they_do_in_any_space_with_any_relaxation_and_level(tmp_path, changes):

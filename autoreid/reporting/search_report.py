@@ -47,14 +47,15 @@ class SearchReport(RunReport):
     def _show_alphas(self, probabilities: Mapping[str, Tensor]) -> None:
         choices = self.task.space.choices()
         for group, entropy in entropies(probabilities).items():
-            names, columns = choices[group]
+            names, columns, family = choices[group]
+            shown = family or group
             rows = zip(names, entropy.tolist(), probabilities[group].tolist(), strict=True)
             for label, undecided, row in rows:
                 curves = {
-                    f"alphas_{group}/{label}/{candidate}": probability
+                    f"alphas_{shown}/{label}/{candidate}": probability
                     for candidate, probability in zip(columns, row, strict=True)
                 }
-                curves[f"entropy_{group}/{label}"] = undecided
+                curves[f"entropy_{shown}/{label}"] = undecided
                 self.board.scalars(curves, self.state.step)
 
     def _draw(self, result: SearchResult) -> None:

@@ -7,12 +7,14 @@ edges have in common is done once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.search.operations import FactorizedReduce, Shared, build_operation, relu_conv_norm
+from autoreid.search.partial_channels import join, pass_by, weighted_sum
 
 
 def count_edges(nodes: int) -> int:
@@ -105,7 +107,11 @@ class FanOut(nn.Module):
 
 
 class SearchCell(nn.Module):
-    """A cell of N nodes over two inputs; its output concatenates the nodes (N·C channels)."""
+    """A cell of N nodes over two inputs; its output concatenates the nodes (N·C channels).
+
+    Args:
+        partial: K; only C/K channels go through the candidates, and edges have weights, if it is above 1.
+    """
 
     def __init__(
         self,
@@ -116,32 +122,51 @@ class SearchCell(nn.Module):
         channels: int,
         reduction: bool,
         after_reduction: bool,
+        partial: int = 1,
     ) -> None:
         super().__init__()
         self.nodes = nodes
+        self.mixed, self.passed = channels // partial, channels - channels // partial
         older, newer = in_channels
         self.preprocess0 = build_preprocess(older, channels, after_reduction, affine=False)
         self.preprocess1 = build_preprocess(newer, channels, False, affine=False)
         # The last node feeds no other.
         self.sources = [edges_from(source, nodes) for source in range(nodes + 1)]
         self.fans = nn.ModuleList(
-            FanOut(operations, len(edges), channels, 2 if reduction and source < 2 else 1, parts)
+            FanOut(operations, len(edges), self.mixed, 2 if reduction and source < 2 else 1, parts)
             for source, edges in enumerate(self.sources)
         )
 
-    def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor) -> Tensor:
-        """The outputs of the cell before the last and of the last, and mixing weights (E, O) or columns (E,)."""
+    def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor, edge_weights_E: Tensor | None = None) -> Tensor:
+        """The outputs of the cell before the last and of the last -> (B, N·C, H', W').
+
+        Args:
+            mixing: (E, O) weights or, without edge weights, (E,) columns.
+            edge_weights_E: of edges that take a part of the channels.
+        """
+        if edge_weights_E is not None:
+            # The candidates' norms scale by it; only the channels that pass by are left to weigh.
+            mixing = mixing * edge_weights_E[:, None]
         arriving: list[list[Tensor]] = [[] for _ in range(self.nodes)]
+        passing: list[Tensor] = []
         states = [self.preprocess0(x0), self.preprocess1(x1)]
         for source, (fan, edges) in enumerate(zip(self.fans, self.sources, strict=True)):
             if source >= 2:
-                states.append(_sum(arriving[source - 2]))
+                states.append(_node(arriving[source - 2], passing, edge_weights_E))
+            x = states[source]
+            if edge_weights_E is not None:
+                x, rest = x.split([self.mixed, self.passed], dim=1)
+                passing.append(pass_by(rest, cast(FanOut, fan).stride))
             fed = arriving[max(0, source - 1) :]
-            for node, added in zip(fed, fan(states[source], mixing[edges]), strict=True):
+            for node, added in zip(fed, fan(x, mixing[edges]), strict=True):
                 node.append(added)
-        return torch.cat([*states[2:], _sum(arriving[-1])], dim=1)
+        return torch.cat([*states[2:], _node(arriving[-1], passing, edge_weights_E)], dim=1)
 
 
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    total: Tensor = sum(tensors[1:], start=tensors[0])
-    return total
+def _node(arrived: Sequence[Tensor], passing: Sequence[Tensor], edge_weights_E: Tensor | None) -> Tensor:
+    """The sum of what the candidates of all its edges added, joined to that of the channels that pass them by."""
+    total: Tensor = sum(arrived[1:], start=arrived[0])
+    if edge_weights_E is None:
+        return total
+    first = count_edges(len(passing) - 2)
+    return join(total, weighted_sum(passing, edge_weights_E[first : first + len(passing)]))

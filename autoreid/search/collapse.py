@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from autoreid.search.alphas import entropies
@@ -23,11 +24,15 @@ def search_signs(
         watched: candidates under a name for their share.
 
     Returns:
-        Means over a group's rows: `<group>/entropy` in nats and `<group>/<name>` for each share.
+        Means over the rows: `<group>/entropy` in nats, or `<family>/entropy` over all of a family's groups, and
+        `<group>/<name>` for each share.
     """
     signs: dict[str, float] = {}
+    rows: dict[str, list[Tensor]] = {}
     for group, entropy in entropies(probabilities).items():
-        signs[f"{group}/entropy"] = entropy.mean().item()
+        family = choices[group].family or group
+        rows.setdefault(family, []).append(entropy)
+        signs[f"{family}/entropy"] = torch.cat(rows[family]).mean().item()
         for name, candidates in watched.items():
             columns = [column for column, label in enumerate(choices[group].columns) if label in candidates]
             if columns:

@@ -20,7 +20,8 @@ def load_start(network: nn.Module, path: Path) -> LoadReport:
     supernet's norms have no scale and shift: the network's start at 1 and 0.
 
     Raises:
-        DataError: as `load_weights`; or the network is not derived, or not of the search's space, layout or size.
+        DataError: as `load_weights`; or the network is not derived, or not of the search's space, layout or size;
+            or the search's operations have a part of the channels only.
     """
     content = read_weights(path)
     state = content.get("state") if isinstance(content, dict) else None
@@ -33,7 +34,10 @@ def load_start(network: nn.Module, path: Path) -> LoadReport:
         raise DataError(
             f"{path}: a search of {search.space}: a network of {network.genotype.space} cannot start from it"
         )
-    weights = build_space(search).inherited(state["network"], network.genotype)
+    try:
+        weights = build_space(search).inherited(state["network"], network.genotype)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     report = fill(network, weights, path)
     heads = ("classifier", "auxiliary")
     layers = {name for name, value in network.named_parameters() if value.dim() > 1}

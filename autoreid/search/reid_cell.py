@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from autoreid.config import Search
+from autoreid.errors import DataError
 from autoreid.models.heads import BNNeck
 from autoreid.search.cells import FanOut, SearchCell
 from autoreid.search.collapse import count_skips
 from autoreid.search.genotype import Cell, CellGenotype, Edge
 from autoreid.search.macro import CellPlan, build_stem, plan_cells
+from autoreid.search.partial_channels import edge_choices, edge_weights
 from autoreid.search.recompute import recompute
 from autoreid.search.space import Choices
 
+_KINDS = ("normal", "reduce")
 #: A candidate's entries among a supernet's weights.
 _CANDIDATE = re.compile(r"cells\.\d+\.fans\.\d+\.candidates\.")
 
@@ -29,14 +33,21 @@ class ReidCellSpace:
         self.search = search
 
     def choices(self) -> dict[str, Choices]:
-        """A row for each edge, such as "node2_from_c_k-1"; all cells of a kind share their alphas."""
-        inputs = ["c_k-2", "c_k-1", *(f"node{node}" for node in range(self.search.nodes))]
+        """A row for each edge, such as "node2_from_c_k-1"; all cells of a kind share their alphas.
+
+        With partial channels also, for each node, which of its inputs counts.
+        """
+        inputs = ("c_k-2", "c_k-1", *(f"node{node}" for node in range(self.search.nodes)))
         edges = tuple(
             f"node{node}_from_{inputs[source]}"
             for node in range(self.search.nodes)
             for source in range(2 + node)
         )
-        return {kind: Choices(edges, self.search.operations) for kind in ("normal", "reduce")}
+        choices = {kind: Choices(edges, self.search.operations) for kind in _KINDS}
+        if self.search.partial_channels > 1:
+            for kind in _KINDS:
+                choices |= edge_choices(kind, inputs)
+        return choices
 
     def watched(self) -> dict[str, tuple[str, ...]]:
         """What a search that collapses puts its weight on (DARTS+, arXiv 1909.06035)."""
@@ -49,26 +60,32 @@ class ReidCellSpace:
     def genotype(self, probabilities: Mapping[str, Tensor]) -> CellGenotype:
         """Reads out the strongest operations: on each edge the best but `none`, on each node its two best edges.
 
+        An edge is as strong as its operation is probable, times the edge's weight where edges have one.
+
         Args:
-            probabilities: (E, O) per kind of cell; equal ones are ranked by position.
+            probabilities: (E, O) per kind of cell, and of each node's inputs; equal ones are ranked by position.
         """
-        cells = {kind: self._read_cell(values.tolist()) for kind, values in probabilities.items()}
+        cells = {}
+        for kind in _KINDS:
+            weights = [1.0] * len(probabilities[kind])
+            if self.search.partial_channels > 1:
+                weights = edge_weights(probabilities, kind, self.search.nodes).tolist()
+            cells[kind] = self._read_cell(probabilities[kind].tolist(), weights)
         return CellGenotype(normal=cells["normal"], reduce=cells["reduce"])
 
-    def _read_cell(self, probabilities_EO: list[list[float]]) -> Cell:
+    def _read_cell(self, probabilities_EO: list[list[float]], weights_E: list[float]) -> Cell:
         nodes: list[tuple[Edge, Edge]] = []
-        first = 0
+        edges = zip(probabilities_EO, weights_E, strict=True)
         for node in range(self.search.nodes):
             best: list[tuple[float, Edge]] = []
-            for source, row in enumerate(probabilities_EO[first : first + 2 + node]):
+            for source, (row, weight) in enumerate(islice(edges, 2 + node)):
                 choices = [
                     pair for pair in zip(row, self.search.operations, strict=True) if pair[1] != "none"
                 ]
                 probability, operation = max(choices, key=lambda choice: choice[0])
-                best.append((probability, Edge(operation, source)))
+                best.append((probability * weight, Edge(operation, source)))
             best.sort(key=lambda candidate: -candidate[0])
             nodes.append((best[0][1], best[1][1]))
-            first += 2 + node
         return tuple(nodes)
 
     def has_collapsed(self, genotype: CellGenotype) -> bool:
@@ -77,7 +94,16 @@ class ReidCellSpace:
         return limit is not None and count_skips(genotype.normal) >= limit
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: CellGenotype) -> dict[str, Tensor]:
-        """The chosen operations' entries in each cell, and all that stands on no edge."""
+        """The chosen operations' entries in each cell, and all that stands on no edge.
+
+        Raises:
+            DataError: the candidates have a part of the derived network's channels.
+        """
+        if self.search.partial_channels > 1:
+            raise DataError(
+                f"a search with search.partial_channels: {self.search.partial_channels}, whose operations have "
+                f"fewer channels than the network's; train from other weights or from none"
+            )
         with torch.device("meta"):  # for its structure alone
             supernet = self.build_supernet(1)
         found = {name: value for name, value in weights.items() if _CANDIDATE.match(name) is None}
@@ -105,6 +131,7 @@ class ReidCellSupernet(nn.Module):
         super().__init__()
         self.stem = build_stem(search.stem, search.channels)
         self.kinds = [plan.kind for plan in plans]
+        self.nodes, self.weighs_edges = search.nodes, search.partial_channels > 1
         self.recomputes = search.activation_checkpointing == "cell"
         self.cells = nn.ModuleList(
             SearchCell(
@@ -115,6 +142,7 @@ class ReidCellSupernet(nn.Module):
                 plan.channels,
                 plan.kind == "reduce",
                 plan.after_reduction,
+                search.partial_channels,
             )
             for plan in plans
         )
@@ -126,7 +154,8 @@ class ReidCellSupernet(nn.Module):
 
         Args:
             images: (B, 3, H, W).
-            mixing: for each kind of cell (E, O) weights, or (E,) the columns of the only operations to compute.
+            mixing: for each kind of cell (E, O) weights, or (E,) the columns of the only operations to compute; with
+                partial channels (E, O) weights, and (1, 2 + node) of each node's inputs.
 
         Returns:
             The embedding (B, D) before the neck, and logits (B, identities).
@@ -134,7 +163,9 @@ class ReidCellSupernet(nn.Module):
         x0 = x1 = self.stem(images)
         recomputes = self.recomputes and torch.is_grad_enabled()
         for kind, cell in zip(self.kinds, self.cells, strict=True):
-            inputs = (x0, x1, mixing[kind])
+            inputs = [x0, x1, mixing[kind]]
+            if self.weighs_edges:
+                inputs.append(edge_weights(mixing, kind, self.nodes))
             x0, x1 = x1, recompute(cell, *inputs) if recomputes else cell(*inputs)
         embedding = x1.mean(dim=(2, 3))
         return embedding, self.neck(embedding)

@@ -16,10 +16,12 @@ class Choices(NamedTuple):
     Attributes:
         rows: a name for each of the E things to decide, for plots.
         columns: the O candidates, the same for each row.
+        family: of groups that curves and signs show together; None for a group by itself.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
+    family: str | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,4 +53,8 @@ class Space(Protocol):
         """Whether the search should stop here, because what it found is degenerate."""
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
-        """The entries of a supernet's weights that a genotype's derived network has too, by its names for them."""
+        """The entries of a supernet's weights that a genotype's derived network has too, by its names for them.
+
+        Raises:
+            DataError: the derived network has none of them.
+        """

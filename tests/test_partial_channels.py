@@ -1,0 +1,240 @@
+"""Partial channels and edge weights: as published, beside today's search, and what a genotype reads of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoreid.config import Search
+from autoreid.reporting.genotype_graph import draw_genotype
+from autoreid.search.alphas import Alphas
+from autoreid.search.cells import count_edges
+from autoreid.search.collapse import search_signs
+from autoreid.search.genotype import CELL_OPERATIONS, Edge
+from autoreid.search.partial_channels import join, pass_by, weighted_sum
+from autoreid.search.reid_cell import ReidCellSpace
+from autoreid.search.relaxations import Softmax
+
+OPERATIONS = CELL_OPERATIONS[:7]
+
+
+def build(**options):
+    search = Search(**{"channels": 4, "stem": "darts", "cells_per_stage": (1, 1)} | options)
+    torch.manual_seed(0)
+    return ReidCellSpace(search), ReidCellSpace(search).build_supernet(5)
+
+
+def alphas_of(space, seed=0):
+    shapes = {name: group.shape for name, group in space.choices().items()}
+    return Alphas(shapes, torch.Generator().manual_seed(seed))
+
+
+def test_the_shuffle_is_the_published_one():
+    """As in the authors' code: (groups, channels a group), transposed."""
+    x = torch.arange(2 * 12 * 3 * 2.0).view(2, 12, 3, 2)
+    published = x.view(2, 4, 3, 3, 2).transpose(1, 2).contiguous().view(2, 12, 3, 2)
+    assert torch.equal(join(x[:, :3], x[:, 3:]), published)
+    assert torch.equal(join(x[:, :3], x[:, 3:])[:, ::4], x[:, :3])
+
+
+def test_sums_of_half_precision_maps_are_not_rounded():
+    maps = [torch.randn(2, 3, 4, 4).bfloat16() for _ in range(4)]
+    weights = torch.rand(4)
+    found = weighted_sum([*maps[:3], maps[3].float()], weights)
+    assert found.dtype == torch.float32
+    expected = sum(weight.double() * x.double() for weight, x in zip(weights, maps, strict=True))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 3)])
+def test_channels_pass_by(height, width):
+    x = torch.randn(2, 3, height, width)
+    assert pass_by(x, 1) is x
+    found = pass_by(x, 2)
+    assert found.shape == (2, 3, -(-height // 2), -(-width // 2))
+    for row in range(found.shape[2]):
+        for column in range(found.shape[3]):
+            window = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            assert torch.equal(found[:, :, row, column], window.amax((2, 3)))
+
+
+def test_all_channels_are_as_without_the_setting():
+    """The names of weights and alphas, and all that they are drawn from, since one checkpoint must fit both."""
+    space, supernet = build()
+    assert space.choices().keys() == {"normal", "reduce"}
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("normal", "reduce"):
+        drawn = 1e-3 * torch.randn(14, 7, generator=generator)
+        assert torch.equal(alphas_of(space).groups[kind], drawn)
+    images = torch.randn(2, 3, 32, 16)
+    mixing = Softmax().mixing(alphas_of(space))
+    stem = supernet.stem(images)
+    first = supernet.cells[0](stem, stem, mixing["normal"])
+    expected = supernet.cells[1](stem, first, mixing["reduce"]).mean((2, 3))
+    assert torch.equal(supernet(images, mixing)[0], expected)
+
+
+def test_betas_are_groups_of_alphas_named_by_node():
+    space, supernet = build(nodes=3, partial_channels=2)
+    choices = space.choices()
+    assert list(choices) == [
+        "normal",
+        "reduce",
+        *(f"{k}_node{n}" for k in ("normal", "reduce") for n in range(3)),
+    ]
+    assert choices["reduce_node2"] == (("node2",), ("c_k-2", "c_k-1", "node0", "node1"), "reduce_edges")
+    assert choices["normal"] == build(nodes=3)[0].choices()["normal"]
+    alphas = alphas_of(space)
+    embedding, logits = supernet(torch.randn(4, 3, 32, 16), Softmax().mixing(alphas))
+    assert embedding.shape == (4, 3 * 8)
+    (embedding.square().sum() + logits.square().sum()).backward()
+    for name, alpha in alphas.groups.items():
+        assert alpha.grad.abs().sum(-1).all(), name
+
+
+def test_each_kind_has_its_own_edge_weights():
+    """Edges decided for one input leave the others out: cells whose other inputs differ are alike."""
+    space, supernet = build(partial_channels=2)
+    supernet.eval()
+    mixing = Softmax().probabilities(alphas_of(space))
+    for name, group in space.choices().items():
+        if name.startswith("reduce_"):
+            mixing[name] = torch.eye(group.shape[1])[:1]
+    seen = []
+    cell = supernet.cells[1]
+    cell.register_forward_hook(lambda *call: seen.append(call[2]))
+    images = torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        supernet(images, mixing)
+        cell.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0], torch.randn_like(inputs[1]), *inputs[2:])
+        )
+        supernet(images, mixing)
+        mixing |= {
+            name.replace("reduce", "normal"): mixing[name] for name in mixing if name.startswith("reduce_")
+        }
+        supernet(images, mixing)
+        mixing["reduce_node1"] = mixing["reduce_node1"].roll(1, 1)
+        supernet(images, mixing)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[2], seen[3])
+
+
+def test_half_precision_and_channels_last_are_about_the_same():
+    space, supernet = build(channels=8, partial_channels=4)
+    images, mixing = torch.randn(4, 3, 32, 16), Softmax().probabilities(alphas_of(space))
+    with torch.no_grad():
+        expected, _ = supernet(images, mixing)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, _ = supernet(images.contiguous(memory_format=torch.channels_last), mixing)
+    assert 0 < (found - expected).norm() < 0.05 * expected.norm()
+
+
+def kept_bytes(search, images):
+    """Of all storages that a forward pass keeps for the backward pass, weights left out."""
+    torch.manual_seed(0)
+    space = ReidCellSpace(search)
+    supernet = space.build_supernet(5)
+    mixing = Softmax().mixing(alphas_of(space))
+    storages = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            # The tensors too, so that no address is used twice.
+            storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        supernet(images, mixing)
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+def test_fewer_channels_keep_fewer_bytes():
+    images = torch.randn(2, 3, 64, 32)
+    kept = [
+        kept_bytes(Search(channels=8, cells_per_stage=(1, 1), parts=2, partial_channels=partial), images)
+        for partial in (1, 2, 4, 8)
+    ]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[2] < 0.6 * kept[0]
+
+
+@st.composite
+def problems(draw):
+    """Operations, and probabilities of them and of each node's inputs; few different values make ties common."""
+    operations = tuple(draw(st.permutations(CELL_OPERATIONS))[: draw(st.integers(2, len(CELL_OPERATIONS)))])
+    nodes = draw(st.integers(2, 4))
+    values = st.sampled_from([0.0, 0.25, 0.5]) if draw(st.booleans()) else st.floats(0, 1, width=32)
+
+    def rows(count, length):
+        row = st.lists(values, min_size=length, max_size=length)
+        return draw(st.lists(row, min_size=count, max_size=count))
+
+    found = {}
+    for kind in ("normal", "reduce"):
+        found[kind] = rows(count_edges(nodes), len(operations))
+        found |= {f"{kind}_node{node}": rows(1, 2 + node) for node in range(nodes)}
+    return operations, nodes, found
+
+
+def read_by_hand(operations, nodes, edges_EO, inputs):
+    """For each node: of all pairs of its edges that with the greatest strengths, earlier ones first."""
+    cell, row = [], 0
+    for node in range(nodes):
+        edges = []
+        for source in range(node + 2):
+            names = {name: edges_EO[row][column] for column, name in enumerate(operations) if name != "none"}
+            best = max(names.values())
+            # The operation is chosen by the alphas alone: an edge without weight has one too.
+            operation = next(name for name, value in names.items() if value == best)
+            edges.append((best * inputs[node][0][source], operation, source))
+            row += 1
+        strongest = sorted(edges, key=lambda edge: (-edge[0], edge[2]))[:2]
+        cell.append(tuple(Edge(operation, source) for _, operation, source in strongest))
+    return tuple(cell)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems())
+def test_a_genotype_ranks_edges_by_their_weight_times_their_operations(problem):
+    operations, nodes, values = problem
+    space = ReidCellSpace(Search(operations=operations, nodes=nodes, partial_channels=4))
+    assert {name: group.shape for name, group in space.choices().items()} == {
+        name: (len(rows), len(rows[0])) for name, rows in values.items()
+    }
+    genotype = space.genotype({name: torch.tensor(rows) for name, rows in values.items()})
+    for kind, cell in genotype.cells():
+        inputs = [values[f"{kind}_node{node}"] for node in range(nodes)]
+        assert cell == read_by_hand(operations, nodes, values[kind], inputs)
+
+
+def test_an_edge_that_counts_beats_one_that_is_decided():
+    space = ReidCellSpace(
+        Search(operations=("none", "skip_connect", "sep_conv_3x3"), nodes=2, partial_channels=4)
+    )
+    values = {name: torch.full(group.shape, 1 / group.shape[1]) for name, group in space.choices().items()}
+    values["normal"][2:] = torch.tensor([[0.0, 1.0, 0.0], [0.3, 0.3, 0.4], [0.2, 0.5, 0.3]])
+    values["normal_node1"][0] = torch.tensor([0.1, 0.5, 0.4])
+    # Strengths 0.1, 0.2 and 0.2: of equal ones the first.
+    assert space.genotype(values).normal[1] == (("sep_conv_3x3", 1), ("skip_connect", 2))
+
+
+def test_signs_and_pictures_of_a_search_with_betas(tmp_path):
+    space = ReidCellSpace(Search(partial_channels=4))
+    probabilities = Softmax().probabilities(alphas_of(space))
+    probabilities["normal_node2"] = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
+    signs = search_signs(probabilities, space.choices(), space.watched())
+    kinds = ("normal", "reduce")
+    shares = {f"{kind}/{name}" for kind in kinds for name in space.watched()}
+    assert signs.keys() == shares | {f"{kind}{of}/entropy" for kind in kinds for of in ("", "_edges")}
+    # Of 2, 3 and 5 inputs alike, and of 4 inputs two.
+    expected = (math.log(2) + math.log(3) + math.log(2) + math.log(5)) / 4
+    assert signs["normal_edges/entropy"] == pytest.approx(expected, abs=1e-4)
+    assert signs["normal/skip_share"] == pytest.approx(1 / 7, abs=1e-3)
+    pictures = draw_genotype(space.genotype(probabilities), tmp_path, "found", "")
+    assert {path.name for path in pictures} == {"found-normal.png", "found-reduce.png"}
