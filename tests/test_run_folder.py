@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from autoreid.errors import ConfigError, RunError
 from autoreid.files import write_atomically
+from autoreid.recipes import load_config
 from autoreid.reporting import run_folder
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.search.genotype import CellGenotype, Genotype
@@ -79,6 +80,18 @@ def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
         "give another task_name, or delete the folder to start anew"
     )
     assert folder.config.read_text() == as_yaml()
+
+
+def test_a_run_from_before_a_key_goes_on_with_its_default(tmp_path):
+    recipe = Path(__file__).parents[1] / "configs/quickstart.yaml"
+    now = load_config(recipe)
+    before = now.model_dump(mode="json")
+    del before["search"]["partial_channels"], before["training"]["channels_last"]
+    folder = begun(tmp_path / "run", yaml.safe_dump(before))
+    folder.claim(now.to_yaml())
+    other = load_config(recipe, ["search.partial_channels=2"])
+    with pytest.raises(ConfigError, match=r"search\.partial_channels was 1, is now 2; give"):
+        folder.claim(other.to_yaml())
 
 
 def test_claim_takes_new_values_of_keys_that_may_differ(tmp_path):

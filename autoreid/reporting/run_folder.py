@@ -21,6 +21,7 @@ import yaml
 
 from autoreid.errors import ConfigError, RunError
 from autoreid.files import make_folder, write_atomically
+from autoreid.recipes import parse_config
 
 _log = logging.getLogger(__name__)
 _REMEDY = "set output_dir to a folder that can be written"
@@ -65,7 +66,8 @@ class RunFolder:
         """Raises what `claim` would, and writes nothing."""
         # A run that died before its first checkpoint left nothing to lose: the mended config takes its place.
         if self.config.exists() and any(self.checkpoints.glob("*.pt")):
-            old, new = _flat_yaml(_read_text(self.config), self.config), _flat_yaml(config_text, self.config)
+            stored = _with_new_keys(_read_text(self.config), self.config)
+            old, new = _flat_yaml(stored, self.config), _flat_yaml(config_text, self.config)
             differing = [
                 f"{key} was {_shown(old, key)}, is now {_shown(new, key)}"
                 for key in sorted(old.keys() | new.keys())
@@ -200,6 +202,14 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the file: {error.strerror}") from error
+
+
+def _with_new_keys(text: str, path: Path) -> str:
+    """A config with the defaults of keys that are younger than it; text that is no valid config stays as it is."""
+    try:
+        return parse_config(text, str(path)).to_yaml()
+    except ConfigError:
+        return text
 
 
 def _flat_yaml(text: str, path: Path) -> dict[str, Any]:
