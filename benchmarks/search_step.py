@@ -1,8 +1,9 @@
-"""Forward and backward pass of the supernet against one mixed operation an edge: time and bytes kept in between.
+"""Forward and backward pass of the supernets against one module a candidate: time, and bytes kept in between.
 
     python benchmarks/search_step.py [--quick] [--threads N] [--json]
 
-The baseline is the tests' oracle (tests/per_edge.py) with the same weights. Both run in turn, in one process.
+The baseline is the tests' oracles (tests/per_edge.py, tests/per_block.py) with the same weights. All run in turn, in
+one process, on a GPU if there is one. At the end the quickstart's search, steps of alphas and weights with loading.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import copy
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +26,20 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from autoreid.config import Search
+from autoreid.data.images import Images
+from autoreid.data.training_data import build_search_data, draw_people
+from autoreid.distributed import StopSignal, World
+from autoreid.recipes import load_config
+from autoreid.search.build import build_search, build_space
+from autoreid.search.osnet_blocks import MixedBlock
 from autoreid.search.reid_cell import ReidCellSpace
+from autoreid.search.task import SearchTask
+from tests.per_block import PerBlock
 from tests.per_edge import per_edge_cell
+
+ROOT = Path(__file__).resolve().parents[1]
+ORACLE, FUSED = "one by one", "fused"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Size(NamedTuple):
@@ -40,13 +55,20 @@ SIZES = {
     "quickstart": Size(Search(channels=12, cells_per_stage=(1, 1)), 32, 96, 48),
     "3 cells, stride-1 stem, C 16": Size(Search(stem="darts", cells_per_stage=(1, 1, 1)), 4, 64, 32),
     "8 cells, 1/4-resolution stem, C 16": Size(Search(), 4, 256, 128),
+    "OSNet quickstart (width 0.25)": Size(Search(space="osnet_ain", width=0.25), 32, 64, 32),
+    "OSNet (width 1)": Size(Search(space="osnet_ain"), 4, 256, 128),
 }
 
 
-def per_edge(supernet: nn.Module, size: Size) -> nn.Module:
-    """The same supernet with the oracle's cells."""
+def one_by_one(supernet: nn.Module, search: Search) -> nn.Module:
+    """The same supernet with a module for each candidate."""
     oracle = copy.deepcopy(supernet)
-    search = size.search
+    if search.space == "osnet_ain":
+        for name, block in [*oracle.named_modules()]:
+            if isinstance(block, MixedBlock):
+                parent, _, place = name.rpartition(".")
+                setattr(oracle.get_submodule(parent), place, PerBlock(block))
+        return oracle
     plans = ReidCellSpace(search)._plans()
     oracle.cells = nn.ModuleList(
         per_edge_cell(
@@ -58,7 +80,7 @@ def per_edge(supernet: nn.Module, size: Size) -> nn.Module:
     return oracle
 
 
-def kept_bytes(forward: Callable[[], Tensor]) -> int:
+def kept_bytes(forward: Callable[[], object]) -> int:
     """Bytes of all storages that a forward pass keeps for the backward pass, weights left out."""
     storages: dict[int, int] = {}
 
@@ -73,33 +95,85 @@ def kept_bytes(forward: Callable[[], Tensor]) -> int:
     return sum(storages.values())
 
 
-def measure(size: Size, rounds: int) -> dict[str, float]:
-    """Medians of interleaved runs."""
-    torch.manual_seed(0)
-    space = ReidCellSpace(size.search)
-    fused = space.build_supernet(100)
-    nets = {"fused": fused, "per_edge": per_edge(fused, size)}
-    images = torch.randn(size.batch, 3, size.height, size.width)
-    mixing = {
-        name: torch.full(group.shape, 1 / len(group.columns)).requires_grad_()
-        for name, group in space.choices().items()
+def variants(size: Size) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
+    """Supernets by how they compute, and uniform mixing weights for each."""
+
+    def build(**changes: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+        torch.manual_seed(0)
+        space = build_space(size.search.model_copy(update=changes))
+        mixing = {
+            name: torch.full(group.shape, 1 / len(group.columns), device=DEVICE).requires_grad_()
+            for name, group in space.choices().items()
+        }
+        return space.build_supernet(100).to(DEVICE), mixing
+
+    supernet, mixing = build()
+    found = {
+        ORACLE: (one_by_one(supernet, size.search), mixing),
+        FUSED: (supernet, mixing),
+        "recomputing": build(activation_checkpointing="cell"),
     }
+    if size.search.space == "reid_cell":
+        found["partial channels, K 4"] = build(partial_channels=4)
+    return found
+
+
+def clock() -> float:
+    """Seconds, once the device has done what it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(size: Size, rounds: int) -> dict[str, dict[str, float]]:
+    """Medians of interleaved rounds after a first one."""
+    nets = variants(size)
+    images = torch.randn(size.batch, 3, size.height, size.width, device=DEVICE)
     seconds: dict[str, list[float]] = {name: [] for name in nets}
     for _ in range(rounds + 1):
-        for name, net in nets.items():
-            started = time.perf_counter()
+        for name, (net, mixing) in nets.items():
+            started = clock()
             embedding, logits = net(images, mixing)
             (embedding.square().sum() + logits.square().sum()).backward()
-            seconds[name].append(time.perf_counter() - started)
-    kept = {name: kept_bytes(lambda net=net: net(images, mixing)[0]) for name, net in nets.items()}  # type: ignore[misc]
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+            seconds[name].append(clock() - started)
+    times = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    kept = {name: kept_bytes(lambda net=net, mix=mix: net(images, mix)) for name, (net, mix) in nets.items()}  # type: ignore[misc]
     return {
-        "ms_an_image": 1e3 * medians["fused"] / size.batch,
-        "per_edge_ms_an_image": 1e3 * medians["per_edge"] / size.batch,
-        "time_ratio": medians["fused"] / medians["per_edge"],
-        "mb_an_image": kept["fused"] / size.batch / 1e6,
-        "per_edge_mb_an_image": kept["per_edge"] / size.batch / 1e6,
-        "bytes_ratio": kept["fused"] / kept["per_edge"],
+        name: {
+            "ms_an_image": 1e3 * times[name] / size.batch,
+            "time_ratio": times[name] / times[ORACLE],
+            "mb_an_image": kept[name] / size.batch / 1e6,
+            "bytes_ratio": kept[name] / kept[ORACLE],
+        }
+        for name in nets
+    }
+
+
+def end_to_end(recipe: str, steps: int) -> dict[str, dict[str, float]]:
+    """Images a second of a whole search: loading, alphas and weights; in turn step by step."""
+    fused = ReidCellSpace.build_supernet
+    build = {FUSED: fused, ORACLE: lambda space, count: one_by_one(fused(space, count), space.search)}
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(ROOT / "configs" / recipe, [f"data.root={folder}"])
+        draw_people(config.data)
+        world = World(0, 1, 0, DEVICE)
+        tasks: dict[str, SearchTask] = {}
+        for name, builder in build.items():
+            with mock.patch.object(ReidCellSpace, "build_supernet", builder):
+                images = Images(config.data.height, config.data.width)
+                tasks[name] = build_search(config, build_search_data(config, world, images), world)
+        seconds: dict[str, list[float]] = {name: [] for name in tasks}
+        with StopSignal() as stop:
+            for _ in range(steps + 1):
+                for name, task in tasks.items():
+                    started = clock()
+                    task.step(stop)
+                    seconds[name].append(clock() - started)
+    times = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    batch = config.data.batch_size
+    return {
+        name: {"images_a_second": batch / value, "time_ratio": value / times[ORACLE]}
+        for name, value in times.items()
     }
 
 
@@ -114,12 +188,17 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sizes = dict(list(SIZES.items())[:1]) if arguments.quick else SIZES
-    rows = {name: measure(size, 2 if arguments.quick else 7) for name, size in sizes.items()}
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for name, size in sizes.items():
+        rows[name] = measure(size, 2 if arguments.quick else 7)
+    rows["search with configs/quickstart.yaml"] = end_to_end("quickstart.yaml", 3 if arguments.quick else 15)
     if arguments.json:
-        print(json.dumps({"threads": arguments.threads, "sizes": rows}))
+        print(json.dumps({"device": str(DEVICE), "threads": arguments.threads, "sizes": rows}))
         return
-    for name, row in rows.items():
-        print(f"{name}: {', '.join(f'{key} {value:.3g}' for key, value in row.items())}")
+    for name, found in rows.items():
+        print(name)
+        for variant, values in found.items():
+            print(f"  {variant:<24}" + "".join(f"{key} {value:<10.3g}" for key, value in values.items()))
 
 
 if __name__ == "__main__":
