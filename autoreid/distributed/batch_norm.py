@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ def normalise(
         shared: whether statistics are those of all ranks; every rank has the same B.
     """
     if not training or not shared or world_size() == 1:
+        if training and _is_slow(x):
+            return _normalise_on_cpu(x, running_mean, running_var, weight, bias, momentum, eps)
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if x.dim() < 2:
         raise ValueError(f"expected (B, C, ...), got {tuple(x.shape)}")
@@ -61,6 +63,63 @@ def normalise(
     if bias is not None:
         output = output + bias.view(shape)
     return output.to(dtype)
+
+
+def _is_slow(x: Tensor) -> bool:
+    """Whether torch would walk through the maps number by number: it does on CPUs, channels apart."""
+    wide = x.dtype in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and wide and x.dim() > 2 and x.is_contiguous() and x[:, 0].numel() > 1
+
+
+def _normalise_on_cpu(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    output, mean, variance = _BatchNormOnCpu.apply(x.flatten(2), weight, bias, eps)
+    if running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * (count / (count - 1)), momentum)
+    result: Tensor = output.view_as(x)
+    return result
+
+
+class _BatchNormOnCpu(torch.autograd.Function):
+    """Batch normalisation by vectorised passes over rows: mean, centring, their norm. Backward is torch's own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, N) -> the same, and the mean and the biased variance of each channel."""
+        count = x.numel() // x.shape[1]
+        mean = x.sum(2).sum(0) / count
+        centred = x - mean[:, None]
+        variance = torch.linalg.vector_norm(centred, dim=2).square().sum(0) / count
+        scale = torch.rsqrt(variance + eps)
+        output = centred.mul_((scale if weight is None else scale * weight)[:, None])
+        if bias is not None:
+            output.add_(bias[:, None])
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return output, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiable itself, as torch's function for it is."""
+        x, weight, mean, scale = ctx.saved_tensors
+        needed = [*ctx.needs_input_grad[:3]]
+        found = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, None, None, mean, scale, True, ctx.eps, needed
+        )
+        return (*(value if wanted else None for value, wanted in zip(found, needed, strict=True)), None)
 
 
 class SharedBatchNorm(_BatchNorm):
