@@ -16,8 +16,8 @@ from autoreid.errors import AutoreidError
 _log = logging.getLogger(__name__)
 
 _LESS_MEMORY = (
-    "the GPU's memory is full; a smaller data.batch_size or more GPUs, search.activation_checkpointing=cell, "
-    "training.precision=bfloat16 or fewer channels need less"
+    "the GPU's memory is full; a larger training.accumulation, a smaller data.batch_size or more GPUs, "
+    "search.activation_checkpointing=cell, training.precision=bfloat16 or fewer channels need less"
 )
 
 

@@ -6,6 +6,7 @@ Knows nothing of re-ID. Every function works without a process group as well, so
 from autoreid.distributed.batch_norm import frozen_statistics, normalise, share_batch_statistics
 from autoreid.distributed.collectives import (
     average_and_agree,
+    averaging,
     barrier,
     broadcast_buffers,
     check_agreement,
@@ -23,6 +24,7 @@ __all__ = [
     "StopSignal",
     "World",
     "average_and_agree",
+    "averaging",
     "barrier",
     "broadcast_buffers",
     "check_agreement",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -194,6 +195,17 @@ def data_parallel(module: nn.Module, broadcast_buffers: bool, parts_unused: bool
             gradient_as_bucket_view=True,
             find_unused_parameters=parts_unused,
         )
+
+
+def averaging(module: nn.Module | None, now: bool) -> AbstractContextManager[None]:
+    """For a forward and backward pass through what `data_parallel` gave.
+
+    Args:
+        now: whether this pass averages the gradients over the ranks; if not, the next that does averages the sums.
+    """
+    if isinstance(module, DistributedDataParallel) and not now:
+        return module.no_sync()
+    return nullcontext()
 
 
 def broadcast_buffers(module: nn.Module) -> None:

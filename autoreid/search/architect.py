@@ -6,9 +6,9 @@ stands for w*: w' = w - ξ·∇w L_weights(w, α), momentum and weight decay inc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,19 @@ from autoreid.data.loaders import Batch
 from autoreid.distributed import average_and_agree, frozen_statistics, sum_over_ranks, world_size
 from autoreid.search.alphas import Alphas
 from autoreid.search.relaxations import Relaxation
-from autoreid.training.objective import Objective
+from autoreid.training.accumulation import Accumulation
+from autoreid.training.objective import Objective, Score
 
 Weights = dict[str, Tensor]
-#: The loss on one level's images as a function of the supernet's weights, and of the alphas through autograd.
-Loss = Callable[[Weights], Tensor]
+
+
+class Gradient(Protocol):
+    """The gradient of the loss on one level's images, micro-batch after micro-batch."""
+
+    def __call__(
+        self, weights: Weights, inputs: Sequence[Tensor], create_graph: bool = False
+    ) -> list[Tensor]:
+        """At some weights of the supernet, in some of them or of the alphas' parameters."""
 
 
 class Architect:
@@ -33,7 +41,8 @@ class Architect:
 
     Args:
         order: "first": ∇α L_alphas(w, α). "second": the unrolled gradient, its Hessian-vector product by central
-            differences (DARTS, eq. 7 and 8). "exact": the unrolled gradient through autograd.
+            differences (DARTS, eq. 7 and 8). "exact": the unrolled gradient through autograd, which keeps the
+            graphs of all the weights' micro-batches at once; the other two keep one.
     """
 
     def __init__(
@@ -44,13 +53,15 @@ class Architect:
         objective: Objective,
         weight_optimizer: Optimizer,
         order: Literal["first", "second", "exact"],
+        accumulation: Accumulation | None = None,
     ) -> None:
         self.supernet = supernet
         self.alphas = alphas
         self.relaxation = relaxation
         self.objective = objective
         self.weight_optimizer = weight_optimizer
-        self._gradients: Callable[[Loss, Loss], list[Tensor]] = {
+        self.accumulation = accumulation or Accumulation()
+        self._gradients: Callable[[Gradient, Gradient], list[Tensor]] = {
             "first": self._first_order,
             "second": self._second_order,
             "exact": self._exact,
@@ -64,19 +75,24 @@ class Architect:
                 is that of one function, not of the difference between two draws.
         """
 
-        def loss(batch: Batch, weights: Weights) -> Tensor:
+        def score(weights: Weights, batch: Batch) -> Score:
             network = partial(functional_call, self.supernet, weights)
             mixing = self.relaxation.mixing(self.alphas, step, "alphas")
-            return self.objective(lambda *inputs: network(inputs), batch, mixing).losses.total
+            return self.objective(lambda *inputs: network(inputs), batch, mixing)
+
+        def gradient(
+            batch: Batch, weights: Weights, inputs: Sequence[Tensor], create_graph: bool = False
+        ) -> list[Tensor]:
+            return self.accumulation.gradients(partial(score, weights), batch, inputs, create_graph)
 
         with frozen_statistics(self.supernet):
-            return self._gradients(partial(loss, alpha_batch), partial(loss, weight_batch))
+            return self._gradients(partial(gradient, alpha_batch), partial(gradient, weight_batch))
 
     def _weights(self) -> Weights:
         return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
 
-    def _first_order(self, alpha_loss: Loss, weight_loss: Loss) -> list[Tensor]:  # noqa: ARG002
-        return list(torch.autograd.grad(alpha_loss(self._weights()), list(self.alphas.parameters())))
+    def _first_order(self, of_alphas: Gradient, of_weights: Gradient) -> list[Tensor]:  # noqa: ARG002
+        return of_alphas(self._weights(), list(self.alphas.parameters()))
 
     def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
         """One step of SGD, as the optimiser would make it, on copies."""
@@ -90,16 +106,20 @@ class Architect:
             unrolled[name] = weight - group["lr"] * step
         return unrolled
 
-    def _second_order(self, alpha_loss: Loss, weight_loss: Loss) -> list[Tensor]:
+    def _at(self, unrolled: Weights, of_alphas: Gradient) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradient in the alphas as if the unrolled weights did not depend on them, and in those weights."""
+        alphas = list(self.alphas.parameters())
+        leaves = {name: weight.detach().requires_grad_() for name, weight in unrolled.items()}
+        both = of_alphas(leaves, [*alphas, *leaves.values()])
+        return both[: len(alphas)], both[len(alphas) :]
+
+    def _second_order(self, of_alphas: Gradient, of_weights: Gradient) -> list[Tensor]:
         weights = self._weights()
         alphas = list(self.alphas.parameters())
-        gradients, _ = average_and_agree(torch.autograd.grad(weight_loss(weights), list(weights.values())))
+        gradients, _ = average_and_agree(of_weights(weights, list(weights.values())))
         with torch.no_grad():
             unrolled = self._unroll(weights, gradients)
-        for weight in unrolled.values():
-            weight.requires_grad_()
-        both = torch.autograd.grad(alpha_loss(unrolled), [*alphas, *unrolled.values()])
-        direct, direction = both[: len(alphas)], both[len(alphas) :]
+        direct, direction = self._at(unrolled, of_alphas)
         direction_mean, _ = average_and_agree(direction)
         # Half the distance of the two points, as DARTS chooses it.
         epsilon = 0.01 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction_mean))).clamp(
@@ -110,19 +130,21 @@ class Architect:
             with torch.no_grad():
                 moves = zip(weights.items(), direction_mean, strict=True)
                 nearby = {name: weight + sign * epsilon * move for (name, weight), move in moves}
-            shifted.append(torch.autograd.grad(weight_loss(nearby), alphas))
+            shifted.append(of_weights(nearby, alphas))
         rate = self.weight_optimizer.param_groups[0]["lr"]
         return [
             value - rate * (plus - minus) / (2 * epsilon)
             for value, plus, minus in zip(direct, *shifted, strict=True)
         ]
 
-    def _exact(self, alpha_loss: Loss, weight_loss: Loss) -> list[Tensor]:
+    def _exact(self, of_alphas: Gradient, of_weights: Gradient) -> list[Tensor]:
         weights = self._weights()
-        gradients = torch.autograd.grad(weight_loss(weights), list(weights.values()), create_graph=True)
+        gradients = of_weights(weights, list(weights.values()), create_graph=True)
         # One differentiable all-reduce of one flat tensor.
         flat = sum_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients])) / world_size()
         pieces = flat.split([gradient.numel() for gradient in gradients])
         mean = [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
-        loss = alpha_loss(self._unroll(weights, mean))
-        return list(torch.autograd.grad(loss, list(self.alphas.parameters())))
+        unrolled = self._unroll(weights, mean)
+        direct, direction = self._at(unrolled, of_alphas)
+        through = torch.autograd.grad(list(unrolled.values()), list(self.alphas.parameters()), direction)
+        return [value + more for value, more in zip(direct, through, strict=True)]

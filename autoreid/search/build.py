@@ -15,7 +15,13 @@ from autoreid.search.relaxations import build_relaxation
 from autoreid.search.space import Space
 from autoreid.search.task import SearchState, SearchTask
 from autoreid.seeding import derive_seed
-from autoreid.training.build import build_objective, build_optimizer, measure_network, place_network
+from autoreid.training.build import (
+    build_accumulation,
+    build_objective,
+    build_optimizer,
+    measure_network,
+    place_network,
+)
 from autoreid.training.state import METRICS
 
 
@@ -54,8 +60,9 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     )
     objective = build_objective(config, world)
     relaxation = build_relaxation(config, state.steps_per_epoch)
+    accumulation = build_accumulation(config, world)
     architect = Architect(
-        supernet, alphas, relaxation, objective, state.weight_optimizer, config.search.order
+        supernet, alphas, relaxation, objective, state.weight_optimizer, config.search.order, accumulation
     )
     return SearchTask(
         config,
@@ -65,6 +72,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         relaxation,
         architect,
         objective,
+        accumulation,
         network,
         lambda mixing: measure_network(
             config, supernet, lambda images: supernet(images, mixing)[0], data, world

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -19,12 +20,13 @@ from autoreid.search.collapse import search_signs
 from autoreid.search.genotype import AnyGenotype
 from autoreid.search.relaxations import Relaxation
 from autoreid.search.space import Space
+from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import memory_format
 from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
-from autoreid.training.objective import Objective
+from autoreid.training.objective import Objective, Score
 from autoreid.training.schedules import learning_rate
 from autoreid.training.state import RunState
-from autoreid.training.steps import average_and_agree_on_step, backward, require_finite, step_weights
+from autoreid.training.steps import average_and_agree_on_step, require_finite, step_weights
 
 
 @dataclass(kw_only=True)
@@ -71,6 +73,7 @@ class SearchTask:
     relaxation: Relaxation
     architect: Architect
     objective: Objective
+    accumulation: Accumulation
     network: nn.Module
     measure: Callable[[Mapping[str, Tensor]], MeanRetrieval]
 
@@ -108,9 +111,7 @@ class SearchTask:
             mine = self.architect.gradients(alpha_batch, weight_batch, state.step)
         gradients, stopping = average_and_agree_on_step(mine, (weight_batch, alpha_batch), stop)
         self._step_alphas(gradients)
-        with torch.no_grad():
-            mixing = self.relaxation.mixing(state.alphas, state.step, "weights")
-        metrics = backward(state, self.objective, self.network, weight_batch, mixing)
+        metrics = self._backward(weight_batch, alphas_move=False)
         step_weights(state, self.config.training.gradient_clip)
         return stopping, metrics
 
@@ -118,16 +119,23 @@ class SearchTask:
         """Alphas and weights by one backward pass on the same images."""
         state = self.state
         batch = self._next(state.stream)
-        alphas = list(state.alphas.parameters()) if self._alphas_move() else []
         state.alpha_optimizer.zero_grad()
-        with torch.set_grad_enabled(bool(alphas)):
-            mixing = self.relaxation.mixing(state.alphas, state.step, "weights")
-        metrics = backward(state, self.objective, self.network, batch, mixing)
-        mine = [alpha.grad for alpha in alphas if alpha.grad is not None]
+        metrics = self._backward(batch, self._alphas_move())
+        mine = [alpha.grad for alpha in state.alphas.parameters() if alpha.grad is not None]
         gradients, stopping = average_and_agree_on_step(mine, (batch,), stop)
         self._step_alphas(gradients)
         step_weights(state, self.config.training.gradient_clip)
         return stopping, metrics
+
+    def _backward(self, batch: Batch, alphas_move: bool) -> Tensor:
+        """Gives the weights their gradient, and the alphas theirs if they move with them; this rank's METRICS."""
+        self.state.weight_optimizer.zero_grad()
+        return self.accumulation.backward(self.network, partial(self._score, alphas_move), batch)
+
+    def _score(self, alphas_move: bool, batch: Batch) -> Score:
+        with torch.set_grad_enabled(alphas_move):
+            mixing = self.relaxation.mixing(self.state.alphas, self.state.step, "weights")
+        return self.objective(self.network, batch, mixing)
 
     def _next(self, stream: BatchStream) -> Batch:
         return next(stream).to(self.world.device, memory_format(self.config.training))

@@ -13,8 +13,10 @@ from autoreid.config import Config, Training
 from autoreid.data.loaders import embedding_batches
 from autoreid.data.training_data import TrainingData
 from autoreid.distributed import World
+from autoreid.errors import ConfigError
 from autoreid.evaluation import MeanRetrieval, measure_retrieval
 from autoreid.losses import RetrievalLoss
+from autoreid.training.accumulation import Accumulation
 from autoreid.training.objective import Objective
 
 #: Modules of a network that its head is made of; all others are the backbone.
@@ -66,6 +68,25 @@ def build_objective(config: Config, world: World) -> Objective:
         world.rank,
     )
     return Objective(loss, config.training.precision, world.device, losses.auxiliary_weight)
+
+
+def build_accumulation(config: Config, world: World) -> Accumulation:
+    """The config's micro-batches.
+
+    Raises:
+        ConfigError: a rank's identities cannot be dealt to so many alike.
+    """
+    count, images_per_identity = config.training.accumulation, config.data.images_per_identity
+    unit = count * images_per_identity * world.size
+    batch_size = config.data.batch_size
+    if batch_size % unit:
+        below = batch_size // unit * unit
+        nearest = f"{below} or {below + unit}" if below else f"{unit}"
+        raise ConfigError(
+            f"training.accumulation {count} with data.images_per_identity {images_per_identity} on {world.size} "
+            f"ranks: data.batch_size {batch_size} must be a multiple of {unit}, such as {nearest}"
+        )
+    return Accumulation(count, images_per_identity)
 
 
 def measure_network(

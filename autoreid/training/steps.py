@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from autoreid.data.loaders import Batch
 from autoreid.distributed import StopSignal, average_and_agree, gather_objects
 from autoreid.errors import DataError, RunError
-from autoreid.training.objective import Objective
 from autoreid.training.state import RunState
 
 
@@ -32,28 +30,6 @@ def average_and_agree_on_step(
     if any_broken:
         raise DataError(next(message for message in gather_objects(broken) if message))
     return averages, stopping
-
-
-def backward(
-    state: RunState,
-    objective: Objective,
-    network: Callable[..., tuple[Tensor, ...]],
-    batch: Batch,
-    *inputs: Any,
-) -> Tensor:
-    """Gives the weights, and whatever the inputs come from, their gradients.
-
-    Args:
-        network: the state's, under DDP where there are ranks.
-        inputs: what the network takes beside the images.
-
-    Returns:
-        This rank's METRICS, (4,).
-    """
-    state.weight_optimizer.zero_grad()
-    score = objective(network, batch, *inputs)
-    score.losses.total.backward()
-    return torch.stack([*(term.detach() for term in score.losses), score.accuracy])
 
 
 def step_weights(state: RunState, gradient_clip: float | None, frozen: bool = False) -> None:

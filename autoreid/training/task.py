@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -17,8 +18,10 @@ from autoreid.evaluation import MeanRetrieval
 from autoreid.models import build_model, check_input_size
 from autoreid.search.inheritance import load_start
 from autoreid.seeding import derive_seed
+from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import (
     HEADS,
+    build_accumulation,
     build_objective,
     build_optimizer,
     measure_network,
@@ -29,7 +32,7 @@ from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
 from autoreid.training.objective import Objective
 from autoreid.training.schedules import learning_rate
 from autoreid.training.state import METRICS, RunState
-from autoreid.training.steps import average_and_agree_on_step, backward, step_weights
+from autoreid.training.steps import average_and_agree_on_step, step_weights
 
 
 @dataclass(kw_only=True)
@@ -58,6 +61,7 @@ class TrainTask:
     world: World
     state: TrainState
     objective: Objective
+    accumulation: Accumulation
     network: nn.Module
     measure: Callable[[], MeanRetrieval]
 
@@ -73,7 +77,8 @@ class TrainTask:
         frozen = state.epoch < training.frozen_epochs
         self._set_mode(frozen)
         _, stopping = average_and_agree_on_step((), (batch,), stop)
-        metrics = backward(state, self.objective, self.network, batch)
+        state.weight_optimizer.zero_grad()
+        metrics = self.accumulation.backward(self.network, partial(self.objective, self.network), batch)
         step_weights(state, training.gradient_clip, frozen)
         if state.ema is not None:
             state.ema.update_parameters(state.network)
@@ -126,6 +131,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         world,
         state,
         build_objective(config, world),
+        build_accumulation(config, world),
         network,
         lambda: measure_network(config, measured, measured, data, world),
     )

@@ -1,0 +1,304 @@
+"""Gradients accumulated over micro-batches: the mean of theirs, on any number of ranks, one graph at a time."""
+
+from __future__ import annotations
+
+import copy
+import signal
+from collections import Counter
+
+import pytest
+import torch
+
+from autoreid import distributed, train
+from autoreid.data.loaders import Batch
+from autoreid.data.training_data import build_search_data
+from autoreid.distributed import StopSignal, World
+from autoreid.errors import ConfigError
+from autoreid.search.architect import Architect
+from autoreid.search.build import build_search
+from autoreid.search.relaxations import Softmax
+from autoreid.training.accumulation import Accumulation
+from tests import test_architect, test_resume, test_search_ranks, test_training
+from tests.ranks import run_ranks
+from tests.test_architect import Problem, direct_term, flat, numerical_gradient, stepped, tiny_problem
+from tests.test_search_steps import build
+from tests.tiny import OSNET, tiny_config, write_tiny
+
+TWICE = {"training__accumulation": 2}
+UNSHARED = {"distributed__share_batch_statistics": False, "losses__mine_across_ranks": False}
+HARD = OSNET | {"search__level": "bilevel", "search__order": "first", "search__relaxation": "gumbel_hard"}
+
+
+def dealt(batch, count, images_per_identity):
+    """The micro-batches, by lists: whole groups, in turn."""
+    size = images_per_identity
+    groups = torch.arange(len(batch.labels)).split(size)
+    rows = [torch.cat(groups[number::count]) for number in range(count)]
+    return [Batch(batch.images[some], batch.labels[some], batch.broken) for some in rows]
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(1, 1), (1, 4), (2, 1), (2, 2), (2, 6), (3, 2), (4, 3), (6, 1)])
+def test_the_ranks_micro_batches_together_are_one_process_s(count, ranks):
+    size, identities = 3, 12
+    images = torch.arange(size * identities * 2.0).view(-1, 1, 1, 2)
+    batch = Batch(images, torch.arange(size * identities) // size, None)
+    accumulation = Accumulation(count, size)
+    alone = list(accumulation.deal(batch))
+    for found, wanted in zip(alone, dealt(batch, count, size), strict=True):
+        assert torch.equal(found.images, wanted.images)
+        assert torch.equal(found.labels, wanted.labels)
+        assert set(Counter(found.labels.tolist()).values()) == {size}, "whole identities"
+    shares = [
+        batch._replace(images=mine, labels=labels)
+        for mine, labels in zip(images.chunk(ranks), batch.labels.chunk(ranks), strict=True)
+    ]
+    if identities // ranks % count:
+        return
+    for number, together in enumerate(zip(*(accumulation.deal(share) for share in shares), strict=True)):
+        assert torch.equal(torch.cat([part.labels for part in together]), alone[number].labels)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_micro_batches_lie_in_memory_as_the_batch_does(layout):
+    batch = Batch(torch.randn(8, 3, 4, 4).to(memory_format=layout), torch.arange(8), None)
+    for micro_batch in Accumulation(2, 2).deal(batch):
+        assert micro_batch.images.is_contiguous(memory_format=layout)
+
+
+class Dealt(Problem):
+    """Its loss is the mean over micro-batches; a norm among its layers makes that another loss than the batch's."""
+
+    def gradients(self, order):
+        architect = Architect(
+            self.net, self.alphas, Softmax(), self.objective, self.optimizer, order, Accumulation(2, 2)
+        )
+        return flat(architect.gradients(self.alpha_batch, self.weight_batch, step=3))
+
+    def loss(self, net, batch):
+        losses = [Problem.loss(self, net, micro_batch) for micro_batch in dealt(batch, 2, 2)]
+        return sum(losses) / len(losses)
+
+
+def dealt_problem(steps_before):
+    return Dealt(*tiny_problem(steps_before))
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_exact_is_the_derivative_of_the_unrolled_mean_loss(steps_before):
+    problem = dealt_problem(steps_before)
+    found, expected = problem.gradients("exact"), numerical_gradient(problem)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    whole = Problem(*problem).gradients("exact")
+    assert (whole - found).norm() > 1e-2 * found.norm(), "micro-batches do matter here"
+
+
+def test_first_order_is_the_mean_of_the_micro_batches_gradients():
+    problem = dealt_problem(2)
+    alphas = list(problem.alphas.parameters())
+    expected = torch.zeros(())
+    for micro_batch in dealt(problem.alpha_batch, 2, 2):
+        expected = (
+            expected + flat(torch.autograd.grad(Problem.loss(problem, problem.net, micro_batch), alphas)) / 2
+        )
+    torch.testing.assert_close(problem.gradients("first"), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_second_order_is_darts_with_the_mean_loss():
+    problem = dealt_problem(2)
+    net, alphas = stepped(problem), list(problem.alphas.parameters())
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    direction = torch.autograd.grad(problem.loss(net, problem.alpha_batch), weights)
+    epsilon = 0.01 / flat(direction).norm()
+    sides = []
+    for sign in (1, -1):
+        nearby = copy.deepcopy(problem.net)
+        moved = [weight for weight in nearby.parameters() if weight.requires_grad]
+        with torch.no_grad():
+            torch._foreach_add_(moved, [sign * epsilon * move for move in direction])
+        sides.append(flat(torch.autograd.grad(problem.loss(nearby, problem.weight_batch), alphas)))
+    rate = problem.optimizer.param_groups[0]["lr"]
+    expected = direct_term(problem) - rate * (sides[0] - sides[1]) / (2 * epsilon)
+    torch.testing.assert_close(problem.gradients("second"), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", test_architect.ORDERS)
+def test_nothing_is_moved(order):
+    problem = dealt_problem(2)
+    before = copy.deepcopy([problem.net.state_dict(), problem.alphas.state_dict()])
+    problem.gradients(order)
+    torch.testing.assert_close(
+        [problem.net.state_dict(), problem.alphas.state_dict()], before, rtol=0, atol=0
+    )
+    assert all(tensor.grad is None for tensor in [*problem.net.parameters(), *problem.alphas.parameters()])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [OSNET, {"search__level": "single"}, {"search__order": "first"}],
+    ids=["osnet_ain", "single", "bilevel"],
+)
+def test_a_step_of_a_search_has_the_mean_gradient_and_metrics(tmp_path, changes):
+    task = build(tmp_path, **changes, **TWICE, training__gradient_clip=None)
+    state, batch = task.state, task.state.stream.preview()
+    network, alphas = copy.deepcopy(state.network), copy.deepcopy(state.alphas)
+    _, metrics = task.step(StopSignal())
+    if state.alpha_stream is not None:
+        alphas = state.alphas  # the weights' turn comes after theirs
+    wanted = torch.zeros(4)
+    for micro_batch in dealt(batch, 2, 4):
+        mixing = task.relaxation.mixing(alphas, 0, "weights")
+        score = task.objective(network, micro_batch, mixing)
+        learned = [weight for weight in network.parameters() if weight.requires_grad]
+        (score.losses.total / 2).backward(inputs=[*learned, *copy_of(alphas, state)])
+        wanted += torch.stack([*score.losses, score.accuracy]).detach() / 2
+    torch.testing.assert_close(metrics, wanted)
+    pairs = list(zip(network.parameters(), state.network.parameters(), strict=True))
+    if state.alpha_stream is None:
+        pairs += zip(alphas.parameters(), state.alphas.parameters(), strict=True)
+    grads = [(old.grad, new.grad) for old, new in pairs if old.grad is not None]
+    assert len(grads) > 10
+    for expected, found in grads:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def copy_of(alphas, state):
+    """Those of the alphas that get their gradient with the weights."""
+    return list(alphas.parameters()) if alphas is not state.alphas else []
+
+
+def test_a_step_of_a_training_has_the_mean_gradient(tmp_path):
+    task = test_training._task(tmp_path, **TWICE, training__gradient_clip=None)
+    network, batch = copy.deepcopy(task.state.network), task.state.stream.preview()
+    _, metrics = task.step(StopSignal())
+    for micro_batch in dealt(batch, 2, 4):
+        (task.objective(network, micro_batch).losses.total / 2).backward()
+    for expected, found in zip(network.parameters(), task.state.network.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5)
+    assert metrics.isfinite().all()
+
+
+def close(found, expected, tolerance):
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance / 100)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"search__order": "first"}, {"search__order": "second"}, {"search__order": "exact"}, OSNET, HARD],
+    ids=["first", "second", "exact", "osnet_ain single", "osnet_ain hard"],
+)
+def test_ranks_accumulate_what_one_process_accumulates(tmp_path, changes):
+    tiny_config(tmp_path, **changes, **TWICE)
+    path = write_tiny(tmp_path, **changes, **TWICE)
+    ((alphas, weights, losses, _),) = run_ranks(test_search_ranks._search, 1, path)
+    results = run_ranks(test_search_ranks._search, 2, path)
+    assert len({digest for *_, digest in results}) == 1
+    for found in results:
+        close(found[0], alphas, 1e-6)
+        close(found[1], weights, 1e-6)
+        torch.testing.assert_close(found[2], losses, rtol=1e-6, atol=1e-8)
+
+
+def test_ranks_train_with_micro_batches_what_one_process_trains(tmp_path):
+    changes = test_training.OSNET | TWICE
+    tiny_config(tmp_path, **changes)
+    path = write_tiny(tmp_path, **changes)
+    (alone,) = run_ranks(test_training._steps, 1, path)
+    for weights in run_ranks(test_training._steps, 2, path):
+        close(weights, alone, 1e-8)
+
+
+@pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
+def test_micro_batches_are_what_ranks_with_statistics_of_their_own_compute(tmp_path, changes):
+    """With as many identities as micro-batches, so that both deal them alike."""
+    changes = UNSHARED | changes | {"data__batch_size": 8}
+    tiny_config(tmp_path, **changes)
+    ((alphas, weights, losses, _),) = run_ranks(
+        test_search_ranks._search, 1, write_tiny(tmp_path, **changes, **TWICE)
+    )
+    learned = {
+        name: value for name, value in weights.items() if "running" not in name and "num_b" not in name
+    }
+    for found in run_ranks(test_search_ranks._search, 2, write_tiny(tmp_path, **changes)):
+        close(found[0], alphas, 1e-6)
+        close(found[1], learned, 1e-6)
+        torch.testing.assert_close(found[2], losses, rtol=1e-6, atol=1e-8)
+
+
+def test_gradients_are_reduced_once_a_step(tmp_path):
+    tiny_config(tmp_path)
+    once, twice = (
+        run_ranks(test_search_ranks._count, 2, write_tiny(tmp_path, **UNSHARED, training__accumulation=count))
+        for count in (1, 2)
+    )
+    assert twice == once
+
+
+class _Kept:
+    """What autograd keeps of one tensor; counted for as long as it is kept."""
+
+    def __init__(self, tensor, ledger):
+        self.tensor, self.ledger = tensor, ledger
+        self.key = (tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+        ledger.uses[self.key] += 1
+        ledger.peak = max(ledger.peak, sum(size for (_, size), uses in ledger.uses.items() if uses))
+
+    def __del__(self):
+        self.ledger.uses[self.key] -= 1
+
+
+class _Ledger:
+    def __init__(self):
+        self.uses, self.peak = Counter(), 0
+
+
+@pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
+def test_a_micro_batch_is_all_that_is_kept_at_a_time(tmp_path, changes):
+    peaks = {}
+    for count in (1, 2, 4):
+        task = build(tmp_path, **changes, training__accumulation=count)
+        weights = {weight.data_ptr() for weight in task.state.network.parameters()}
+        ledger = _Ledger()
+
+        def keep(tensor, ledger=ledger, weights=weights):
+            return tensor if tensor.data_ptr() in weights else _Kept(tensor, ledger)
+
+        def give(kept):
+            return kept.tensor if isinstance(kept, _Kept) else kept
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, give):
+            task.step(StopSignal())
+        peaks[count] = ledger.peak
+    assert peaks[2] < 0.6 * peaks[1]
+    assert peaks[4] < 0.6 * peaks[2]
+
+
+def test_killed_in_the_middle_of_an_epoch_it_ends_bit_for_bit_the_same(tmp_path):
+    folders = [tmp_path / "calm", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+        write_tiny(folder, **TWICE, checkpoint__every_steps=2)
+    assert test_resume.start(test_resume._plain, folders[0] / "tiny.yaml") == [0]
+    struck = test_resume.start(test_resume._strike, folders[1] / "tiny.yaml", 5, signal.SIGKILL, 0)
+    assert struck == [-signal.SIGKILL]
+    assert test_resume.start(test_resume._plain, folders[1] / "tiny.yaml") == [0]
+    test_resume.assert_equal(*map(test_resume.outcome, reversed(folders)))
+
+
+def test_identities_that_cannot_be_dealt_are_refused(tmp_path, capsys):
+    path = write_tiny(tmp_path)
+    assert train.main(["--config", str(path), "training.accumulation=3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "training.accumulation 3" in line
+    assert "data.batch_size 16 must be a multiple of 12, such as 12 or 24" in line
+    assert train.main(["--config", str(path), "training.accumulation=0"]) == 2
+    assert "training.accumulation" in capsys.readouterr().err
+
+    config = tiny_config(tmp_path, training__accumulation=4)
+    with distributed.setup("cpu") as world:
+        build_search(config, build_search_data(config, world), world)
+    two = World(0, 2, 0, torch.device("cpu"))
+    with pytest.raises(
+        ConfigError, match=r"on 2 ranks: data\.batch_size 16 must be a multiple of 32, such as 32$"
+    ):
+        build_search(config, build_search_data(config, two), two)
