@@ -15,8 +15,9 @@ from autoreid.errors import AutoreidError
 
 _log = logging.getLogger(__name__)
 
-_LESS_MEMORY = (
-    "the GPU's memory is full; a larger training.accumulation, a smaller data.batch_size or more GPUs, "
+#: What to change where memory is short.
+LESS_MEMORY = (
+    "a larger training.accumulation, a smaller data.batch_size or more GPUs, "
     "search.activation_checkpointing=cell, training.precision=bfloat16 or fewer channels need less"
 )
 
@@ -38,7 +39,7 @@ def run_command(command: Callable[[], int]) -> int:
         return error.exit_status
     except torch.OutOfMemoryError as error:
         _log.debug("%s", error, exc_info=error)
-        _complain(f"{_LESS_MEMORY}: {str(error).splitlines()[0]}")
+        _complain(f"the GPU's memory is full; {LESS_MEMORY}: {str(error).splitlines()[0]}")
         return 1
     except Exception as error:
         _log.debug("%s", error, exc_info=error)

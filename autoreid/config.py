@@ -243,8 +243,7 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 3e-4
     """Of the weights; the alphas have their own."""
     accumulation: Count = 1
-    """Micro-batches in which a rank computes its share of a batch, one after the other, where all of it does not fit;
-    batch statistics and hard triplets are those of a micro-batch, on all ranks where they are shared."""
+    """Micro-batches that a rank computes its share in, one by one; batch statistics and triplets are those of one."""
     gradient_clip: Positive | None = 5.0
     """Largest norm of the weights' gradient; null does not clip."""
     precision: Literal["float32", "bfloat16"] = "float32"

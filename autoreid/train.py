@@ -34,6 +34,7 @@ from autoreid.reporting.train_report import TrainReport
 from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
 from autoreid.training.loop import run_epochs
+from autoreid.training.memory import log_memory
 from autoreid.training.state import RunState
 from autoreid.training.task import TrainTask, build_training
 
@@ -156,6 +157,7 @@ def _go_on(
         _log.warning("%s", note)
     share = config.data.batch_size // world.size
     _log.info("global batch of %d images: %d on each of %d ranks", config.data.batch_size, share, world.size)
+    log_memory(task, config, world)
 
     def save(is_best: bool) -> None:
         content = {

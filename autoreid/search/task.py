@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoreid.config import Config
 from autoreid.data.loaders import Batch, BatchStream
-from autoreid.distributed import StopSignal, World, check_agreement
+from autoreid.distributed import StopSignal, World, check_agreement, frozen_statistics
 from autoreid.evaluation import MeanRetrieval
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
@@ -126,6 +126,17 @@ class SearchTask:
         self._step_alphas(gradients)
         step_weights(state, self.config.training.gradient_clip)
         return stopping, metrics
+
+    def rehearse(self, batches: Iterator[Batch]) -> None:
+        """Computes the gradients of a step without DDP, and forgets them: nothing moves."""
+        state, weight_batch = self.state, next(batches)
+        # The weights' first: in a run, their last gradient is still there when the alphas' turn comes.
+        with frozen_statistics(state.network):
+            replace(self, network=state.network)._backward(weight_batch, state.alpha_stream is None)
+            if state.alpha_stream is not None:
+                self.architect.gradients(next(batches), weight_batch, state.step)
+        state.weight_optimizer.zero_grad()
+        state.alpha_optimizer.zero_grad()
 
     def _backward(self, batch: Batch, alphas_move: bool) -> Tensor:
         """Gives the weights their gradient, and the alphas theirs if they move with them; this rank's METRICS."""

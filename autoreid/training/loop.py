@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from autoreid.config import Config
+from autoreid.data.loaders import Batch
 from autoreid.distributed import StopSignal, average_and_agree
 from autoreid.evaluation import MeanRetrieval
 from autoreid.training.state import METRICS, RunState
@@ -41,6 +42,9 @@ class Task(Protocol):
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
         """One step; says whether any rank has received a stop signal, and this rank's METRICS."""
+
+    def rehearse(self, batches: Iterator[Batch]) -> None:
+        """Computes the gradients of a step, on one process's own, and forgets them: nothing moves."""
 
     def learning_rate(self) -> float:
         """Of the weights, at the state's step."""

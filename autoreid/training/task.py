@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autoreid.config import Config
+from autoreid.data.loaders import Batch
 from autoreid.data.training_data import TrainingData
-from autoreid.distributed import StopSignal, World
+from autoreid.distributed import StopSignal, World, frozen_statistics
 from autoreid.evaluation import MeanRetrieval
 from autoreid.models import build_model, check_input_size
 from autoreid.search.inheritance import load_start
@@ -77,13 +78,23 @@ class TrainTask:
         frozen = state.epoch < training.frozen_epochs
         self._set_mode(frozen)
         _, stopping = average_and_agree_on_step((), (batch,), stop)
-        state.weight_optimizer.zero_grad()
-        metrics = self.accumulation.backward(self.network, partial(self.objective, self.network), batch)
+        metrics = self._backward(self.network, batch)
         step_weights(state, training.gradient_clip, frozen)
         if state.ema is not None:
             state.ema.update_parameters(state.network)
         state.count(metrics)
         return stopping, metrics
+
+    def rehearse(self, batches: Iterator[Batch]) -> None:
+        """Computes the gradients of a step without DDP, and forgets them: nothing moves."""
+        with frozen_statistics(self.state.network):
+            self._backward(self.state.network, next(batches))
+        self.state.weight_optimizer.zero_grad()
+
+    def _backward(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Gives the weights their gradient; this rank's METRICS."""
+        self.state.weight_optimizer.zero_grad()
+        return self.accumulation.backward(network, partial(self.objective, network), batch)
 
     def _set_mode(self, frozen: bool) -> None:
         """A frozen backbone keeps its statistics as well; drop-path grows linearly over the epochs (DARTS)."""

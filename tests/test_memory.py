@@ -1,0 +1,258 @@
+"""What a step will need of the device's memory, told before the first one."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoreid import train
+from autoreid.cli import LESS_MEMORY
+from autoreid.config import Config
+from autoreid.data.training_data import build_search_data
+from autoreid.distributed import StopSignal, World
+from autoreid.recipes import load_config
+from autoreid.search.build import build_search
+from autoreid.training import memory
+from autoreid.training.free_memory import available_memory, free_bytes
+from autoreid.training.memory import MemoryNeed, log_memory, measure_need
+from tests import test_accumulation, test_search_steps, test_training
+from tests.ranks import run_ranks
+from tests.test_resume import assert_equal
+from tests.tiny import OSNET, tiny_config, write_tiny
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+#: As in configs/quickstart.yaml.
+QUICKSTART = {
+    "search__stem": "resnet",
+    "search__channels": 12,
+    "search__nodes": 4,
+    "data__height": 96,
+    "data__width": 48,
+}
+TRAIN = test_training.OSNET
+SHAPES = {
+    "quickstart": QUICKSTART,
+    "second order": {"search__order": "second"},
+    "exact": {"search__order": "exact", "search__relaxation": "gumbel"},
+    "recomputed cells": QUICKSTART | {"search__activation_checkpointing": "cell"},
+    "bfloat16": QUICKSTART | {"training__precision": "bfloat16"},
+    "micro-batches": QUICKSTART | {"training__accumulation": 2},
+    "osnet_ain": OSNET,
+    "osnet_ain hard": test_accumulation.HARD,
+    "osnet_ain recomputed": OSNET | {"search__activation_checkpointing": "cell"},
+    "resnet50": TRAIN | {"model": {"name": "resnet50"}},
+    "pcb, amsgrad, average": TRAIN
+    | {"model": {"name": "pcb"}, "training__optimizer": "amsgrad", "training__ema_decay": 0.9},
+}
+
+
+def build(folder, changes):
+    return (test_training._task if changes.get("task") == "train" else test_search_steps.build)(
+        folder, **changes
+    )
+
+
+def allocated(action) -> int:
+    """The most bytes in hand at a time beside what was there before, by what torch's allocator tells its profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        action()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes))
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_a_real_step_takes_what_was_said(tmp_path, changes):
+    task = build(tmp_path, changes)
+    config = task.config
+    need = measure_need(task, config, ALONE)
+    task.step(StopSignal())  # the optimiser has its state from now on
+    state = task.state
+    state.weight_optimizer.zero_grad()  # the profiler does not see the end of what it has not seen begin
+    lasting = [*state.network.state_dict().values()] * (2 if getattr(state, "ema", None) else 1)
+    for kept in state.weight_optimizer.state.values():
+        lasting += kept.values()
+    taken = sum(tensor.nbytes for tensor in lasting) + allocated(lambda: task.step(StopSignal()))
+    assert need.of(config.data.batch_size) == pytest.approx(taken, rel=0.1)
+
+
+def needs(folder, changes):
+    task = build(folder, changes)
+    return measure_need(task, task.config, ALONE)
+
+
+def test_settings_that_save_memory_are_seen_to(tmp_path):
+    plain = needs(tmp_path, QUICKSTART)
+    recomputed = needs(tmp_path, SHAPES["recomputed cells"])
+    half = needs(tmp_path, SHAPES["bfloat16"])
+    dealt = needs(tmp_path, SHAPES["micro-batches"])
+    assert recomputed.per_image < 0.8 * plain.per_image
+    assert half.per_image < 0.8 * plain.per_image
+    pixels = 4 * 3 * 96 * 48
+    # All images of both levels' batches are there, and those of one micro-batch twice.
+    expected = (plain.per_image - 2 * pixels) / 2 + 2.5 * pixels
+    assert dealt.per_image == pytest.approx(expected, rel=0.01)
+    assert dealt.fixed == pytest.approx(plain.fixed, rel=0.1)
+
+
+def _fingerprint(task):
+    state = copy.deepcopy({**task.state.state_dict(), "seconds": 0})
+    grads = [tensor.grad for tensor in task.state.network.parameters()]
+    return [state, grads, [module.training for module in task.state.network.modules()]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"search__order": "second"},
+        {"search__order": "exact", "search__activation_checkpointing": "cell"},
+        OSNET,
+        SHAPES["osnet_ain hard"],
+        TRAIN | {"model": {"name": "pcb", "options": {"dropout": 0.5}}},
+    ],
+    ids=["second", "exact", "osnet_ain", "osnet_ain hard", "pcb with dropout"],
+)
+def test_nothing_is_moved_and_the_run_goes_as_without(tmp_path, changes):
+    ends = []
+    for told in (False, True):
+        task = build(tmp_path, changes)
+        before = _fingerprint(task)
+        if told:
+            log_memory(task, task.config, ALONE)
+            assert_equal(_fingerprint(task), before)
+        for _ in range(2):
+            task.step(StopSignal())
+        if told:
+            log_memory(task, task.config, ALONE)
+        task.step(StopSignal())
+        ends.append([*task.state.network.state_dict().values(), torch.get_rng_state()])
+        if hasattr(task.state, "alphas"):
+            ends[-1] += [*task.state.alphas.parameters()]
+    for plain, told in zip(*ends, strict=True):
+        assert torch.equal(plain, told)
+
+
+def _search(world, path, told):
+    config = load_config(path)
+    task = build_search(config, build_search_data(config, world), world)
+    if told:
+        log_memory(task, config, world)
+    need = measure_need(task, config, world) if told else None
+    task.step(StopSignal())
+    task.step(StopSignal())
+    return task.state.alphas.digest(), need
+
+
+def test_ranks_measure_together_and_search_as_without(tmp_path):
+    changes = {"search__order": "second"}
+    tiny_config(tmp_path, **changes)
+    path = write_tiny(tmp_path, **changes)
+    told, plain = (run_ranks(_search, 2, path, flag) for flag in (True, False))
+    assert [digest for digest, _ in told] == [digest for digest, _ in plain]
+    ((_, alone),) = run_ranks(_search, 1, path, True)
+    # Shared statistics are made of operations that keep more than the one that torch has for a process alone.
+    assert all(need.per_image > 1.1 * alone.per_image for _, need in told)
+
+
+def test_as_many_images_fit_as_do_not_need_more_than_the_room():
+    need = MemoryNeed(fixed=1000.0, per_image=7.0)
+    for room in (0, 1000, 1055, 1056, 1111, 1112, 99_999):
+        images = need.images_in(room, 8)
+        assert images % 8 == 0
+        assert not images or need.of(images) <= room
+        assert need.of(images + 8) > room
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_log_says_it_in_a_line_and_warns(tmp_path, monkeypatch, caplog, fits):
+    task = test_search_steps.build(tmp_path, training__accumulation=2)
+    said = MemoryNeed(fixed=0.4e9, per_image=39.5e6)
+    monkeypatch.setattr(memory, "measure_need", lambda *_: said)
+    monkeypatch.setattr(memory, "free_bytes", lambda *_, **__: 10.6e9 if fits else 1e9)
+    with caplog.at_level(logging.INFO):
+        log_memory(task, task.config, ALONE)
+    line, *warnings = [record.getMessage() for record in caplog.records]
+    assert line == (
+        "memory: 40 MB an image and 400 MB for weights and gradients; this rank's 16 images (in 2 micro-batches) "
+        f"need about 1.0 GB of {'10.6' if fits else '1.0'} GB free; up to {256 if fits else 8} images "
+        "would fit"
+    )
+    assert warnings == ([] if fits else [f"memory: a step will hardly fit; {LESS_MEMORY}"])
+
+
+def test_the_settings_named_are_settings():
+    keys = re.findall(r"(\w+)\.(\w+)", LESS_MEMORY)
+    assert {("training", "accumulation"), ("data", "batch_size")} <= set(keys)
+    for section, key in keys:
+        assert key in Config.model_fields[section].annotation.model_fields
+
+
+def test_a_run_says_it_before_its_first_step(tmp_path):
+    path = write_tiny(tmp_path, training__epochs=1)
+    assert train.main(["--config", str(path)]) == 0
+    lines = (tmp_path / "runs/tiny/logs/rank0.log").read_text().splitlines()
+    (place,) = [
+        number for number, line in enumerate(lines) if "this rank's 16 images (in 1 micro-batch) need" in line
+    ]
+    assert "global batch of 16 images" in lines[place - 1]
+
+
+MEMINFO = "MemTotal: 64000 kB\nMemFree: 100 kB\nMemAvailable: 50000 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/\n", {}, 50_000 * 1024),
+        ("0::/job/step\n", {"job/memory.max": "max"}, 50_000 * 1024),
+        (
+            "0::/job/step\n",
+            {
+                "job/memory.max": "9000",
+                "job/memory.current": "5000",
+                "job/memory.stat": "anon 1\ninactive_file 700\n",
+            },
+            4700,
+        ),
+        (
+            "4:cpu:/job\n3:memory:/job/step\n",
+            {
+                "memory/job/step/memory.limit_in_bytes": "8000",
+                "memory/job/step/memory.usage_in_bytes": "6000",
+                "memory/job/step/memory.stat": "cache 9\ntotal_inactive_file 500\n",
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/memory.usage_in_bytes": "7000",
+                "memory/memory.stat": "total_inactive_file 0\n",
+            },
+            2500,
+        ),
+        (
+            "0::/\n",
+            {"memory.max": "100", "memory.current": "170", "memory.stat": "inactive_file 0\n"},
+            0,
+        ),
+    ],
+    ids=["none", "no limit", "Slurm's, second version", "first version", "overdrawn"],
+)
+def test_memory_that_is_free_within_limits(tmp_path, cgroup, files, expected):
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(MEMINFO)
+    (proc / "self/cgroup").write_text(cgroup)
+    for name, text in files.items():
+        (cgroups / name).parent.mkdir(parents=True, exist_ok=True)
+        (cgroups / name).write_text(text.strip() + "\n")
+    assert available_memory(proc, cgroups) == expected
+
+
+def test_memory_of_this_machine():
+    total = int(re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[1])
+    assert 0 < available_memory() <= 1024 * total
+    assert free_bytes(ALONE, held=5) > 5
