@@ -43,6 +43,7 @@ SHAPES = {
     "recomputed cells": QUICKSTART | {"search__activation_checkpointing": "cell"},
     "bfloat16": QUICKSTART | {"training__precision": "bfloat16"},
     "micro-batches": QUICKSTART | {"training__accumulation": 2},
+    "partial channels": QUICKSTART | {"search__partial_channels": 4},
     "osnet_ain": OSNET,
     "osnet_ain hard": test_accumulation.HARD,
     "osnet_ain recomputed": OSNET | {"search__activation_checkpointing": "cell"},

@@ -146,5 +146,8 @@ class Architect:
         mean = [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
         unrolled = self._unroll(weights, mean)
         direct, direction = self._at(unrolled, of_alphas)
-        through = torch.autograd.grad(list(unrolled.values()), list(self.alphas.parameters()), direction)
+        # Zeros for alphas that no weight's gradient depends on.
+        through = torch.autograd.grad(
+            list(unrolled.values()), list(self.alphas.parameters()), direction, materialize_grads=True
+        )
         return [value + more for value, more in zip(direct, through, strict=True)]
