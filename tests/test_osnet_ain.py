@@ -17,6 +17,7 @@ from autoreid.models import build_model, count_macs, count_parameters, load_weig
 from autoreid.models.derived import DerivedOSNet
 from autoreid.search.genotype import OSNET_BLOCKS, CellGenotype, Genotype, OsnetAinGenotype
 from autoreid.search.osnet_ain import OsnetAinSpace
+from autoreid.search.osnet_blocks import MixedBlock
 from tests.test_weights import fixtures, their_images, their_state
 
 PUBLISHED = OsnetAinGenotype(
@@ -67,8 +68,7 @@ def test_no_norm_of_the_supernet_has_a_scale():
         for module in supernet().modules()
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d)
     ]
-    # The stem's, five of each place's candidates together, at each end its own, and those between the stages.
-    assert len(norms) > 6 * (5 + 4)
+    assert len(norms) > 24 * 10
     assert not any(list(norm.parameters()) for norm in norms)
 
 
@@ -86,6 +86,16 @@ def test_choices():
 def test_the_genotype_holds_the_most_probable_block_of_each_place(rows):
     genotype = space().genotype({"blocks": torch.tensor(rows)})
     assert genotype.blocks == tuple(OSNET_BLOCKS[row.index(max(row))] for row in rows)
+
+
+def test_a_mixed_block_is_the_weighted_sum_of_the_four():
+    torch.manual_seed(0)
+    block = MixedBlock(16, 64).double()
+    x, weights = torch.randn(3, 16, 9, 5, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    outputs = [block[name](x) for name in OSNET_BLOCKS]
+    expected = sum(weight * output for weight, output in zip(weights.tolist(), outputs, strict=True))
+    torch.testing.assert_close(block(x, weights), expected)
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == 4
 
 
 def gradients(network, mixing, batch):

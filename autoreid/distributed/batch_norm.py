@@ -155,11 +155,12 @@ def share_batch_statistics(module: AnyModule) -> AnyModule:
     """Replaces every batch normalisation inside a module by a SharedBatchNorm with the same state.
 
     Like torch's `SyncBatchNorm.convert_sync_batchnorm`, but in place, and for CPUs as well. A module with an
-    attribute `shares_statistics` is told instead.
+    attribute `shares_statistics` is told instead, and what is inside it treated as everything else.
     """
     for name, child in module.named_children():
         if hasattr(child, "shares_statistics"):
             setattr(child, "shares_statistics", True)  # noqa: B010
+            share_batch_statistics(child)
         elif isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
             shared = SharedBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats

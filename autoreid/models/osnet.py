@@ -19,6 +19,9 @@ OSBLOCKS: dict[str, tuple[bool, bool]] = {
     "in_both": (True, True),
 }
 
+#: Of a block; the first ends after one light convolution, the last after four.
+STREAMS = 4
+
 
 def conv_norm(
     in_channels: int, out_channels: int, norm: nn.Module, kernel: int = 1, stride: int = 1, relu: bool = True
@@ -87,7 +90,8 @@ class OSBlock(nn.Module):
 
         self.conv1 = conv_norm(in_channels, middle, batch_norm(middle))
         self.streams = nn.ModuleList(
-            nn.Sequential(*(_light_conv(middle, affine) for _ in range(depth))) for depth in range(1, 5)
+            nn.Sequential(*(_light_conv(middle, affine) for _ in range(depth)))
+            for depth in range(1, STREAMS + 1)
         )
         self.gate = ChannelGate(middle)
         residual_norm = nn.Identity() if in_inside else batch_norm(out_channels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +52,15 @@ class OsnetAinSpace:
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: OsnetAinGenotype) -> dict[str, Tensor]:
         """The chosen blocks' entries of a supernet's weights, and all shared ones, as the derived network has them."""
-        with torch.device("meta"):  # for its structure alone
-            supernet = self.build_supernet(1)
-        found = dict(weights)
-        for place, name in zip(_PLACES, genotype.blocks, strict=True):
-            block = cast(MixedBlock, supernet.get_submodule(place))
-            entries = {key: found.pop(f"{place}.{key}") for key in block.state_dict()}
-            found |= {f"{place}.{key}": value for key, value in block.weights_of(name, entries).items()}
+        chosen = dict(zip(_PLACES, genotype.blocks, strict=True))
+        found = {}
+        for name, value in weights.items():
+            stage, block, *rest = name.split(".", 3)
+            candidate = chosen.get(f"{stage}.{block}")
+            if candidate is None:
+                found[name] = value
+            elif rest[0] == candidate:
+                found[f"{stage}.{block}.{rest[1]}"] = value
         return found
 
 
@@ -71,8 +72,6 @@ class OsnetAinSupernet(OmniScaleFrame):
             return MixedBlock(in_channels, out_channels)
 
         super().__init__(build_block, True, width, num_identities, affine=False)
-        for place in _PLACES:
-            cast(MixedBlock, self.get_submodule(place)).initialise()
         self.recomputes = recomputes
 
     def forward(self, images: Tensor, mixing: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

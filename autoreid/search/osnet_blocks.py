@@ -2,188 +2,136 @@
 
 All four see the same input and differ only in the norms at their end. Up to there they are one wide block: their
 first 1×1 convolutions are one, and so are all light convolutions of one depth, over the candidates' streams that
-reach it. Weights are those of four `models.osnet.OSBlock`s, one below the other: rows (candidate, stream, channel).
+reach it. Weights and statistics stay with four plain `models.osnet.OSBlock`s; a pass puts them side by side.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoreid.models.osnet import OSBLOCKS, OSBlock
-from autoreid.models.weights import initialise
-from autoreid.search.edge_norm import EdgeNorm
+from autoreid.distributed import normalise
+from autoreid.models.osnet import OSBLOCKS, STREAMS, OSBlock
 from autoreid.search.genotype import OSNET_BLOCKS
-from autoreid.search.pointwise import Pointwise, map_vectors, pointwise, rows_of
-
-#: N.
-CANDIDATES = len(OSNET_BLOCKS)
-#: Of each candidate; stream s ends after s light convolutions.
-STREAMS = 4
+from autoreid.search.pointwise import pointwise
 
 
-class WidePointwise(nn.Module):
-    """The candidates' 1×1 convolutions of one input, each with a batch norm."""
+class MixedBlock(nn.ModuleDict):
+    """The weighted sum of the four blocks at one place; norms go without learned scale in each alike.
 
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, CANDIDATES * channels, 1, bias=False)
-        self.bn = EdgeNorm(channels, CANDIDATES, affine=False)
-
-    def forward(self, x: Tensor, chosen: slice) -> Tensor:
-        """(B, C_in, H, W) -> (B, N·C, H, W)."""
-        output: Tensor = self.bn(pointwise(x, rows_of(self.conv.weight, CANDIDATES, chosen)), None, chosen)
-        return output
-
-
-class WideLightConv(nn.Module):
-    """The light convolutions of one depth, 1×1 then depthwise 3×3, of S streams of each candidate, with their norms.
-
-    Between forward and backward pass the 1×1's output is not kept, but made again.
+    Attributes:
+        shares_statistics: whether batch norms' statistics are those of the batch over all ranks.
     """
 
-    def __init__(self, channels: int, streams: int) -> None:
-        super().__init__()
-        wide = CANDIDATES * streams * channels
-        # At the first depth a candidate's streams have one input between them.
-        self.inputs = 1 if streams == STREAMS else streams
-        self.conv1 = nn.Conv2d(channels, wide, 1, bias=False)
-        self.conv2 = nn.Conv2d(1, wide, 3, bias=False)
-        self.bn = EdgeNorm(streams * channels, CANDIDATES, affine=False)
-
-    def forward(self, x: Tensor, chosen: slice) -> Tensor:
-        """(B, N·S·C, H, W), or (B, N·C, H, W) at the first depth -> (B, N·S·C, H, W), before the ReLU."""
-        narrow = rows_of(self.conv1.weight, CANDIDATES, chosen)
-        depthwise = rows_of(self.conv2.weight, CANDIDATES, chosen)
-        compute = partial(_light_conv, groups=self.inputs * len(range(CANDIDATES)[chosen]))
-        if torch.is_grad_enabled():
-            # Weights as arguments: the architect swaps them for the length of a forward pass only.
-            y = checkpoint(compute, x, narrow, depthwise, use_reentrant=False, preserve_rng_state=False)
-        else:
-            y = compute(x, narrow, depthwise)
-        output: Tensor = self.bn(y, None, chosen)
-        return output
-
-
-def _light_conv(x: Tensor, narrow: Tensor, depthwise: Tensor, groups: int) -> Tensor:
-    return F.conv2d(pointwise(x, narrow, groups=groups), depthwise, padding=1, groups=len(depthwise))
-
-
-class WideGate(nn.Module):
-    """Each candidate's aggregation gate, which its streams share (section 3.2 of OSNet)."""
-
-    def __init__(self, channels: int, reduction: int = 16) -> None:
-        super().__init__()
-        hidden = channels // reduction
-        self.fc1 = nn.Conv2d(channels, CANDIDATES * hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, CANDIDATES * channels, 1)
-
-    def forward(self, streams: Sequence[Tensor], chosen: slice) -> Tensor:
-        """The sum of a candidate's gated streams: for each stream (B, N, C, H, W) -> (B, N, C, H, W)."""
-        pooled_BNSC = torch.stack([stream.mean(dim=(3, 4)) for stream in streams], dim=2)
-        hidden = F.relu(map_vectors(self.fc1, pooled_BNSC, CANDIDATES, chosen))
-        gates = map_vectors(self.fc2, hidden, CANDIDATES, chosen).sigmoid()[..., None, None].unbind(2)
-        total = streams[0] * gates[0]
-        for stream, gate in zip(streams[1:], gates[1:], strict=True):
-            total = torch.addcmul(total, stream, gate)
-        return total
-
-
-class End(nn.Module):
-    """A candidate's own end: the 1×1 convolution back to all channels, its norms and the addition."""
-
-    def __init__(self, channels: int, out_channels: int, in_inside: bool, in_after: bool) -> None:
-        super().__init__()
-        norm = nn.Identity() if in_inside else nn.BatchNorm2d(out_channels, affine=False)
-        self.conv3 = nn.Sequential(
-            OrderedDict(conv=Pointwise(channels, out_channels, 1, bias=False), bn=norm)
-        )
-        self.norm_inside = nn.InstanceNorm2d(out_channels) if in_inside else nn.Identity()
-        self.norm_after = nn.InstanceNorm2d(out_channels) if in_after else nn.Identity()
-
-    def forward(self, gated: Tensor, shortcut: Tensor) -> Tensor:
-        """The gated streams (B, C, H, W) and the shortcut (B, C_out, H, W) -> (B, C_out, H, W)."""
-        return F.relu(self.norm_after(self.norm_inside(self.conv3(gated)) + shortcut))
-
-
-class MixedBlock(nn.Module):
-    """The weighted sum of the four blocks at one place; norms go without learned scale in each alike."""
-
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        middle = out_channels // 4
-        self.conv1 = WidePointwise(in_channels, middle)
-        self.depths = nn.ModuleList(WideLightConv(middle, STREAMS - depth) for depth in range(STREAMS))
-        self.gate = WideGate(middle)
-        self.downsample = WidePointwise(in_channels, out_channels) if in_channels != out_channels else None
-        self.ends = nn.ModuleDict({name: End(middle, out_channels, *OSBLOCKS[name]) for name in OSNET_BLOCKS})
+        super().__init__(
+            {name: OSBlock(in_channels, out_channels, *OSBLOCKS[name], affine=False) for name in OSNET_BLOCKS}
+        )
+        self.shares_statistics = False
 
     def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W).
 
         Args:
-            mixing: (N,) weights, or () the column of the one block that counts.
+            mixing: (O,) weights, or () the column of the one block that counts, which alone is computed.
         """
-        chosen = slice(None) if mixing.dim() else slice(int(mixing), int(mixing) + 1)
-        names = OSNET_BLOCKS[chosen]
-        gated = self._streams(F.relu(self.conv1(x, chosen)), len(names), chosen)
-        shortcuts: Sequence[Tensor] = [x] * len(names)
-        if self.downsample is not None:
-            shortcuts = self.downsample(x, chosen).unflatten(1, (len(names), -1)).unbind(1)
-        ends = zip(names, gated.unbind(1), shortcuts, strict=True)
-        outputs = [self.ends[name](streams, shortcut) for name, streams, shortcut in ends]
         if not mixing.dim():
-            return outputs[0]
-        total: Tensor = outputs[0] * mixing[0]
-        for output, weight in zip(outputs[1:], mixing[1:], strict=True):
-            total = torch.addcmul(total, output, weight)
-        return total
+            chosen: Tensor = self[OSNET_BLOCKS[int(mixing)]](x)
+            return chosen
+        # Of Any, for mypy knows nothing of a ModuleDict's values.
+        blocks: Sequence[Any] = list(self.values())
+        gated = self._streams(F.relu(self._conv_norm(x, [block.conv1 for block in blocks])), blocks)
+        shortcuts: Sequence[Tensor] = [x] * len(blocks)
+        if not isinstance(blocks[0].downsample, nn.Identity):
+            wide = self._conv_norm(x, [block.downsample for block in blocks])
+            shortcuts = wide.unflatten(1, (len(blocks), -1)).unbind(1)
+        outputs = []
+        for block, streams, shortcut in zip(blocks, gated.unbind(1), shortcuts, strict=True):
+            residual = block.norm_inside(self._conv_norm(streams, [block.conv3]))
+            outputs.append(F.relu(block.norm_after(residual + shortcut)))
+        return _weighted_sum(outputs, mixing)
 
-    def _streams(self, x: Tensor, candidates: int, chosen: slice) -> Tensor:
-        """(B, N·C, H, W) -> (B, N, C, H, W): at each depth one stream of every candidate ends."""
+    def _streams(self, x: Tensor, blocks: Sequence[Any]) -> Tensor:
+        """(B, O·C, H, W) -> the gated sums (B, O, C, H, W): at each depth one stream of every candidate ends."""
         ended: list[Tensor] = []
-        for depth, convs in enumerate(self.depths):
-            y = convs(x, chosen).unflatten(1, (candidates, STREAMS - depth, -1))
-            last, others = y.split([1, STREAMS - depth - 1], dim=2)
+        for depth in range(STREAMS):
+            reached = STREAMS - depth
+            convs = [stream[depth] for block in blocks for stream in block.streams[depth:]]
+            # At the first depth a candidate's streams have one input between them.
+            groups = len(blocks) if depth == 0 else len(convs)
+            narrow = torch.cat([conv.conv1.weight for conv in convs])
+            depthwise = torch.cat([conv.conv2.weight for conv in convs])
+            y = _light_convs(x, narrow, depthwise, groups)
+            y = self._norm(y, [conv.bn for conv in convs]).unflatten(1, (len(blocks), reached, -1))
+            last, others = y.split([1, reached - 1], dim=2)
             ended.append(F.relu(last.squeeze(2)))
             x = F.relu(others).flatten(1, 3)
-        return self.gate(ended, chosen)
+        return _gate(ended, [block.gate for block in blocks])
 
-    def weights_of(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One candidate's share of a state of this module, by the names of `models.osnet.OSBlock`; views."""
-        index = OSNET_BLOCKS.index(name)
-        found = {}
-        for key, value in state.items():
-            part, rest = key.split(".", 1)
-            if part == "ends":
-                candidate, rest = rest.split(".", 1)
-                if candidate == name:
-                    found[rest] = value
-                continue
-            rows = value.unflatten(0, (CANDIDATES, -1))[index] if value.dim() else value
-            if part != "depths":
-                found[key] = rows
-                continue
-            depth, rest = rest.split(".", 1)
-            streams = range(int(depth), STREAMS)
-            parts = rows.unflatten(0, (len(streams), -1)) if rows.dim() else [rows] * len(streams)
-            found |= {f"streams.{s}.{depth}.{rest}": part for s, part in zip(streams, parts, strict=True)}
-        return found
+    def _conv_norm(self, x: Tensor, layers: Sequence[Any]) -> Tensor:
+        """Several 1×1 convolutions of one input, each with its norm if it has one: (B, C, H, W) -> (B, O·C', H, W)."""
+        y = pointwise(x, torch.cat([layer.conv.weight for layer in layers]))
+        return y if isinstance(layers[0].bn, nn.Identity) else self._norm(y, [layer.bn for layer in layers])
 
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Draws each candidate's weights as a block's of its own are drawn."""
-        state = self.state_dict()
-        for name in OSNET_BLOCKS:
-            block = OSBlock(self.in_channels, self.out_channels, *OSBLOCKS[name], affine=False)
-            initialise(block)
-            drawn = block.state_dict()
-            for key, value in self.weights_of(name, state).items():
-                value.copy_(drawn[key])
+    def _norm(self, x: Tensor, norms: Sequence[Any]) -> Tensor:
+        """Batch norms of maps that stand one behind the other, (B, O·C, H, W)."""
+        first = norms[0]
+        moves = self.training and first.track_running_stats
+        mean, variance = (
+            torch.cat([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var")
+        )
+        keeps = moves or not self.training
+        y = normalise(
+            x,
+            mean if keeps else None,
+            variance if keeps else None,
+            None,
+            None,
+            self.training,
+            first.momentum,
+            first.eps,
+            self.shares_statistics,
+        )
+        if moves:
+            torch._foreach_copy_([norm.running_mean for norm in norms], mean.split(first.num_features))
+            torch._foreach_copy_([norm.running_var for norm in norms], variance.split(first.num_features))
+            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        return y
+
+
+def _light_convs(x: Tensor, narrow: Tensor, depthwise: Tensor, groups: int) -> Tensor:
+    """Light convolutions before their norms; the 1×1's output is not kept for the backward pass, but made again."""
+    compute = partial(_narrow_then_depthwise, groups=groups)
+    if not torch.is_grad_enabled():
+        return compute(x, narrow, depthwise)
+    y: Tensor = checkpoint(compute, x, narrow, depthwise, use_reentrant=False, preserve_rng_state=False)
+    return y
+
+
+def _narrow_then_depthwise(x: Tensor, narrow: Tensor, depthwise: Tensor, groups: int) -> Tensor:
+    return F.conv2d(pointwise(x, narrow, groups=groups), depthwise, padding=1, groups=len(depthwise))
+
+
+def _gate(streams: Sequence[Tensor], gates: Sequence[Any]) -> Tensor:
+    """The sum of each candidate's streams, weighed by its gate: for each stream (B, O, C, H, W) -> (B, O, C, H, W)."""
+    vectors = torch.stack([stream.mean(dim=(3, 4)) for stream in streams], dim=2)  # B, O, streams, C
+    for layer, activate in (("fc1", F.relu), ("fc2", torch.sigmoid)):
+        layers = [getattr(gate, layer) for gate in gates]
+        weight = torch.stack([conv.weight.flatten(1) for conv in layers])
+        bias = torch.stack([conv.bias for conv in layers])
+        vectors = activate(vectors @ weight.transpose(1, 2) + bias[:, None])
+    return _weighted_sum(streams, vectors[..., None, None].unbind(2))
+
+
+def _weighted_sum(maps: Sequence[Tensor], weights: Iterable[Tensor]) -> Tensor:
+    first, *others = zip(maps, weights, strict=True)
+    total = first[0] * first[1]
+    for values, weight in others:
+        total = torch.addcmul(total, values, weight)
+    return total
