@@ -241,6 +241,15 @@ def test_a_killed_rank_ends_all_and_the_job_comes_back(lab, undisturbed):
     assert "a task was lost" in requeued.reason
 
 
+def test_a_node_that_loses_its_power_is_survived(lab, undisturbed, faulty_cluster):
+    job = lab.search("powerless", distributed__timeout_seconds=20.0)
+    lab.wait_for_step("powerless", 10)
+    faulty_cluster.kill_node("n2")
+    faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
+    faulty_cluster.restart_node("n2")
+    assert lab.finish(job, "powerless")["alpha_sha256"] == undisturbed["alpha_sha256"]
+
+
 def test_a_node_whose_daemon_died_is_survived(lab, long_undisturbed, faulty_cluster):
     job = lab.search("orphaned", **LONG)
     lab.wait_for_step("orphaned", 10)
