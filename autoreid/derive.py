@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="RUN",
-        help="other searches: the one with the highest held-out mAP is taken, and those that failed passed over",
+        help="other searches: the one with the highest mAP is taken, and those that failed passed over",
     )
     parser.add_argument(
         "--random", type=int, metavar="SEED", help="take a random genotype of about the same size instead"
@@ -88,7 +88,7 @@ def read_source(source: Path) -> AnyGenotype:
 
 
 def best_of(runs: Sequence[Path]) -> Path:
-    """The run folder of the search with the highest held-out mAP, of those that finished.
+    """The run folder of the search with the highest last mAP, of those that finished.
 
     Raises:
         DataError: none did.
@@ -102,7 +102,7 @@ def best_of(runs: Sequence[Path]) -> Path:
     if not measured:
         raise DataError(f"{', '.join(map(str, runs))}: none of these searches has finished")
     for run, value in measured.items():
-        print(f"{run}: held-out mAP {value:.1%}")
+        print(f"{run}: mAP {value:.1%}")
     return max(measured, key=lambda run: measured[run])
 
 

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from autoreid import train
 from autoreid.checkpoint import load_checkpoint
-from autoreid.data import loaders
 from autoreid.search.task import SearchTask
+from tests.float64 import compute_in_float64
 from tests.ranks import free_port
 from tests.tiny import OSNET, write_tiny
 
@@ -38,9 +38,7 @@ def _strike(path: Path, step: int, number: int, rank: int) -> None:
 def _train(path: Path) -> int:
     torch.set_num_threads(1)
     if os.environ.get("AUTOREID_TEST_FLOAT64"):
-        torch.set_default_dtype(torch.float64)
-        moved = loaders.Batch.to
-        loaders.Batch.to = lambda batch, *to: (on := moved(batch, *to))._replace(images=on.images.double())
+        compute_in_float64()
     return train.main(["--config", str(path)])
 
 
@@ -120,20 +118,6 @@ def test_killed_in_any_step_it_ends_bit_for_bit_the_same(tmp_path, undisturbed, 
     assert_equal(outcome(tmp_path), undisturbed)
 
 
-def test_another_space_with_noise_and_temperature_ends_the_same(tmp_path):
-    """Killed in the second epoch, whose temperature is another."""
-    calm, struck = tmp_path / "calm", tmp_path / "struck"
-    for folder in (calm, struck):
-        folder.mkdir()
-    assert start(_plain, write_tiny(calm, **OSNET)) == [0]
-    path = write_tiny(struck, **OSNET, checkpoint__every_steps=1)
-    # Single-level: an epoch is a pass over all images, of 5 steps.
-    assert start(_strike, path, 8, signal.SIGKILL, 0) == [-signal.SIGKILL]
-    assert start(_plain, path) == [0]
-    assert restarts(struck) == 1
-    assert_equal(outcome(struck, 10), outcome(calm, 10))
-
-
 def test_with_partial_channels_it_ends_the_same(tmp_path):
     """Killed between two epochs, in the first of which the alphas wait; edges' weights are in every curve."""
     calm, struck = tmp_path / "calm", tmp_path / "struck"
@@ -174,18 +158,24 @@ def test_a_stop_signal_saves_the_step_and_leaves_with_status_0(tmp_path, undistu
     assert_equal(outcome(tmp_path), undisturbed)
 
 
-def test_two_ranks_stop_and_die_together_and_end_the_same(tmp_path):
+@pytest.mark.parametrize(
+    # Killed in the second epoch; single-level, an epoch is a pass over all images, of 5 steps.
+    ("changes", "killed", "steps"),
+    [({}, 5, STEPS), (OSNET, 8, 10)],
+    ids=["reid_cell", "osnet_ain"],
+)
+def test_two_ranks_stop_and_die_together_and_end_the_same(tmp_path, changes, killed, steps):
     calm, stopped = tmp_path / "calm", tmp_path / "stopped"
     for folder in (calm, stopped):
         folder.mkdir()
-    assert start(_plain, write_tiny(calm), ranks=2) == [0, 0]
-    path = write_tiny(stopped)
+    assert start(_plain, write_tiny(calm, **changes), ranks=2) == [0, 0]
+    path = write_tiny(stopped, **changes)
     # The signal reaches one rank; both leave.
     assert start(_strike, path, 2, signal.SIGUSR2, 1, ranks=2) == [0, 0]
     # A rank that is killed takes the other one with it, which says why.
-    assert start(_strike, path, 5, signal.SIGKILL, 1, ranks=2) == [1, -signal.SIGKILL]
+    assert start(_strike, path, killed, signal.SIGKILL, 1, ranks=2) == [1, -signal.SIGKILL]
     assert start(_plain, path, ranks=2) == [0, 0]
-    found, expected = outcome(stopped), outcome(calm)
+    found, expected = outcome(stopped, steps), outcome(calm, steps)
     # The mean of the losses of an epoch that was cut in two is summed in another order.
     for one, other in zip(found.pop("metrics"), expected.pop("metrics"), strict=True):
         assert one == pytest.approx(other, rel=1e-6)

@@ -8,12 +8,12 @@ from torch import distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from autoreid import distributed
-from autoreid.data.loaders import Batch
 from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal
 from autoreid.errors import DataError, RunError
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
+from tests.float64 import compute_in_float64
 from tests.ranks import run_ranks
 from tests.tiny import OSNET, tiny_config, write_tiny
 
@@ -26,10 +26,7 @@ def _build(path, world):
 
 
 def _search(world, path):
-    # Rounding must not hide or show anything: Adam makes a step of the learning rate out of the least gradient.
-    torch.set_default_dtype(torch.float64)
-    moved = Batch.to
-    Batch.to = lambda batch, *to: (on := moved(batch, *to))._replace(images=on.images.double())
+    compute_in_float64()
     task = _build(path, world)
     losses = []
     for _ in range(STEPS):

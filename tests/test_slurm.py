@@ -18,7 +18,7 @@ import pytest
 
 from autoreid.reporting.history import read_history
 from tests.slurm_cluster import SlurmCluster
-from tests.tiny import write_tiny
+from tests.tiny import OSNET, write_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 #: A rank on each of two nodes, and two.
@@ -74,6 +74,12 @@ class Lab:
         (job,) = self.submit(*ranks, "--time", "20", *line, "--config", self.recipe(name, **changes))
         return job
 
+    def by_torchrun(self, name, **changes):
+        """The result of the same search as two processes on this machine, without Slurm."""
+        line = ["--gpus", "0", "--tasks", "2", "--local", "--config", self.recipe(name, **changes)]
+        self.submit(*line)
+        return self.result(name)
+
     def run(self, name):
         return self.folder / "runs" / name
 
@@ -109,8 +115,18 @@ def lab(slurm_cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(lab):
-    """The result of a search that nothing happened to."""
-    return lab.finish(lab.search("undisturbed"), "undisturbed")
+    """The result of a search that nothing happened to, on this machine without Slurm."""
+    return lab.by_torchrun("undisturbed")
+
+
+#: A search of the other space, of 25 steps.
+OSNET_SEARCH = OSNET | {"training__epochs": 1, "data__batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def undisturbed_osnet(lab):
+    """The same of the other space."""
+    return lab.by_torchrun("undisturbed_osnet", **OSNET_SEARCH)
 
 
 #: Steps enough to outlast what happens to it on a fast machine.
@@ -163,19 +179,26 @@ def test_peoples_own_batch_scripts_find_the_same_and_come_back(lab, undisturbed,
     assert lab.kinds(name) == ["started", "stopped", "requeued", "started", "finished"]
 
 
-def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, undisturbed):
-    job = lab.search("requeued", checkpoint__every_steps=1000)
-    lab.wait_for_step("requeued", 10)
+@pytest.mark.parametrize(
+    ("reference", "changes"),
+    [("undisturbed", {}), ("undisturbed_osnet", OSNET_SEARCH)],
+    ids=["reid_cell", "osnet_ain"],
+)
+def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, request, reference, changes):
+    expected, name = request.getfixturevalue(reference), f"requeued_{reference}"
+    job = lab.search(name, checkpoint__every_steps=1000, **changes)
+    lab.wait_for_step(name, 10)
     lab.cluster.run("scontrol", "requeue", job)
-    result = lab.finish(job, "requeued")
-    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
+    result = lab.finish(job, name)
+    assert result["alpha_sha256"] == expected["alpha_sha256"]
+    assert result["genotype"] == expected["genotype"]
     assert result["restarts"] == 1
-    events = read_history(lab.run("requeued"))
+    events = read_history(lab.run(name))
     stopped, started = (next(e for e in events[2:] if e.kind == kind) for kind in ("stopped", "started"))
     assert stopped.reason == "SIGTERM"
     assert started.step == stopped.step >= 10
     assert (started.job, started.restart) == (job, 1)
-    for log in (lab.run("requeued") / "slurm").glob("*_log.out"):
+    for log in (lab.run(name) / "slurm").glob("*_log.out"):
         assert log.read_text().count("Starting with JobEnvironment") == 2, (
             "the second life goes on in the same log"
         )
@@ -216,6 +239,15 @@ def test_a_killed_rank_ends_all_and_the_job_comes_back(lab, undisturbed):
     assert lab.kinds("bereft") == ["submitted", "started", "requeued", "started", "finished"]
     (requeued,) = (event for event in read_history(lab.run("bereft")) if event.kind == "requeued")
     assert "a task was lost" in requeued.reason
+
+
+def test_a_node_that_loses_its_power_is_survived(lab, undisturbed, faulty_cluster):
+    job = lab.search("powerless", distributed__timeout_seconds=20.0)
+    lab.wait_for_step("powerless", 10)
+    faulty_cluster.kill_node("n2")
+    faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
+    faulty_cluster.restart_node("n2")
+    assert lab.finish(job, "powerless")["alpha_sha256"] == undisturbed["alpha_sha256"]
 
 
 def test_a_node_whose_daemon_died_is_survived(lab, long_undisturbed, faulty_cluster):
@@ -287,12 +319,19 @@ def test_slurm_validates_without_queueing(lab):
     assert "partition" in queued.stderr
 
 
-def test_the_pipeline_is_a_chain_of_jobs(lab):
-    (lab.folder / "other").mkdir()
-    recipe = lab.recipe("way", training__epochs=1)
-    options = {"channels": 4, "cells_per_stage": [1, 1]}
+@pytest.mark.parametrize(
+    ("name", "changes", "options", "seeds"),
+    [
+        ("way", {}, {"channels": 4, "cells_per_stage": [1, 1]}, (0, 1)),
+        ("osnet_way", OSNET, {"width": 0.25}, (0,)),
+    ],
+    ids=["reid_cell", "osnet_ain"],
+)
+def test_the_pipeline_is_a_chain_of_jobs(lab, name, changes, options, seeds):
+    (lab.folder / name).mkdir()
+    recipe = lab.recipe(name, **changes, training__epochs=1, data__batch_size=32)
     training = write_tiny(
-        lab.folder / "other",
+        lab.folder / name,
         task="train",
         model__name="derived",
         model__options=options,
@@ -300,17 +339,18 @@ def test_the_pipeline_is_a_chain_of_jobs(lab):
         data__root=str(lab.folder),
         data__synthetic__people__train_identities=40,
         data__synthetic__people__images_per_identity=16,
+        data__width=32,
         output_dir=str(lab.folder / "runs"),
         training__epochs=1,
     )
     line = ["--nodes", "1", "--gpus", "0", "--tasks", "2", "--cpus-per-task", "1", "--config", recipe]
-    line += ["--train-config", training, "--seeds", "0", "1", "--data", lab.folder / "people"]
+    line += ["--train-config", training, "--seeds", *seeds, "--data", lab.folder / "people"]
     jobs = lab.submit(*line, script="submit_pipeline")
-    assert len(jobs) == 5  # two seeds, derive, train, evaluate
+    assert len(jobs) == len(seeds) + 3  # derive, train, evaluate
     assert lab.cluster.facts(jobs[-1])["Dependency"].startswith(f"afterok:{jobs[-2]}")
     lab.cluster.wait_for(jobs[-1], "COMPLETED", timeout=PATIENCE)
-    best = max((0, 1), key=lambda seed: lab.result(f"way-seed{seed}")["map"])
-    genotype = json.loads((lab.folder / "derived/way_found/genotype.json").read_text())
-    assert genotype == lab.result(f"way-seed{best}")["genotype"]
-    (cell,) = json.loads((lab.folder / "runs/way_found_evaluation/result.json").read_text())["results"]
-    assert cell["map"] == pytest.approx(lab.result("way_found")["best_map"], abs=1e-6)
+    best = max(seeds, key=lambda seed: lab.result(f"{name}-seed{seed}")["map"])
+    genotype = json.loads((lab.folder / f"derived/{name}_found/genotype.json").read_text())
+    assert genotype == lab.result(f"{name}-seed{best}")["genotype"]
+    (cell,) = json.loads((lab.folder / f"runs/{name}_found_evaluation/result.json").read_text())["results"]
+    assert cell["map"] == pytest.approx(lab.result(f"{name}_found")["best_map"], abs=1e-6)

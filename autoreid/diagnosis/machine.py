@@ -20,8 +20,8 @@ from autoreid.distributed.process_group import choose_device
 #: Where loader processes hand over their batches.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 #: What the default recipe's loaders take there on a node: 2 streams, 4 workers, 2 batches ahead, 64 images of
-#: 3 × 256 × 128 float32 over all ranks; rounded up.
-LOADERS_BYTES = 2**29
+#: 3 × 256 × 128 uint8 over all ranks; rounded up.
+LOADERS_BYTES = 2**27
 #: There where the NVIDIA driver is loaded, and a container lets it be seen.
 DRIVER = Path("/dev/nvidiactl")
 

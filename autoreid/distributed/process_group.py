@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _SLURM = (
     "SLURM_STEP_NUM_NODES",
     "SLURM_STEP_NODELIST",
 )
+_GLOO_FREES_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,9 @@ def setup(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_seconds: floa
     try:
         yield World(rendezvous.rank, rendezvous.size, rendezvous.local_rank, chosen)
     finally:
+        # The destructor of torch 2.6 waits for gloo's threads while it holds the GIL, which they need to free the
+        # tensors of the last collective.
+        time.sleep(_GLOO_FREES_SECONDS)
         dist.destroy_process_group()
 
 
