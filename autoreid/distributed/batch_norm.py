@@ -80,13 +80,13 @@ def _normalise_on_cpu(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    output, mean, variance = _BatchNormOnCpu.apply(x.flatten(2), weight, bias, eps)
+    output, mean, variance = _BatchNormOnCpu.apply(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
         with torch.no_grad():
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(variance * (count / (count - 1)), momentum)
-    result: Tensor = output.view_as(x)
+    result: Tensor = output
     return result
 
 
@@ -97,15 +97,18 @@ class _BatchNormOnCpu(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, N) -> the same, and the mean and the biased variance of each channel."""
+        """(B, C, ...) -> the same, and the mean and the biased variance of each channel."""
         count = x.numel() // x.shape[1]
-        mean = x.sum(2).sum(0) / count
-        centred = x - mean[:, None]
+        # Not a view of what is computed here: who adds to it in place would have it copied in the backward pass.
+        output = torch.empty_like(x)
+        rows, centred = x.flatten(2), output.flatten(2)
+        mean = rows.sum(2).sum(0) / count
+        torch.sub(rows, mean[:, None], out=centred)
         variance = torch.linalg.vector_norm(centred, dim=2).square().sum(0) / count
         scale = torch.rsqrt(variance + eps)
-        output = centred.mul_((scale if weight is None else scale * weight)[:, None])
+        centred.mul_((scale if weight is None else scale * weight)[:, None])
         if bias is not None:
-            output.add_(bias[:, None])
+            centred.add_(bias[:, None])
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)

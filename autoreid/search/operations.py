@@ -19,11 +19,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from autoreid.search.edge_norm import EdgeNorm
 from autoreid.search.part_aware import PartAware
 from autoreid.search.pointwise import Pointwise, pointwise, rows_of
+from autoreid.search.recompute import keep_inputs
 
 #: All edges; a slice of one chooses it.
 ALL = slice(None)
@@ -60,11 +60,15 @@ class Pool(Shared):
         super().__init__()
         self.pool = {"max": _max_pool, "avg": _avg_pool}[kind]
         self.stride = stride
+        # The places of the largest values, in 64 bits each, weigh more than all else that the operation keeps.
+        self.recomputes = kind == "max"
         self.norm = EdgeNorm(channels, 1, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
-        output: Tensor = self.norm(self.pool(x, self.stride))
+        pool = partial(self.pool, stride=self.stride)
+        y = keep_inputs(pool, x) if self.recomputes and self.training else pool(x)
+        output: Tensor = self.norm(y)
         return output
 
 
@@ -145,11 +149,9 @@ class DepthwiseSeparable(nn.Module):
         weight = rows_of(self.pointwise.weight, self.edges, edges)
         compute = partial(_separable, stride=self.stride, dilation=self.dilation)
         x = F.relu(x) if rectified is None else rectified
-        if self.edges > 1 and torch.is_grad_enabled():
-            # Weights as arguments: the architect swaps them for the length of a forward pass only.
-            y = checkpoint(compute, x, depthwise, weight, use_reentrant=False, preserve_rng_state=False)
-        else:
-            y = compute(x, depthwise, weight)
+        # Weights as arguments: the architect swaps them for the length of a forward pass only.
+        inputs = (x, depthwise, weight)
+        y = keep_inputs(compute, *inputs) if self.edges > 1 else compute(*inputs)
         return self.norm(y, scale_E, edges)
 
 

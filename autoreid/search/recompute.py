@@ -1,10 +1,12 @@
-"""Activation checkpointing: a cell's forward pass is done again in the backward pass instead of being kept."""
+"""Activation checkpointing: what the backward pass needs is computed again instead of being kept."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -45,3 +47,37 @@ def recompute(module: nn.Module, *inputs: Tensor) -> Any:
         preserve_rng_state=False,
         context_fn=lambda: (nullcontext(), second),
     )
+
+
+def keep_inputs(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """compute(*inputs), of which the backward pass keeps the inputs only; exact, and may be differentiated twice.
+
+    For single operations: many times lighter than torch's checkpoint, whose hooks take longer than a small one.
+
+    Args:
+        compute: without state and random numbers, and of nothing else that needs a gradient.
+    """
+    if not torch.is_grad_enabled():
+        return compute(*inputs)
+    output: Tensor = _KeepInputs.apply(compute, *inputs)
+    return output
+
+
+class _KeepInputs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.compute = compute
+        device = inputs[0].device.type
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        ctx.save_for_backward(*inputs)
+        return compute(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()  # whether the gradient is to be differentiated itself
+        inputs = [x if again else x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
+            output = ctx.compute(*inputs)
+        wanted = [x for x in inputs if x.requires_grad]
+        found = iter(torch.autograd.grad(output, wanted, gradients, create_graph=again))
+        return None, *(next(found) if x.requires_grad else None for x in inputs)
