@@ -87,6 +87,7 @@ class TrainTask:
 
     def rehearse(self, batches: Iterator[Batch]) -> None:
         """Computes the gradients of a step without DDP, and forgets them: nothing moves."""
+        self._set_mode(frozen=False)
         with frozen_statistics(self.state.network):
             self._backward(self.state.network, next(batches))
         self.state.weight_optimizer.zero_grad()
