@@ -177,7 +177,7 @@ def test_a_step_of_a_training_has_the_mean_gradient(tmp_path):
     assert metrics.isfinite().all()
 
 
-def close(found, expected, tolerance):
+def assert_all_close(found, expected, tolerance):
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance / 100)
 
@@ -194,8 +194,8 @@ def test_ranks_accumulate_what_one_process_accumulates(tmp_path, changes):
     results = run_ranks(test_search_ranks._search, 2, path)
     assert len({digest for *_, digest in results}) == 1
     for found in results:
-        close(found[0], alphas, 1e-6)
-        close(found[1], weights, 1e-6)
+        assert_all_close(found[0], alphas, 1e-6)
+        assert_all_close(found[1], weights, 1e-6)
         torch.testing.assert_close(found[2], losses, rtol=1e-6, atol=1e-8)
 
 
@@ -205,7 +205,7 @@ def test_ranks_train_with_micro_batches_what_one_process_trains(tmp_path):
     path = write_tiny(tmp_path, **changes)
     (alone,) = run_ranks(test_training._steps, 1, path)
     for weights in run_ranks(test_training._steps, 2, path):
-        close(weights, alone, 1e-8)
+        assert_all_close(weights, alone, 1e-8)
 
 
 @pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
@@ -220,8 +220,8 @@ def test_micro_batches_are_what_ranks_with_statistics_of_their_own_compute(tmp_p
         name: value for name, value in weights.items() if "running" not in name and "num_b" not in name
     }
     for found in run_ranks(test_search_ranks._search, 2, write_tiny(tmp_path, **changes)):
-        close(found[0], alphas, 1e-6)
-        close(found[1], learned, 1e-6)
+        assert_all_close(found[0], alphas, 1e-6)
+        assert_all_close(found[1], learned, 1e-6)
         torch.testing.assert_close(found[2], losses, rtol=1e-6, atol=1e-8)
 
 
