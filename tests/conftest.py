@@ -1,7 +1,6 @@
 """Settings of all tests, before torch is imported anywhere, and the fixtures that several files share."""
 
 import os
-from collections.abc import Iterable
 
 import pytest
 
@@ -14,10 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the cluster's tests first: they wait more than they compute, and others run beside them."""
+    """Puts modules with tests on a cluster first: they wait more than they compute, and others run beside them.
 
-    def needs_no_cluster(item: pytest.Item) -> bool:
-        fixtures: Iterable[str] = getattr(item, "fixturenames", ())
-        return "slurm_cluster" not in fixtures
-
-    items.sort(key=needs_no_cluster)
+    Whole modules, so that one worker makes what their tests share.
+    """
+    waiting = {item.path for item in items if "slurm_cluster" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in waiting)

@@ -76,17 +76,35 @@ class SlurmCluster:
             time.sleep(0.2)
         return facts
 
-    def kill_task(self, job: str | int, rank: int) -> None:
-        """SIGKILL to one rank of the job's last step."""
+    def signal_task(self, job: str | int, rank: int, name: str) -> None:
+        """Sends one rank of the job's last step a signal: KILL, STOP, CONT."""
+        node, pid = self._task(job, rank)
+        self.on(node, "kill", f"-{name}", pid)
+
+    def wait_for_signal(self, job: str | int, rank: int, expected: signal.Signals, timeout: float) -> None:
+        """Until a rank that was stopped by STOP has been sent a signal, which waits for it to continue."""
+        node, pid = self._task(job, rank)
+        end = time.monotonic() + timeout
+        while True:
+            (line,) = re.findall(
+                r"^ShdPnd:\s*(\w+)$", self.on(node, "cat", f"/proc/{pid}/status"), re.MULTILINE
+            )
+            if int(line, 16) >> (expected - 1) & 1:
+                return
+            assert time.monotonic() < end, f"rank {rank} of job {job} was not sent {expected.name}"
+            time.sleep(0.5)
+
+    def _task(self, job: str | int, rank: int) -> tuple[str, str]:
+        """Node and PID there of one rank of the job's last step."""
         tasks = [
-            (step, node, pid)
+            (int(step), node, pid)
             for node in NODES
             for pid, _, step, _, task in self._processes(job, node)
             if task == str(rank) and step.isdigit()
         ]
         assert tasks, f"job {job} has no rank {rank}"
-        _, node, pid = max(tasks, key=lambda task: int(task[0]))
-        self.on(node, "kill", "-KILL", pid)
+        _, node, pid = max(tasks)
+        return node, pid
 
     def _processes(self, job: str | int, node: str) -> list[list[str]]:
         """PID, job, step, rank on the node and rank of the job's processes on a node."""

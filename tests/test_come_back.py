@@ -8,7 +8,7 @@ import pytest
 
 from autoreid.reporting.history import FILE, Event, read_history, record, starts_without_progress
 from autoreid.slurm import resume
-from autoreid.slurm.resume import reason_to_requeue, why_not
+from autoreid.slurm.resume import exit_status, reason_to_requeue, why_not
 
 
 def events(*kinds, restart=0, job="7"):
@@ -35,6 +35,15 @@ STARTED = ("started", 5, "")
 def test_who_comes_back(end, status, comes_back):
     history = events(STARTED, *([end] if end else []))
     assert (reason_to_requeue(history, "7", 0, status) is not None) == comes_back
+
+
+def test_a_signal_to_tasks_that_leave_a_finished_run_does_not_fail_the_job():
+    finished = events(STARTED, ("finished", 9, ""))
+    assert reason_to_requeue(finished, "7", 0, 138) is None
+    assert exit_status(finished, "7", 0, 138) == 0
+    assert exit_status(events(STARTED, ("failed", 6, "x")), "7", 0, 1) == 1
+    assert exit_status(finished, "7", 1, 1) == 1, "what an earlier life finished does not excuse this one"
+    assert exit_status([], "7", 0, 2) == 2
 
 
 def test_only_the_jobs_present_life_counts():

@@ -92,7 +92,7 @@ def test_a_killed_rank_ends_the_job(faulty_cluster: SlurmCluster, tmp_path: Path
         "sbatch", "--parsable", "-N2", "--ntasks-per-node=2", "-o", str(tmp_path / "log"), "--wrap", line
     ).strip()
     step_runs(faulty_cluster, job)
-    faulty_cluster.kill_task(job, 3)
+    faulty_cluster.signal_task(job, 3, "KILL")
     assert faulty_cluster.wait_for(job, "FAILED")["Restarts"] == "0"
 
 

@@ -34,14 +34,28 @@ def reason_to_requeue(events: Sequence[Event], job: str | None, restart: int, st
     A run that was told to stop comes back; so does one whose tasks ended without a word: killed, or cut off from
     a peer. What failed with a message of its own would fail again.
     """
-    mine = of_incarnation(events, job, restart)
-    end = mine[-1] if mine and mine[-1].kind in ("stopped", "finished", "failed") else None
+    end = _end(events, job, restart)
     if end is not None and end.kind == "stopped":
         # SIGTERM is the start of a requeue by Slurm, or of a cancellation: not ours to decide.
         return f"stopped by {end.reason}" if end.reason == "SIGUSR2" else None
     if end is not None or status in (0, *_HOPELESS):
         return None
     return f"a task was lost (exit status {status})"
+
+
+def exit_status(events: Sequence[Event], job: str | None, restart: int, status: int) -> int:
+    """What a job that does not come back ends with: its tasks' status, but 0 once its run has finished.
+
+    The signal ahead of the time limit may reach tasks that have finished and are leaving; it kills them.
+    """
+    end = _end(events, job, restart)
+    return 0 if end is not None and end.kind == "finished" else status
+
+
+def _end(events: Sequence[Event], job: str | None, restart: int) -> Event | None:
+    """How the job's present incarnation ended by its own account; None if it did not say."""
+    mine = of_incarnation(events, job, restart)
+    return mine[-1] if mine and mine[-1].kind in ("stopped", "finished", "failed") else None
 
 
 def why_not(events: Sequence[Event], restart: int, max_restarts: int) -> str | None:
@@ -76,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     events = read_history(options.run)
     reason = reason_to_requeue(events, job, restart, status)
     if reason is None:
-        return status
+        return exit_status(events, job, restart, status)
     refusal = why_not(events, restart, options.max_restarts)
     if refusal is None and job is not None:
         print(f"autoreid: requeueing job {job}: {reason}", file=sys.stderr)
