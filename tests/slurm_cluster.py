@@ -77,22 +77,9 @@ class SlurmCluster:
         return facts
 
     def signal_task(self, job: str | int, rank: int, name: str) -> None:
-        """Sends one rank of the job's last step a signal: KILL, STOP, CONT."""
+        """Sends one rank of the job's last step a signal; a stopped one is woken by the next that Slurm sends."""
         node, pid = self._task(job, rank)
         self.on(node, "kill", f"-{name}", pid)
-
-    def wait_for_signal(self, job: str | int, rank: int, expected: signal.Signals, timeout: float) -> None:
-        """Until a rank that was stopped by STOP has been sent a signal, which waits for it to continue."""
-        node, pid = self._task(job, rank)
-        end = time.monotonic() + timeout
-        while True:
-            (line,) = re.findall(
-                r"^ShdPnd:\s*(\w+)$", self.on(node, "cat", f"/proc/{pid}/status"), re.MULTILINE
-            )
-            if int(line, 16) >> (expected - 1) & 1:
-                return
-            assert time.monotonic() < end, f"rank {rank} of job {job} was not sent {expected.name}"
-            time.sleep(0.5)
 
     def _task(self, job: str | int, rank: int) -> tuple[str, str]:
         """Node and PID there of one rank of the job's last step."""

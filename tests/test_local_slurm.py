@@ -102,15 +102,6 @@ def step_runs(cluster: SlurmCluster, job: str) -> None:
         cluster.wait_for(job, "RUNNING")
 
 
-def test_a_lost_node_requeues_the_job(faulty_cluster: SlurmCluster) -> None:
-    job = faulty_cluster.run("sbatch", "--parsable", "-N2", "-o/dev/null", "--wrap", "srun sleep 300").strip()
-    step_runs(faulty_cluster, job)
-    faulty_cluster.kill_node("n2")
-    faulty_cluster.wait_for(job, "PENDING", timeout=120)
-    faulty_cluster.restart_node("n2")
-    assert faulty_cluster.wait_for(job, "RUNNING", timeout=120)["Restarts"] == "1"
-
-
 def test_stop_leaves_nothing(slurm_cluster: SlurmCluster) -> None:
     folder = Path(tempfile.mkdtemp(prefix="autoreid-slurm-"))
     second = SlurmCluster(folder)
