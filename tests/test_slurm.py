@@ -1,132 +1,27 @@
-"""Searches as jobs of a real Slurm cluster: undisturbed, and through every fault that they have to survive.
+"""Searches, trainings and evaluations as jobs of a real Slurm cluster.
 
-Whatever happened to a search, its alphas are those of the undisturbed one, bit for bit.
+However a search was started and stopped, its alphas are those of the undisturbed one, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from autoreid.reporting.history import read_history
-from tests.slurm_cluster import SlurmCluster
+from tests.slurm_lab import FOUR_RANKS, PATIENCE, ROOT, TWO_RANKS, lab, undisturbed
 from tests.tiny import OSNET, write_tiny
 
-ROOT = Path(__file__).resolve().parents[1]
-#: A rank on each of two nodes, and two.
-TWO_RANKS = ("--nodes", "2", "--gpus", "0", "--cpus-per-task", "1")
-FOUR_RANKS = (*TWO_RANKS, "--tasks", "2")
-PATIENCE = 400
-
-
-class Lab:
-    """A folder to submit from, on a cluster."""
-
-    def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
-        self.environment = cluster.environment | {
-            "PYTHONPATH": str(ROOT),
-            "XDG_CONFIG_HOME": str(folder / "nothing"),
-            "OMP_NUM_THREADS": "1",
-        }
-        # One rendezvous is as good as another, but those of pytest's own parents are not ours.
-        for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
-            self.environment.pop(name, None)
-
-    def recipe(self, name, **changes):
-        """64 steps; ranks keep their own batch statistics, which spares them all-reduces."""
-        settings = {
-            "task_name": name,
-            "training__epochs": 2,
-            "data__synthetic__people__train_identities": 40,
-            "data__synthetic__people__images_per_identity": 16,
-            "data__batch_size": 8,
-            "data__images_per_identity": 2,
-            "evaluation__every_epochs": 100,
-            "checkpoint__every_steps": 10,
-            "distributed__share_batch_statistics": False,
-            "reporting__every_steps": 50,
-        } | changes
-        path = write_tiny(self.folder, **settings)
-        return path.rename(self.folder / f"{name}.yaml")
-
-    def call(self, script, *line):
-        """Runs a command of jobs/."""
-        command = [sys.executable, ROOT / "jobs" / f"{script}.py", *map(str, line)]
-        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-
-    def submit(self, *line, script="submit_search"):
-        """The ids of the jobs that a command submitted."""
-        done = self.call(script, *line)
-        assert done.returncode == 0, done.stderr
-        return re.findall(r"^job (\S+):", done.stdout, re.MULTILINE)
-
-    def search(self, name, *line, ranks=TWO_RANKS, **changes):
-        """Submits a search; its job."""
-        (job,) = self.submit(*ranks, "--time", "20", *line, "--config", self.recipe(name, **changes))
-        return job
-
-    def by_torchrun(self, name, **changes):
-        """The result of the same search as two processes on this machine, without Slurm."""
-        line = ["--gpus", "0", "--tasks", "2", "--local", "--config", self.recipe(name, **changes)]
-        self.submit(*line)
-        return self.result(name)
-
-    def run(self, name):
-        return self.folder / "runs" / name
-
-    def wait_for_step(self, name, step):
-        """Until a run has come to a step."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                progress = json.loads((self.run(name) / "progress.json").read_text())
-            except OSError:
-                progress = {"step": -1}
-            if progress["step"] >= step:
-                return
-            assert time.monotonic() < end, f"{name} did not get to step {step}: {progress}"
-            time.sleep(0.1)
-
-    def finish(self, job, name, patience=PATIENCE):
-        """The result of a job's run, once it is there."""
-        self.cluster.wait_for(job, "COMPLETED", timeout=patience)
-        return self.result(name)
-
-    def result(self, name):
-        return json.loads((self.run(name) / "result.json").read_text())
-
-    def kinds(self, name):
-        return [event.kind for event in read_history(self.run(name))]
-
-
-@pytest.fixture(scope="module")
-def lab(slurm_cluster, tmp_path_factory):
-    return Lab(slurm_cluster, tmp_path_factory.mktemp("lab"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(lab):
-    """The result of a search that nothing happened to, on this machine without Slurm."""
-    return lab.by_torchrun("undisturbed")
-
+__all__ = ["lab", "undisturbed"]
 
 #: A search of the other space, of 25 steps.
 OSNET_SEARCH = OSNET | {"training__epochs": 1, "data__batch_size": 16}
-
-
-@pytest.fixture(scope="module")
-def undisturbed_osnet(lab):
-    """The same of the other space."""
-    return lab.by_torchrun("undisturbed_osnet", **OSNET_SEARCH)
 
 
 def test_two_nodes_and_four_tasks_search_together_through_jobs_and_srun(lab):
@@ -170,14 +65,10 @@ def test_peoples_own_batch_scripts_find_the_same_and_come_back(lab, undisturbed,
     assert lab.kinds(name) == ["started", "stopped", "requeued", "started", "finished"]
 
 
-@pytest.mark.parametrize(
-    ("reference", "changes"),
-    [("undisturbed", {}), ("undisturbed_osnet", OSNET_SEARCH)],
-    ids=["reid_cell", "osnet_ain"],
-)
-def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, request, reference, changes):
-    expected, name = request.getfixturevalue(reference), f"requeued_{reference}"
-    job = lab.search(name, checkpoint__every_steps=1000, **changes)
+def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab):
+    """In the other space, of which the jobs know nothing."""
+    expected, name = lab.by_torchrun("undisturbed_osnet", **OSNET_SEARCH), "requeued"
+    job = lab.search(name, checkpoint__every_steps=1000, **OSNET_SEARCH)
     lab.wait_for_step(name, 10)
     lab.cluster.run("scontrol", "requeue", job)
     result = lab.finish(job, name)
@@ -193,69 +84,6 @@ def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, request, r
         assert log.read_text().count("Starting with JobEnvironment") == 2, (
             "the second life goes on in the same log"
         )
-
-
-def test_the_time_limit_brings_the_job_back(lab, undisturbed):
-    """Both ranks are held until Slurm signals them: the job's life is as long on any machine."""
-    job = lab.search("limited", "--time", "2", distributed__timeout_seconds=300.0)
-    lab.wait_for_step("limited", 10)
-    for rank in range(2):
-        lab.cluster.signal_task(job, rank, "STOP")
-    result = lab.finish(job, "limited")
-    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
-    assert lab.kinds("limited") == ["submitted", "started", "stopped", "requeued", "started", "finished"]
-    assert [event.reason for event in read_history(lab.run("limited")) if event.kind == "stopped"] == [
-        "SIGUSR2"
-    ]
-
-
-def test_a_preempted_job_goes_on_afterwards(lab, undisturbed):
-    job = lab.search("preempted", "--partition", "main")
-    lab.wait_for_step("preempted", 10)
-    lab.cluster.run("srun", "-p", "high", "-N2", "--ntasks-per-node=16", "true", timeout=PATIENCE)
-    result = lab.finish(job, "preempted")
-    assert result["restarts"] == 1
-    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
-
-
-def test_a_killed_rank_ends_all_and_the_job_comes_back(lab, undisturbed):
-    job = lab.search("bereft")
-    lab.wait_for_step("bereft", 10)
-    lab.cluster.signal_task(job, 1, "KILL")
-    result = lab.finish(job, "bereft")
-    assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
-    assert lab.kinds("bereft") == ["submitted", "started", "requeued", "started", "finished"]
-    (requeued,) = (event for event in read_history(lab.run("bereft")) if event.kind == "requeued")
-    assert "a task was lost" in requeued.reason
-
-
-def test_a_node_that_loses_its_power_is_survived(lab, undisturbed, faulty_cluster):
-    job = lab.search("powerless", distributed__timeout_seconds=20.0)
-    lab.wait_for_step("powerless", 10)
-    faulty_cluster.kill_node("n2")
-    faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
-    faulty_cluster.restart_node("n2")
-    assert lab.finish(job, "powerless")["alpha_sha256"] == undisturbed["alpha_sha256"]
-
-
-def test_a_node_whose_daemon_died_is_survived(lab, undisturbed, faulty_cluster):
-    job = lab.search("orphaned")
-    lab.wait_for_step("orphaned", 10)
-    # Held, or the search would be finished before Slurm misses the daemon; the other node's rank waits for this one.
-    faulty_cluster.signal_task(job, 0, "STOP")
-    faulty_cluster.kill_slurmd("n2")
-    faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
-    faulty_cluster.restart_slurmd("n2")
-    assert lab.finish(job, "orphaned")["alpha_sha256"] == undisturbed["alpha_sha256"]
-
-
-def test_ranks_cut_off_from_each_other_give_up_and_the_job_comes_back(lab, undisturbed, faulty_cluster):
-    job = lab.search("parted", distributed__timeout_seconds=20.0)
-    lab.wait_for_step("parted", 10)
-    faulty_cluster.on("n2", "ip", "link", "set", "eth0", "down")
-    faulty_cluster.wait_for(job, "PENDING", timeout=PATIENCE)
-    faulty_cluster.on("n2", "ip", "link", "set", "eth0", "up")
-    assert lab.finish(job, "parted")["alpha_sha256"] == undisturbed["alpha_sha256"]
 
 
 def test_a_second_search_of_the_same_name_is_refused_while_the_first_is_queued(lab):

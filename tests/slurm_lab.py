@@ -1,0 +1,115 @@
+"""A folder to submit searches from, on a cluster; its fixtures are for the modules that import them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autoreid.reporting.history import read_history
+from tests.slurm_cluster import SlurmCluster
+from tests.tiny import write_tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+#: A rank on each of two nodes, and two.
+TWO_RANKS = ("--nodes", "2", "--gpus", "0", "--cpus-per-task", "1")
+FOUR_RANKS = (*TWO_RANKS, "--tasks", "2")
+PATIENCE = 400
+
+
+class Lab:
+    """A folder to submit from, on a cluster."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.environment = cluster.environment | {
+            "PYTHONPATH": str(ROOT),
+            "XDG_CONFIG_HOME": str(folder / "nothing"),
+            "OMP_NUM_THREADS": "1",
+        }
+        # One rendezvous is as good as another, but those of pytest's own parents are not ours.
+        for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            self.environment.pop(name, None)
+
+    def recipe(self, name, **changes):
+        """64 steps; ranks keep their own batch statistics, which spares them all-reduces."""
+        settings = {
+            "task_name": name,
+            "training__epochs": 2,
+            "data__synthetic__people__train_identities": 40,
+            "data__synthetic__people__images_per_identity": 16,
+            "data__batch_size": 8,
+            "data__images_per_identity": 2,
+            "evaluation__every_epochs": 100,
+            "checkpoint__every_steps": 10,
+            "distributed__share_batch_statistics": False,
+            "reporting__every_steps": 50,
+        } | changes
+        path = write_tiny(self.folder, **settings)
+        return path.rename(self.folder / f"{name}.yaml")
+
+    def call(self, script, *line):
+        """Runs a command of jobs/."""
+        command = [sys.executable, ROOT / "jobs" / f"{script}.py", *map(str, line)]
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+
+    def submit(self, *line, script="submit_search"):
+        """The ids of the jobs that a command submitted."""
+        done = self.call(script, *line)
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"^job (\S+):", done.stdout, re.MULTILINE)
+
+    def search(self, name, *line, ranks=TWO_RANKS, **changes):
+        """Submits a search; its job."""
+        (job,) = self.submit(*ranks, "--time", "20", *line, "--config", self.recipe(name, **changes))
+        return job
+
+    def by_torchrun(self, name, **changes):
+        """The result of the same search as two processes on this machine, without Slurm."""
+        line = ["--gpus", "0", "--tasks", "2", "--local", "--config", self.recipe(name, **changes)]
+        self.submit(*line)
+        return self.result(name)
+
+    def run(self, name):
+        return self.folder / "runs" / name
+
+    def wait_for_step(self, name, step):
+        """Until a run has come to a step."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                progress = json.loads((self.run(name) / "progress.json").read_text())
+            except OSError:
+                progress = {"step": -1}
+            if progress["step"] >= step:
+                return
+            assert time.monotonic() < end, f"{name} did not get to step {step}: {progress}"
+            time.sleep(0.1)
+
+    def finish(self, job, name, patience=PATIENCE):
+        """The result of a job's run, once it is there."""
+        self.cluster.wait_for(job, "COMPLETED", timeout=patience)
+        return self.result(name)
+
+    def result(self, name):
+        return json.loads((self.run(name) / "result.json").read_text())
+
+    def kinds(self, name):
+        return [event.kind for event in read_history(self.run(name))]
+
+
+@pytest.fixture(scope="module")
+def lab(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """The module's own."""
+    return Lab(slurm_cluster, tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab):
+    """The result of a search that nothing happened to, on this machine without Slurm."""
+    return lab.by_torchrun("undisturbed")
