@@ -250,6 +250,8 @@ class Training(Section):
     """bfloat16 computes under autocast; weights, alphas and losses stay float32."""
     channels_last: bool = False
     """Memory layout that convolutions on GPUs prefer."""
+    compile: bool = False
+    """Compile the forward and backward passes that train the weights: minutes at the start, for faster steps."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of an exponential moving average of the weights, which is then what is measured and kept; null for none."""
 
@@ -361,6 +363,14 @@ class Config(Section):
             raise ValueError(
                 f"search.warmup_epochs: {self.search.warmup_epochs} leaves the alphas none of the "
                 f"{self.training.epochs} training.epochs"
+            )
+        if training.compile and self.search.relaxation == "gumbel_hard":
+            raise ValueError(
+                "training.compile: a compiled network cannot leave candidates out; not with gumbel_hard"
+            )
+        if training.compile and self.search.activation_checkpointing != "none":
+            raise ValueError(
+                "training.compile: chooses itself what to compute again; search.activation_checkpointing must be none"
             )
         self._check_smallest_map()
 

@@ -50,6 +50,7 @@ MAY_DIFFER = (
     "data.workers",
     "evaluation.batch_size",
     "search.activation_checkpointing",
+    "training.compile",
     "distributed.device",
     "distributed.digest_every_steps",
     "distributed.timeout_seconds",

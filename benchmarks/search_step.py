@@ -1,9 +1,10 @@
 """Forward and backward pass of the supernets against one module a candidate: time, and bytes kept in between.
 
-    python benchmarks/search_step.py [--quick] [--threads N] [--json]
+    python benchmarks/search_step.py [--quick] [--threads N] [--compile] [--json]
 
 The baseline is the tests' oracles (tests/per_edge.py, tests/per_block.py) with the same weights. All run in turn, in
-one process, on a GPU if there is one. At the end the quickstart's search, steps of alphas and weights with loading.
+one process, on a GPU if there is one. With --compile the fused ones are compiled as well, which takes minutes each.
+At the end the quickstart's search, steps of alphas and weights with loading.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from tests.per_block import PerBlock
 from tests.per_edge import per_edge_cell
 
 ROOT = Path(__file__).resolve().parents[1]
-ORACLE, FUSED = "one by one", "fused"
+ORACLE, FUSED, COMPILED = "one by one", "fused", "fused and compiled"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -95,7 +96,7 @@ def kept_bytes(forward: Callable[[], object]) -> int:
     return sum(storages.values())
 
 
-def variants(size: Size) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
+def variants(size: Size, compiled: bool) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
     """Supernets by how they compute, and uniform mixing weights for each."""
 
     def build(**changes: Any) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -113,6 +114,9 @@ def variants(size: Size) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
         FUSED: (supernet, mixing),
         "recomputing": build(activation_checkpointing="cell"),
     }
+    if compiled:
+        found[COMPILED] = copy.deepcopy(supernet), mixing
+        found[COMPILED][0].compile()
     if size.search.space == "reid_cell":
         found["partial channels, K 4"] = build(partial_channels=4)
     return found
@@ -125,9 +129,9 @@ def clock() -> float:
     return time.perf_counter()
 
 
-def measure(size: Size, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of interleaved rounds after a first one."""
-    nets = variants(size)
+def measure(size: Size, rounds: int, compiled: bool) -> dict[str, dict[str, float]]:
+    """Medians of interleaved rounds after a first one, in which what is to be compiled is."""
+    nets = variants(size, compiled)
     images = torch.randn(size.batch, 3, size.height, size.width, device=DEVICE)
     seconds: dict[str, list[float]] = {name: [] for name in nets}
     for _ in range(rounds + 1):
@@ -149,16 +153,19 @@ def measure(size: Size, rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
-def end_to_end(recipe: str, steps: int) -> dict[str, dict[str, float]]:
+def end_to_end(recipe: str, steps: int, compiled: bool) -> dict[str, dict[str, float]]:
     """Images a second of a whole search: loading, alphas and weights; in turn step by step."""
     fused = ReidCellSpace.build_supernet
     build = {FUSED: fused, ORACLE: lambda space, count: one_by_one(fused(space, count), space.search)}
+    if compiled:
+        build[COMPILED] = fused
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(ROOT / "configs" / recipe, [f"data.root={folder}"])
-        draw_people(config.data)
         world = World(0, 1, 0, DEVICE)
         tasks: dict[str, SearchTask] = {}
         for name, builder in build.items():
+            changes = [f"data.root={folder}", f"training.compile={json.dumps(name == COMPILED)}"]
+            config = load_config(ROOT / "configs" / recipe, changes)
+            draw_people(config.data)
             with mock.patch.object(ReidCellSpace, "build_supernet", builder):
                 images = Images(config.data.height, config.data.width)
                 tasks[name] = build_search(config, build_search_data(config, world, images), world)
@@ -184,14 +191,17 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="the first size, two rounds")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    parser.add_argument("--compile", action="store_true", help="compile as well")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sizes = dict(list(SIZES.items())[:1]) if arguments.quick else SIZES
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for name, size in sizes.items():
-        rows[name] = measure(size, 2 if arguments.quick else 7)
-    rows["search with configs/quickstart.yaml"] = end_to_end("quickstart.yaml", 3 if arguments.quick else 15)
+        rows[name] = measure(size, 2 if arguments.quick else 7, arguments.compile)
+    rows["search with configs/quickstart.yaml"] = end_to_end(
+        "quickstart.yaml", 3 if arguments.quick else 15, arguments.compile
+    )
     if arguments.json:
         print(json.dumps({"device": str(DEVICE), "threads": arguments.threads, "sizes": rows}))
         return

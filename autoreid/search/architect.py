@@ -6,7 +6,7 @@ stands for w*: w' = w - ξ·∇w L_weights(w, α), momentum and weight decay inc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, Protocol
 
@@ -60,12 +60,8 @@ class Architect:
         self.relaxation = relaxation
         self.objective = objective
         self.weight_optimizer = weight_optimizer
+        self.order = order
         self.accumulation = accumulation or Accumulation()
-        self._gradients: Callable[[Gradient, Gradient], list[Tensor]] = {
-            "first": self._first_order,
-            "second": self._second_order,
-            "exact": self._exact,
-        }[order]
 
     def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
         """One gradient for each of the alphas' parameters, in their order, from this rank's batches.
@@ -85,14 +81,21 @@ class Architect:
         ) -> list[Tensor]:
             return self.accumulation.gradients(partial(score, weights), batch, inputs, create_graph)
 
+        levels = partial(gradient, alpha_batch), partial(gradient, weight_batch)
         with frozen_statistics(self.supernet):
-            return self._gradients(partial(gradient, alpha_batch), partial(gradient, weight_batch))
+            if self.order == "first":
+                return self._first_order(*levels)
+            # A compiled network cannot be differentiated twice.
+            with torch.compiler.set_stance("force_eager"):
+                return self._second_order(*levels) if self.order == "second" else self._exact(*levels)
 
     def _weights(self) -> Weights:
         return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
 
     def _first_order(self, of_alphas: Gradient, of_weights: Gradient) -> list[Tensor]:  # noqa: ARG002
-        return of_alphas(self._weights(), list(self.alphas.parameters()))
+        # Detached: none of them needs a gradient.
+        weights = {name: weight.detach() for name, weight in self._weights().items()}
+        return of_alphas(weights, list(self.alphas.parameters()))
 
     def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
         """One step of SGD, as the optimiser would make it, on copies."""

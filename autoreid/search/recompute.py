@@ -52,12 +52,13 @@ def recompute(module: nn.Module, *inputs: Tensor) -> Any:
 def keep_inputs(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """compute(*inputs), of which the backward pass keeps the inputs only; exact, and may be differentiated twice.
 
-    For single operations: many times lighter than torch's checkpoint, whose hooks take longer than a small one.
+    For single operations: many times lighter than torch's checkpoint, whose hooks take longer than a small one. A
+    compiler is left to choose for itself what it keeps.
 
     Args:
         compute: without state and random numbers, and of nothing else that needs a gradient.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return compute(*inputs)
     output: Tensor = _KeepInputs.apply(compute, *inputs)
     return output

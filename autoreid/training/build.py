@@ -29,15 +29,25 @@ def memory_format(training: Training) -> torch.memory_format:
 
 
 def place_network(network: nn.Module, config: Config, world: World, parts_unused: bool = False) -> nn.Module:
-    """Moves a network to the device, and wraps it for the ranks: DDP, batch statistics shared or not.
+    """Moves a network to the device, compiles it there if that is wanted, and wraps it for the ranks.
 
     Args:
         parts_unused: whether a step may leave weights without a gradient.
+
+    Raises:
+        ConfigError: ranks are to share batch statistics in a compiled network.
     """
     shared = config.distributed.share_batch_statistics
+    if config.training.compile and shared and world.size > 1:
+        raise ConfigError(
+            f"training.compile: true on {world.size} ranks needs distributed.share_batch_statistics: false; a "
+            f"collective for each norm would cut the compiled network to pieces"
+        )
     if shared:
         distributed.share_batch_statistics(network)
     network.to(device=world.device, memory_format=memory_format(config.training))  # type: ignore[call-overload]
+    if config.training.compile:
+        network.compile()
     return distributed.data_parallel(network, not shared, parts_unused)
 
 
@@ -107,13 +117,15 @@ def measure_network(
     )
     network.eval()
     try:
-        return MeanRetrieval(
-            {
-                target.name: measure_retrieval(
-                    embed, target.query, target.gallery, load, world, config.evaluation.metric
-                )
-                for target in data.targets
-            }
-        )
+        # Once an epoch: not worth a compilation of its own.
+        with torch.compiler.set_stance("force_eager"):
+            return MeanRetrieval(
+                {
+                    target.name: measure_retrieval(
+                        embed, target.query, target.gallery, load, world, config.evaluation.metric
+                    )
+                    for target in data.targets
+                }
+            )
     finally:
         network.train()

@@ -84,11 +84,12 @@ def _shown(size: float) -> str:
 
 
 def measure_need(task: Task, config: Config, world: World) -> MemoryNeed:
-    """Rehearses a step with two small batches."""
+    """Rehearses a step with two small batches, uncompiled: a compiler would work for minutes on each."""
     identities = -(-2 // config.data.images_per_identity)  # a norm over one image is none
     fewest = config.training.accumulation * config.data.images_per_identity * identities
     peak = _meter(world.device)
-    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
+    own_random_numbers = torch.random.fork_rng([world.device] if world.device.type == "cuda" else [])
+    with own_random_numbers, torch.compiler.set_stance("force_eager"):
         small, large = (
             peak(partial(task.rehearse, _blanks(config, world.device, images)))
             for images in (fewest, 2 * fewest)

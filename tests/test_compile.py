@@ -1,0 +1,120 @@
+"""training.compile: a compiled network takes the same steps, on one rank and on two, and after a kill.
+
+torch's tracing and its derivation of the backward pass are run for real; the kernels that inductor makes of them,
+whose compilation takes minutes on CPUs, in one small test.
+"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+
+from autoreid.data.training_data import build_search_data
+from autoreid.distributed import StopSignal
+from autoreid.errors import ConfigError
+from autoreid.recipes import load_config
+from autoreid.search.build import build_search
+from autoreid.training.memory import log_memory
+from tests import test_resume, test_training
+from tests.float64 import compute_in_float64
+from tests.ranks import run_ranks
+from tests.tiny import OSNET, tiny_config, write_tiny
+
+COMPILED = {"training__compile": True}
+FEW = {"search__operations": ["none", "sep_conv_3x3", "part_aware"]}
+
+
+def _without_inductor() -> None:
+    torch.compiler.set_stance(force_backend="aot_eager")
+
+
+def _steps(world, path):
+    """What two steps make of the weights and the alphas, and how many graphs were compiled for them."""
+    _without_inductor()
+    compute_in_float64()
+    config = load_config(path)
+    task = build_search(config, build_search_data(config, world), world)
+    log_memory(task, config, world)
+    for _ in range(2):
+        task.step(StopSignal())
+    task.end_epoch()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return task.state.network.state_dict() | task.state.alphas.state_dict(), graphs
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "wanted"),
+    [
+        (FEW | {"distributed__share_batch_statistics": False}, 2, 2),
+        (FEW | {"search__order": "second", "training__accumulation": 2}, 1, 1),
+        (FEW | {"search__order": "exact"}, 1, 1),
+        (OSNET, 1, 1),
+    ],
+    ids=["first order on two ranks", "second order", "exact", "osnet_ain"],
+)
+def test_steps_are_those_of_the_network_as_it_is(tmp_path, changes, ranks, wanted):
+    tiny_config(tmp_path, **changes)
+    plain = run_ranks(_steps, ranks, write_tiny(tmp_path, **changes))
+    compiled = run_ranks(_steps, ranks, write_tiny(tmp_path, **changes, **COMPILED))
+    for (found, graphs), (expected, none) in zip(compiled, plain, strict=True):
+        assert none == 0
+        assert graphs == wanted, "the whole network is one graph for each level that is compiled"
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def _train(path):
+    _without_inductor()
+    test_resume._plain(path)
+
+
+def _die(path, step):
+    _without_inductor()
+    test_resume._strike(path, step, signal.SIGKILL, 0)
+
+
+def test_killed_it_ends_bit_for_bit_the_same(tmp_path):
+    calm, struck = tmp_path / "calm", tmp_path / "struck"
+    for folder in (calm, struck):
+        folder.mkdir()
+    assert test_resume.start(_train, write_tiny(calm, **FEW, **COMPILED)) == [0]
+    path = write_tiny(struck, **FEW, **COMPILED, checkpoint__every_steps=1)
+    assert test_resume.start(_die, path, 5) == [-signal.SIGKILL]
+    assert test_resume.start(_train, path) == [0]
+    assert test_resume.restarts(struck) == 1
+    test_resume.assert_equal(test_resume.outcome(struck), test_resume.outcome(calm))
+
+
+def test_by_inductor(tmp_path):
+    """A fixed network, as trained: the kernels that inductor makes compute the same."""
+    networks = []
+    for compiled in (False, True):
+        changes = {"model": {"name": "resnet50"}, "training__compile": compiled}
+        task = test_training._task(tmp_path, **changes)
+        task.step(StopSignal())
+        networks.append(task.state.network.state_dict())
+    for name, value in networks[0].items():
+        torch.testing.assert_close(networks[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search__relaxation": "gumbel_hard"}, "not with gumbel_hard"),
+        ({"search__activation_checkpointing": "cell"}, "activation_checkpointing must be none"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_tiny(tmp_path, **changes, **COMPILED))
+
+
+def test_statistics_over_ranks_are_refused(tmp_path):
+    tiny_config(tmp_path)
+    path = write_tiny(tmp_path, **COMPILED)
+    for error in run_ranks(_steps, 2, path, raises=False):
+        assert isinstance(error, ConfigError)
+        assert "needs distributed.share_batch_statistics: false" in str(error)
