@@ -12,6 +12,7 @@ __all__ = ["faulty_cluster", "slurm_cluster"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts modules with tests on a cluster first: they wait more than they compute, and others run beside them.
 
