@@ -12,14 +12,7 @@ __all__ = ["faulty_cluster", "slurm_cluster"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts modules with tests on a cluster first: they wait more than they compute, and others run beside them.
-
-    Each is one worker's, which makes what its tests share.
-    """
+    """Puts modules with tests on a cluster first: they wait more than they compute, and others run beside them."""
     waiting = {item.path for item in items if "slurm_cluster" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in waiting)
-    for item in items:
-        if item.path in waiting:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
