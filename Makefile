@@ -14,7 +14,7 @@ demo: install
 
 ## Lint, type checks and all tests.
 test: lint
-	$(VENV)/bin/python -m pytest -n 3 --dist loadgroup --durations 15
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -13,12 +13,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts modules with tests on a cluster first: they wait more than they compute, and others run beside them.
-
-    Each is one worker's, which makes what its tests share.
-    """
+    """Puts modules with tests on a cluster first: they wait more than they compute, and others run beside them."""
     waiting = {item.path for item in items if "slurm_cluster" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in waiting)
-    for item in items:
-        if item.path in waiting:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))

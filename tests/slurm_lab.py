@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from autoreid.reporting.history import read_history
+from tests.commands import ROOT, run_job_script
 from tests.slurm_cluster import SlurmCluster
 from tests.tiny import write_tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 #: A rank on each of two nodes, and two.
 TWO_RANKS = ("--nodes", "2", "--gpus", "0", "--cpus-per-task", "1")
 FOUR_RANKS = (*TWO_RANKS, "--tasks", "2")
@@ -53,14 +51,13 @@ class Lab:
         path = write_tiny(self.folder, **settings)
         return path.rename(self.folder / f"{name}.yaml")
 
-    def call(self, script, *line):
+    def call(self, script, *line, here=True):
         """Runs a command of jobs/."""
-        command = [sys.executable, ROOT / "jobs" / f"{script}.py", *map(str, line)]
-        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        return run_job_script(script, *line, folder=self.folder, environment=self.environment, here=here)
 
-    def submit(self, *line, script="submit_search"):
+    def submit(self, *line, script="submit_search", here=True):
         """The ids of the jobs that a command submitted."""
-        done = self.call(script, *line)
+        done = self.call(script, *line, here=here)
         assert done.returncode == 0, done.stderr
         return re.findall(r"^job (\S+):", done.stdout, re.MULTILINE)
 
@@ -72,7 +69,7 @@ class Lab:
     def by_torchrun(self, name, **changes):
         """The result of the same search as two processes on this machine, without Slurm."""
         line = ["--gpus", "0", "--tasks", "2", "--local", "--config", self.recipe(name, **changes)]
-        self.submit(*line)
+        self.submit(*line, here=False)
         return self.result(name)
 
     def run(self, name):

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from autoreid.reporting.history import read_history
-from tests.slurm_lab import FOUR_RANKS, PATIENCE, ROOT, TWO_RANKS, lab, undisturbed
+from tests.commands import ROOT
+from tests.slurm_lab import FOUR_RANKS, PATIENCE, TWO_RANKS, lab, undisturbed
 from tests.tiny import OSNET, write_tiny
 
 __all__ = ["lab", "undisturbed"]
@@ -105,7 +106,7 @@ def test_a_cancelled_search_saves_and_goes_on_when_submitted_again(lab, undistur
     row = json.loads(lab.call("status", "--json", "cancelled").stdout)[0]
     assert (row["state"], row["task"], row["steps"], row["job"]) == ("RUNNING", "search", 64, job)
     assert row["step"] >= 10
-    raw = lab.call("logs", "cancelled", "--raw", "--rank", "1").stdout
+    raw = lab.call("logs", "cancelled", "--raw", "--rank", "1", here=False).stdout
     assert "submitit INFO" in raw
     assert "cancelled job" in lab.call("cancel", "cancelled").stdout
     lab.cluster.wait_for(job, "CANCELLED")

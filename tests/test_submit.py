@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
-import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -17,33 +12,18 @@ from autoreid.data.training_data import draw_people
 from autoreid.recipes import load_config
 from autoreid.slurm.request import JobRequest
 from autoreid.slurm.submit import plan_run
+from tests.commands import ROOT, run_job_script
 from tests.tiny import write_tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORDED = Path(__file__).parent / "data" / "sbatch"
 
 
-def submit(folder, script, *line, path=None):
-    """Runs a command of jobs/ in this process, which has imported torch already. --local and logs would replace it."""
-    printed, complaints = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(complaints):
-        for name in [name for name in os.environ if name.startswith("SLURM_")]:
-            patch.delenv(name)
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "nothing"))
-        if path is not None:
-            patch.setenv("PATH", path)
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [f"jobs/{script}.py", *map(str, line)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "jobs" / f"{script}.py"), run_name="__main__")
-    return subprocess.CompletedProcess(line, end.value.code, printed.getvalue(), complaints.getvalue())
-
-
-def start(folder, script, *line):
-    """Runs it as a process of its own."""
-    command = [sys.executable, ROOT / "jobs" / f"{script}.py", *map(str, line)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(folder / "nothing")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def submit(folder, script, *line, path=None, here=True):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(folder / "nothing")}
+    if path is not None:
+        environment["PATH"] = path
+    return run_job_script(script, *line, folder=folder, environment=environment, here=here)
 
 
 @pytest.fixture
@@ -145,7 +125,7 @@ def test_a_job_that_asks_for_gpus_will_not_fall_back_to_cpus(tmp_path):
 
 def test_local_runs_the_same_here_and_status_logs_and_cancel_know_it(recipe, tmp_path):
     line = ["--gpus", "0", "--tasks", "2", "--local", "--config", recipe, "training.epochs=1"]
-    done = start(tmp_path, "submit_search", *line)
+    done = submit(tmp_path, "submit_search", *line, here=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "runs" / "tiny" / "result.json").read_text())
     assert result["epochs"] == 1
@@ -161,9 +141,9 @@ def test_local_runs_the_same_here_and_status_logs_and_cancel_know_it(recipe, tmp
     assert table[0].split()[:4] == ["run", "task", "job", "state"]
     assert "finished" in table[1]
 
-    log = start(tmp_path, "logs", "tiny", "--rank", "1", "--lines", "3")
+    log = submit(tmp_path, "logs", "tiny", "--rank", "1", "--lines", "3", here=False)
     assert log.stdout == "".join((tmp_path / "runs/tiny/logs/rank1.log").read_text().splitlines(True)[-3:])
-    missing = start(tmp_path, "logs", "tiny", "--rank", "2")
+    missing = submit(tmp_path, "logs", "tiny", "--rank", "2")
     assert missing.returncode == 2
     assert "rank0.log, rank1.log" in missing.stderr
     assert "no job in the queue" in submit(tmp_path, "cancel", "tiny").stdout
@@ -194,7 +174,7 @@ def test_the_pipeline_goes_from_searches_to_a_table(tmp_path):
     training = write_tiny(tmp_path / "other", **trained, data__root=str(tmp_path))
     line = ["--config", recipe, "--train-config", training, "--train", f"output_dir={tmp_path / 'runs'}"]
     line += ["--gpus", "0", "--seeds", "0", "1", "--data", tmp_path / "people"]
-    done = start(tmp_path, "submit_pipeline", *line, "--local")
+    done = submit(tmp_path, "submit_pipeline", *line, "--local", here=False)
     assert done.returncode == 0, done.stderr
 
     def read(path):
