@@ -85,7 +85,8 @@ def test_killed_it_ends_bit_for_bit_the_same(tmp_path):
     assert test_resume.start(_die, path, 5) == [-signal.SIGKILL]
     assert test_resume.start(_train, path) == [0]
     assert test_resume.restarts(struck) == 1
-    test_resume.assert_equal(test_resume.outcome(struck), test_resume.outcome(calm))
+    found, expected = (test_resume.outcome(folder, steps=10) for folder in (struck, calm))
+    test_resume.assert_equal(found, expected)
 
 
 def test_by_inductor(tmp_path):

@@ -195,7 +195,7 @@ class SeparableTwice(nn.Module):
         """(B, C, H, W) -> (B, E·C, H', W')."""
         halfway = self.first(x, None, edges, rectified)
         # In place: a norm's backward pass needs its input, not its output.
-        output: Tensor = self.second(halfway, scale_E, edges, F.relu_(halfway))
+        output: Tensor = self.second(halfway, scale_E, edges, F.relu(halfway, inplace=True))
         return output
 
 
