@@ -193,9 +193,7 @@ class SeparableTwice(nn.Module):
         self, x: Tensor, scale_E: Tensor | None = None, edges: slice = ALL, rectified: Tensor | None = None
     ) -> Tensor:
         """(B, C, H, W) -> (B, E·C, H', W')."""
-        halfway = self.first(x, None, edges, rectified)
-        # In place: a norm's backward pass needs its input, not its output.
-        output: Tensor = self.second(halfway, scale_E, edges, F.relu(halfway, inplace=True))
+        output: Tensor = self.second(self.first(x, None, edges, rectified), scale_E, edges)
         return output
 
 
