@@ -20,7 +20,7 @@ from autoreid.training.memory import log_memory
 from tests import test_resume, test_search_steps
 from tests.float64 import compute_in_float64
 from tests.ranks import run_ranks
-from tests.tiny import OSNET, tiny_config, write_tiny
+from tests.tiny import tiny_config, write_tiny
 
 COMPILED = {"training__compile": True}
 FEW = {"search__operations": ["none", "sep_conv_3x3", "part_aware"]}
@@ -49,9 +49,8 @@ def _steps(world, path):
     [
         (FEW | {"distributed__share_batch_statistics": False}, 2, 2),
         (FEW | {"search__order": "exact", "training__accumulation": 2}, 1, 1),
-        (OSNET, 1, 1),
     ],
-    ids=["first order on two ranks", "second order", "osnet_ain"],
+    ids=["first order on two ranks", "second order"],
 )
 def test_steps_are_those_of_the_network_as_it_is(tmp_path, changes, ranks, wanted):
     tiny_config(tmp_path, **changes)
