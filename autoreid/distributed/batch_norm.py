@@ -66,16 +66,10 @@ def normalise(
 
 
 def _is_slow(x: Tensor) -> bool:
-    """Whether torch would walk through the maps number by number: it does on CPUs, channels apart."""
-    wide = x.dtype in (torch.float32, torch.float64)
-    return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and wide
-        and x.dim() > 2
-        and x.is_contiguous()
-        and x[:, 0].numel() > 1
-    )
+    """Whether torch would walk through the maps number by number: on CPUs, channels apart, uncompiled."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return False
+    return x.dim() > 2 and x.is_contiguous() and x[:, 0].numel() > 1
 
 
 def _normalise_on_cpu(
