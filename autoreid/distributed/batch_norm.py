@@ -67,9 +67,9 @@ def normalise(
 
 def _is_slow(x: Tensor) -> bool:
     """Whether torch would walk through the maps number by number: on CPUs, channels apart, uncompiled."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.is_contiguous():
         return False
-    return x.dim() > 2 and x.is_contiguous() and x[:, 0].numel() > 1
+    return x.dtype in (torch.float32, torch.float64) and x.dim() > 2 and x[:, 0].numel() > 1
 
 
 def _normalise_on_cpu(
