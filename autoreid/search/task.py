@@ -130,11 +130,13 @@ class SearchTask:
     def rehearse(self, batches: Iterator[Batch]) -> None:
         """Computes the gradients of a step without DDP, and forgets them: nothing moves."""
         state, weight_batch = self.state, next(batches)
+        # As in a step, both batches are there before either is computed with.
+        alpha_batch = None if state.alpha_stream is None else next(batches)
         # The weights' first: in a run, their last gradient is still there when the alphas' turn comes.
         with frozen_statistics(state.network):
-            replace(self, network=state.network)._backward(weight_batch, state.alpha_stream is None)
-            if state.alpha_stream is not None:
-                self.architect.gradients(next(batches), weight_batch, state.step)
+            replace(self, network=state.network)._backward(weight_batch, alpha_batch is None)
+            if alpha_batch is not None:
+                self.architect.gradients(alpha_batch, weight_batch, state.step)
         state.weight_optimizer.zero_grad()
         state.alpha_optimizer.zero_grad()
 
