@@ -88,9 +88,9 @@ class Lab:
             assert time.monotonic() < end, f"{name} did not get to step {step}: {progress}"
             time.sleep(0.1)
 
-    def finish(self, job, name, patience=PATIENCE):
+    def finish(self, job, name):
         """The result of a job's run, once it is there."""
-        self.cluster.wait_for(job, "COMPLETED", timeout=patience)
+        self.cluster.wait_for(job, "COMPLETED", timeout=PATIENCE)
         return self.result(name)
 
     def result(self, name):

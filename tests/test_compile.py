@@ -11,13 +11,11 @@ import signal
 import pytest
 import torch
 
-from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
-from autoreid.search.build import build_search
 from autoreid.training.memory import log_memory
-from tests import test_resume, test_search_steps
+from tests import test_resume, test_search_ranks, test_search_steps
 from tests.float64 import compute_in_float64
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config, write_tiny
@@ -34,9 +32,8 @@ def _steps(world, path):
     """What two steps make of the weights and the alphas, and how many graphs were compiled for them."""
     _without_inductor()
     compute_in_float64()
-    config = load_config(path)
-    task = build_search(config, build_search_data(config, world), world)
-    log_memory(task, config, world)
+    task = test_search_ranks._build(path, world)
+    log_memory(task, task.config, world)
     for _ in range(2):
         task.step(StopSignal())
     task.end_epoch()

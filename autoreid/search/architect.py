@@ -84,7 +84,7 @@ class Architect:
         levels = partial(gradient, alpha_batch), partial(gradient, weight_batch)
         with frozen_statistics(self.supernet):
             if self.order == "first":
-                return self._first_order(*levels)
+                return self._first_order(levels[0])
             # A compiled network cannot be differentiated twice.
             with torch.compiler.set_stance("force_eager"):
                 return self._second_order(*levels) if self.order == "second" else self._exact(*levels)
@@ -92,7 +92,7 @@ class Architect:
     def _weights(self) -> Weights:
         return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
 
-    def _first_order(self, of_alphas: Gradient, of_weights: Gradient) -> list[Tensor]:  # noqa: ARG002
+    def _first_order(self, of_alphas: Gradient) -> list[Tensor]:
         # Detached: none of them needs a gradient.
         weights = {name: weight.detach() for name, weight in self._weights().items()}
         return of_alphas(weights, list(self.alphas.parameters()))
