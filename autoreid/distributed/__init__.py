@@ -3,7 +3,13 @@
 Knows nothing of re-ID. Every function works without a process group as well, so that callers never branch.
 """
 
-from autoreid.distributed.batch_norm import frozen_statistics, normalise, share_batch_statistics
+from autoreid.distributed.batch_norm import (
+    Norm,
+    frozen_statistics,
+    normalise,
+    normalise_together,
+    share_batch_statistics,
+)
 from autoreid.distributed.collectives import (
     average_and_agree,
     averaging,
@@ -21,6 +27,7 @@ from autoreid.distributed.process_group import World, setup
 from autoreid.distributed.stop import StopSignal, ignore_stop_signals
 
 __all__ = [
+    "Norm",
     "StopSignal",
     "World",
     "average_and_agree",
@@ -34,6 +41,7 @@ __all__ = [
     "gather_objects",
     "ignore_stop_signals",
     "normalise",
+    "normalise_together",
     "on_main",
     "setup",
     "share_batch_statistics",

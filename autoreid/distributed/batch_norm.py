@@ -7,18 +7,60 @@ and holds for the exact second-order architect too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autoreid.distributed.collectives import gather, world_size
+from autoreid.distributed import batch_norm_passes as passes
+from autoreid.distributed.batch_norm_functions import (
+    BatchNormOnCpu,
+    BatchNormOverRanks,
+    count_over_ranks,
+    statistics_over_ranks,
+)
+from autoreid.distributed.collectives import world_size
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+class Norm(NamedTuple):
+    """One map to normalise.
+
+    Attributes:
+        x: (B, C) or (B, C, ...).
+        running_mean: (C,), moved in training, used otherwise; None to leave it alone in training.
+        running_var: like `running_mean`.
+        weight: (C,), or None for ones.
+        bias: (C,), or None for zeros.
+    """
+
+    x: Tensor
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def normalise_together(
+    norms: Sequence[Norm], training: bool, momentum: float, eps: float, shared: bool
+) -> list[Tensor]:
+    """`torch.nn.functional.batch_norm` of several maps, which may differ in shape.
+
+    Args:
+        shared: whether statistics in training are those of the batch over all ranks; every rank has the same B. All
+            maps take one collective forward and one backward between them.
+
+    Returns:
+        The output for each map, in its dtype.
+    """
+    if training and shared and world_size() > 1:
+        return _normalise_over_ranks(norms, momentum, eps)
+    return [_normalise_alone(norm, training, momentum, eps) for norm in norms]
 
 
 def normalise(
@@ -32,37 +74,42 @@ def normalise(
     eps: float,
     shared: bool,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm` of (B, C) or (B, C, ...), over the batch of all ranks if it is shared.
+    """`normalise_together` of one map."""
+    norm = Norm(x, running_mean, running_var, weight, bias)
+    return normalise_together([norm], training, momentum, eps, shared)[0]
 
-    Args:
-        running_mean: moved in training, used otherwise; None to leave them alone in training.
-        shared: whether statistics are those of all ranks; every rank has the same B.
-    """
-    if not training or not shared or world_size() == 1:
-        if training and _is_slow(x):
-            return _normalise_on_cpu(x, running_mean, running_var, weight, bias, momentum, eps)
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    if x.dim() < 2:
-        raise ValueError(f"expected (B, C, ...), got {tuple(x.shape)}")
-    dtype = x.dtype
-    x = x.float() if dtype in (torch.bfloat16, torch.float16) else x
-    others = [dim for dim in range(x.dim()) if dim != 1]
-    variance, mean = torch.var_mean(x, dim=others, correction=0)
-    # One collective for both; the spread of the ranks' means is exact where E[x²] - E[x]² would cancel.
-    everyone = gather(torch.stack([mean, variance])[None])
-    mean = everyone[:, 0].mean(0)
-    variance = everyone[:, 1].mean(0) + everyone[:, 0].var(0, correction=0)
-    if running_mean is not None and running_var is not None:
-        count = x.numel() // x.shape[1] * world_size()
-        with torch.no_grad():
-            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-            running_var.mul_(1 - momentum).add_(variance * (count / max(count - 1, 1)), alpha=momentum)
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    scale = torch.rsqrt(variance + eps)
-    output = (x - mean.view(shape)) * (scale if weight is None else scale * weight).view(shape)
-    if bias is not None:
-        output = output + bias.view(shape)
-    return output.to(dtype)
+
+def _normalise_over_ranks(norms: Sequence[Norm], momentum: float, eps: float) -> list[Tensor]:
+    for norm in norms:
+        if norm.x.dim() < 2:
+            raise ValueError(f"expected (B, C, ...), got {tuple(norm.x.shape)}")
+    xs = [passes.dense(norm.x) for norm in norms]
+    with torch.no_grad():
+        mean, variance = statistics_over_ranks(xs)
+        _move_running(norms, mean, variance, momentum)
+        inverse = torch.rsqrt(variance + eps)
+    parameters = [*(norm.weight for norm in norms), *(norm.bias for norm in norms)]
+    cast = [None if values is None else values.to(mean.dtype).contiguous() for values in parameters]
+    return list(BatchNormOverRanks.apply(eps, mean, inverse, *xs, *cast))
+
+
+def _move_running(norms: Sequence[Norm], mean: Tensor, variance: Tensor, momentum: float) -> None:
+    sizes = [norm.x.shape[1] for norm in norms]
+    old, new = [], []
+    for norm, own_mean, own_variance in zip(norms, mean.split(sizes), variance.split(sizes), strict=True):
+        if norm.running_mean is not None and norm.running_var is not None:
+            count = count_over_ranks(norm.x)
+            old += [norm.running_mean, norm.running_var]
+            new += [own_mean, own_variance * (count / (count - 1))]
+    if old:
+        torch._foreach_lerp_(old, new, momentum)
+
+
+def _normalise_alone(norm: Norm, training: bool, momentum: float, eps: float) -> Tensor:
+    x, running_mean, running_var, weight, bias = norm
+    if training and _is_slow(x):
+        return _normalise_on_cpu(x, running_mean, running_var, weight, bias, momentum, eps)
+    return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def _is_slow(x: Tensor) -> bool:
@@ -81,7 +128,7 @@ def _normalise_on_cpu(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    output, mean, variance = _BatchNormOnCpu.apply(x, weight, bias, eps)
+    output, mean, variance = BatchNormOnCpu.apply(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
         with torch.no_grad():
@@ -89,41 +136,6 @@ def _normalise_on_cpu(
             running_var.lerp_(variance * (count / (count - 1)), momentum)
     result: Tensor = output
     return result
-
-
-class _BatchNormOnCpu(torch.autograd.Function):
-    """Batch normalisation by vectorised passes over rows: mean, centring, their norm. Backward is torch's own."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, ...) -> the same, and the mean and the biased variance of each channel."""
-        count = x.numel() // x.shape[1]
-        # Not a view of what is computed here: who adds to it in place would have it copied in the backward pass.
-        output = torch.empty_like(x)
-        rows, centred = x.flatten(2), output.flatten(2)
-        mean = rows.sum(2).sum(0) / count
-        torch.sub(rows, mean[:, None], out=centred)
-        variance = torch.linalg.vector_norm(centred, dim=2).square().sum(0) / count
-        scale = torch.rsqrt(variance + eps)
-        centred.mul_((scale if weight is None else scale * weight)[:, None])
-        if bias is not None:
-            centred.add_(bias[:, None])
-        ctx.save_for_backward(x, weight, mean, scale)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
-        return output, mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Differentiable itself, as torch's function for it is."""
-        x, weight, mean, scale = ctx.saved_tensors
-        needed = [*ctx.needs_input_grad[:3]]
-        found = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, None, None, mean, scale, True, ctx.eps, needed
-        )
-        return (*(value if wanted else None for value, wanted in zip(found, needed, strict=True)), None)
 
 
 class SharedBatchNorm(_BatchNorm):
