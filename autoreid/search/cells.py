@@ -7,7 +7,7 @@ edges have in common is done once. A level is what is computed together: both in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,17 @@ from autoreid.search.operations import FactorizedReduce, ReluConvNorm, build_ope
 from autoreid.search.partial_channels import join, pass_by, weighted_sum
 from autoreid.search.recompute import keep_inputs
 
-#: Of the edges that leave a source: mixing weights (E, O) and scales (O, E·C) of norms, or the columns to compute.
-_Share: TypeAlias = tuple[Tensor, Tensor] | list[int]
+
+class _Mixing(NamedTuple):
+    """The mixing weights of the edges that leave a source.
+
+    Attributes:
+        shared: (E, K) of the candidates whose map all edges share.
+        scales: (E·C,) of each candidate, for the channels of its norm.
+    """
+
+    shared: Tensor
+    scales: list[Tensor]
 
 
 def count_edges(nodes: int) -> int:
@@ -56,8 +65,8 @@ class FanOut(nn.Module):
                 if name != "none"
             }
         )
-        columns = [self.operations.index(name) for name in self.shared]
-        self.register_buffer("shared_columns", torch.tensor(columns, dtype=torch.int64), persistent=False)
+        #: Of the mixing weights.
+        self.shared_columns = tuple(self.operations.index(name) for name in self.shared)
 
     @property
     def weighted(self) -> dict[str, Candidate]:
@@ -75,7 +84,7 @@ class FanOut(nn.Module):
         return {name: norm for name, norm in norms.items() if norm is not None}
 
     def lasts(
-        self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Tensor
+        self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Sequence[Tensor]
     ) -> dict[str, Norm]:
         """The norms at the end, of the candidates that have one.
 
@@ -83,7 +92,7 @@ class FanOut(nn.Module):
             x: (B, C, H, W).
             rectified: ReLU(x).
             middles: what the norms halfway gave.
-            scales: (O, E·C) each candidate's mixing weights, for each channel.
+            scales: each candidate's mixing weights for each channel, (E·C,).
         """
         found = {
             name: candidate.last(x, rectified, middles.get(name), scales[self.operations.index(name)])
@@ -94,19 +103,18 @@ class FanOut(nn.Module):
                 found[name] = one.norm.of(one.shared_map(x))
         return found
 
-    def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing: Tensor) -> list[Tensor]:
+    def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing_EK: Tensor) -> list[Tensor]:
         """What each edge adds to its node, (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Args:
             x: (B, C, H, W).
             lasts: what the norms at the end gave.
-            mixing: (E, O).
+            mixing_EK: weights of the K candidates whose map all edges share.
         """
         parts = [lasts[name].flatten(1).unflatten(1, (self.edges, -1)) for name in self.weighted]
         maps = [lasts[name] if name in lasts else one.shared_map(x) for name, one in self.shared.items()]
         if maps:
-            weights_EK = mixing.index_select(1, self.get_buffer("shared_columns"))
-            total = keep_inputs(SharedMixture(), weights_EK, *maps)
+            total = keep_inputs(SharedMixture(), mixing_EK, *maps)
         else:
             # A new tensor, to which the others can be added in place.
             total = parts.pop() + parts.pop() if len(parts) > 1 else parts.pop()
@@ -192,7 +200,10 @@ class SearchCell(nn.Module):
             mixing: (E, O) weights or, without edge weights, (E,) columns on the CPU.
             edge_weights_E: of edges that take a part of the channels.
         """
-        shares = self._by_source(mixing, edge_weights_E)
+        if edge_weights_E is not None:
+            # The candidates' norms scale by it; only the channels that pass by are left to weigh.
+            mixing = mixing * edge_weights_E[:, None]
+        by_source = self._columns(mixing) if mixing.dim() == 1 else self._by_source(mixing)
         states = self._preprocess(x0, x1)
         arriving: list[list[Tensor]] = [[] for _ in range(self.nodes)]
         passing: list[Tensor] = []
@@ -207,7 +218,7 @@ class SearchCell(nn.Module):
                     pass_by(rest, self.fan(source).stride)
                     for source, (_, rest) in zip(level, split, strict=True)
                 ]
-            for source, added in zip(level, self._mix(level, inputs, shares), strict=True):
+            for source, added in zip(level, self._mix(level, inputs, by_source), strict=True):
                 for node, addend in zip(arriving[max(0, source - 1) :], added, strict=True):
                     node.append(addend)
         return torch.cat([*states[2:], _node(arriving[-1], passing, edge_weights_E)], dim=1)
@@ -216,20 +227,22 @@ class SearchCell(nn.Module):
         """What leaves a source."""
         return cast(FanOut, self.fans[source])
 
-    def _by_source(self, mixing: Tensor, edge_weights_E: Tensor | None) -> list[_Share]:
-        """The mixing weights, or columns, of the edges that leave each source."""
-        if mixing.dim() == 1:
-            columns = mixing.tolist()
-            return [[columns[edge] for edge in edges] for edges in self.sources]
-        if edge_weights_E is not None:
-            # The candidates' norms scale by it; only the channels that pass by are left to weigh.
-            mixing = mixing * edge_weights_E[:, None]
+    def _by_source(self, mixing: Tensor) -> list[_Mixing]:
+        """The mixing weights (E, O) of the edges that leave each source."""
         ordered = mixing.index_select(0, self.get_buffer("edges_by_source"))
-        # Once for all norms: a scale for each of their channels.
-        scales = ordered.t().repeat_interleave(self.mixed, dim=1)
         counts = [len(edges) for edges in self.sources]
-        of_channels = scales.split([count * self.mixed for count in counts], dim=1)
-        return list(zip(ordered.split(counts), of_channels, strict=True))
+        columns = ordered.unbind(1)
+        # Of candidates that may share a map; where they do not, in reductions, there are fewer.
+        kinds = {self.fan(source).shared_columns for source in range(len(counts))}
+        shared = {kind: torch.stack([columns[k] for k in kind], 1).split(counts) for kind in kinds if kind}
+        # Once for all norms: a scale for each of their channels.
+        scales = ordered.t().repeat_interleave(self.mixed, dim=1).unbind()
+        by_source = zip(*(scale.split([count * self.mixed for count in counts]) for scale in scales), strict=True)
+        found = []
+        for source, of_channels in enumerate(by_source):
+            kind = self.fan(source).shared_columns
+            found.append(_Mixing(shared[kind][source] if kind else ordered, list(of_channels)))
+        return found
 
     def _preprocess(self, *inputs: Tensor) -> list[Tensor]:
         modules = cast(Sequence[Candidate], (self.preprocess0, self.preprocess1))
@@ -239,29 +252,25 @@ class SearchCell(nn.Module):
         }
         return list(self._normalise([norms])[0].values())
 
+    def _columns(self, columns: Tensor) -> list[list[int]]:
+        """The columns (E,) of the edges that leave each source."""
+        chosen = columns.tolist()
+        return [[chosen[edge] for edge in edges] for edges in self.sources]
+
     def _mix(
-        self, level: Sequence[int], inputs: Sequence[Tensor], shares: Sequence[_Share]
+        self, level: Sequence[int], inputs: Sequence[Tensor], by_source: Sequence[_Mixing] | list[list[int]]
     ) -> list[list[Tensor]]:
         """What each edge adds to its node, for each source of a level."""
         fans = [self.fan(source) for source in level]
+        shares = [by_source[source] for source in level]
         if isinstance(shares[0], list):
-            columns = [cast(list[int], shares[source]) for source in level]
-            return [fan.sampled(*rest) for fan, *rest in zip(fans, inputs, columns, strict=True)]
-        weights = [cast(tuple[Tensor, Tensor], shares[source]) for source in level]
+            return [fan.sampled(x, share) for fan, x, share in zip(fans, inputs, shares, strict=True)]
         rectified = [F.relu(x) for x in inputs]
         middles = self._normalise([fan.middles(x) for fan, x in zip(fans, rectified, strict=True)])
-        lasts = self._normalise(
-            [
-                fan.lasts(x, positive, middle, scales)
-                for fan, x, positive, middle, (_, scales) in zip(
-                    fans, inputs, rectified, middles, weights, strict=True
-                )
-            ]
-        )
-        return [
-            fan.combine(x, last, mixing)
-            for fan, x, last, (mixing, _) in zip(fans, inputs, lasts, weights, strict=True)
-        ]
+        every = zip(fans, inputs, rectified, middles, shares, strict=True)
+        norms = [fan.lasts(x, positive, middle, share.scales) for fan, x, positive, middle, share in every]
+        lasts = zip(fans, inputs, self._normalise(norms), shares, strict=True)
+        return [fan.combine(x, last, share.shared) for fan, x, last, share in lasts]
 
     def _normalise(self, groups: Sequence[Mapping[str, Norm]]) -> list[dict[str, Tensor]]:
         """Groups of norms that do not depend on each other, all at once."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autoreid.search.recompute import Operation
 
-class SharedMixture:
+
+class SharedMixture(Operation):
     """Weights (E, K) and K maps (B, C, H, W) -> (B, E, C·H·W); the stacked maps are not kept."""
 
     def compute(self, *inputs: Tensor) -> Tensor:
@@ -15,7 +17,9 @@ class SharedMixture:
         stacked = _stack(maps)
         return torch.bmm(weights.to(stacked.dtype).expand(len(stacked), -1, -1), stacked)
 
-    def gradients(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+    ) -> tuple[Tensor | None, ...]:
         """In the weights and the maps, as far as they are wanted."""
         weights, *maps = inputs
         of_weights = None

@@ -22,8 +22,8 @@ from autoreid.search.candidate import Candidate, Shared
 from autoreid.search.edge_norm import ALL, EdgeNorm
 from autoreid.search.part_aware import PartAware
 from autoreid.search.pointwise import Pointwise, rows_of
-from autoreid.search.recompute import keep_inputs
-from autoreid.search.separable import Separable
+from autoreid.search.recompute import Operation, keep_inputs
+from autoreid.search.separable import separable
 
 
 class Zero(nn.Module):
@@ -62,7 +62,7 @@ class Pool(Shared):
         return keep_inputs(_MaxPool(self.stride), x)
 
 
-class _MaxPool:
+class _MaxPool(Operation):
     def __init__(self, stride: int) -> None:
         self.stride = stride
 
@@ -74,7 +74,9 @@ class _MaxPool:
             ).contiguous()
         return F.max_pool2d(x, 3, self.stride, 1)
 
-    def gradients(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+    ) -> tuple[Tensor | None, ...]:
         x = inputs[0].detach().requires_grad_()
         with torch.enable_grad():
             y = self.compute(x)
@@ -159,7 +161,7 @@ class DepthwiseSeparable(Candidate):
         self.depthwise = nn.Conv2d(wide, wide, kernel, groups=wide, bias=False)
         self.pointwise = nn.Conv2d(wide, wide, 1, groups=edges, bias=False)
         self.norm = EdgeNorm(channels, edges, affine)
-        self.operation, self.edges = Separable(stride, dilation), edges
+        self.stride, self.dilation, self.edges = stride, dilation, edges
 
     def last(
         self,
@@ -170,13 +172,14 @@ class DepthwiseSeparable(Candidate):
         edges: slice = ALL,
     ) -> Norm:
         """(B, C, H, W), or (B, E·C, H, W) with an input for each edge -> (B, E·C, H', W')."""
-        # Weights as arguments: the architect swaps them for the length of a forward pass only.
-        inputs = (
+        y = separable(
             rectified,
             rows_of(self.depthwise.weight, self.edges, edges),
             rows_of(self.pointwise.weight, self.edges, edges),
+            self.stride,
+            self.dilation,
+            recompute=self.edges > 1,
         )
-        y = keep_inputs(self.operation, *inputs) if self.edges > 1 else self.operation.compute(*inputs)
         return self.norm.of(y, scale, edges)
 
 

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.distributed import Norm
 from autoreid.search.candidate import Candidate
 from autoreid.search.edge_norm import ALL, EdgeNorm
+from autoreid.search.part_attention import PartAttention
 from autoreid.search.pointwise import rows_of
-from autoreid.search.recompute import keep_inputs
+from autoreid.search.recompute import Operation, keep_inputs
 
 
 class PartAware(Candidate):
@@ -64,37 +64,23 @@ class PartAware(Candidate):
         height, width = x.shape[2:]
         if height < self.parts:
             raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
-        pooled_BCM = x.flatten(2) @ _pooling(x, self.parts)
-        attended = self._attend(pooled_BCM.transpose(1, 2).flatten(0, 1), len(x), edges)
-        parts = self._rows(self.fuse_parts.weight, edges) @ attended  # E, C, B·M
-        parts_BEM = parts.unflatten(2, (len(x), self.parts)).permute(2, 0, 1, 3).flatten(1, 2)
+        # Body parts' mean vectors, (B·M, C).
+        vectors = (x.flatten(2) @ _pooling(x, self.parts)).transpose(1, 2).flatten(0, 1)
+        parts_BEM = keep_inputs(PartAttention(self.parts), vectors, *self._attention_weights(edges))
         weight = rows_of(self.fuse_pixels.weight, self.edges, edges).flatten(1)
         fused = keep_inputs(_Fusion(self.stride), rectified, weight, parts_BEM)
         size = -(-height // self.stride), -(-width // self.stride)
         return self.norm.of(fused.unflatten(2, size), scale, edges)
 
-    def _attend(self, pooled: Tensor, images: int, edges: slice) -> Tensor:
-        """Vectors (B·M, C) of the parts -> what each part learnt from all parts, (E, D, B·M)."""
-        body_w, body_b = (self._rows(values, edges) for values in (self.body.weight, self.body.bias))
-        body = torch.baddbmm(body_b[:, None], pooled.expand(len(body_w), -1, -1), body_w.transpose(1, 2))
-        # Queries and keys by one product: (E, B·M, 2·D).
-        weight, bias = (
-            torch.cat([self._rows(getattr(layer, name), edges) for layer in (self.query, self.key)], dim=1)
-            for name in ("weight", "bias")
-        )
-        both = torch.baddbmm(bias[:, None], body, weight.transpose(1, 2))
-        query, key = both.unflatten(1, (images, self.parts)).flatten(0, 1).chunk(2, dim=2)  # E·B, M, D
-        attention = torch.softmax(torch.bmm(query, key.transpose(1, 2)), dim=2)
-        values = body.unflatten(1, (images, self.parts)).flatten(0, 1)
-        attended = F.relu(torch.bmm(attention, values))
-        return attended.view(*body.shape).transpose(1, 2)
-
-    def _rows(self, stacked: Tensor, edges: slice) -> Tensor:
-        """A layer's weights (E·D_out, ...) edge by edge, (E, D_out, ...)."""
-        return stacked.unflatten(0, (self.edges, -1))[edges]
+    def _attention_weights(self, edges: slice) -> list[Tensor]:
+        """Weights and biases of body, query and key, and the fusion's weights, edge by edge: (E, D_out, ...)."""
+        layers = (self.body, self.query, self.key)
+        stacked = [value for layer in layers for value in (layer.weight, layer.bias)]
+        by_edge = [value.unflatten(0, (self.edges, -1)) for value in (*stacked, self.fuse_parts.weight)]
+        return by_edge if edges == ALL else [value[edges] for value in by_edge]
 
 
-class _Fusion:
+class _Fusion(Operation):
     """The 1×1 convolution over pixels and what their parts learnt, as one product an image.
 
     The parts' half of the weights, applied to what the parts learnt, comes in as (B, E·C, M): M more columns of the
@@ -109,7 +95,9 @@ class _Fusion:
         x, weight, parts = inputs
         return torch.bmm(_with_parts(weight, parts), self._with_ones(x, parts.shape[2]))
 
-    def gradients(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+    ) -> tuple[Tensor | None, ...]:
         """In x, weights and parts, as far as they are wanted."""
         x, weight, parts = inputs
         channels = x.shape[1]

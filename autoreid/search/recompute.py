@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,21 +49,34 @@ def recompute(module: nn.Module, *inputs: Tensor) -> Any:
     )
 
 
-class Operation(Protocol):
+class Operation(ABC):
     """A function of tensors that knows its own gradient; without state and random numbers."""
 
+    @abstractmethod
     def compute(self, *inputs: Tensor) -> Tensor:
         """The output, by operations that autograd knows."""
 
-    def gradients(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient in each input that `requires_grad`, from the output's; autograd is off."""
+    def compute_and_keep(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output, and small tensors that the gradient needs beside the inputs."""
+        return self.compute(*inputs), ()
+
+    @abstractmethod
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient in each input that `requires_grad`, from the output's; autograd is off.
+
+        Args:
+            kept: what `compute_and_keep` gave beside the output.
+        """
 
 
 def keep_inputs(operation: Operation, *inputs: Tensor) -> Tensor:
-    """operation.compute(*inputs), of which the backward pass keeps the inputs only; may be differentiated twice.
+    """operation.compute(*inputs), of which the backward pass keeps the inputs and what the operation wants to keep.
 
-    Many times lighter than torch's checkpoint, whose hooks take longer than a small operation. A gradient that is to
-    be differentiated itself is that of autograd. A compiler chooses for itself what it keeps.
+    It may be differentiated twice: a gradient that is to be differentiated itself is autograd's. Many times lighter
+    than torch's checkpoint, whose hooks take longer than a small operation. A compiler chooses for itself what it
+    keeps.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return operation.compute(*inputs)
@@ -73,21 +87,23 @@ def keep_inputs(operation: Operation, *inputs: Tensor) -> Tensor:
 class _KeepInputs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operation: Operation, *inputs: Tensor) -> Tensor:
-        ctx.operation = operation
+        output, kept = operation.compute_and_keep(*inputs)
+        ctx.operation, ctx.count = operation, len(inputs)
         ctx.autocast = _autocast(inputs[0].device.type)
-        ctx.save_for_backward(*inputs)
-        return operation.compute(*inputs)
+        ctx.save_for_backward(*inputs, *kept)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: they may be unpacked by computing them again
+        inputs, kept = saved[: ctx.count], saved[ctx.count :]
         with ctx.autocast:
-            if not torch.is_grad_enabled():
-                return None, *ctx.operation.gradients(gradients[0], *inputs)
-            return None, *_differentiable(ctx.operation, gradients[0], inputs)
+            if torch.is_grad_enabled():
+                return None, *_differentiable(ctx.operation, gradients[0], inputs)
+            return None, *ctx.operation.gradients(gradients[0], kept, *inputs)
 
 
-def _autocast(device: str) -> Any:
+def _autocast(device: str) -> AbstractContextManager[Any]:
     """The autocast context that is in force now, to enter it again in the backward pass."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext()

@@ -1,28 +1,52 @@
-"""Depthwise separable convolutions of all edges that share an input, forward and backward.
-
-The backward pass keeps the input and the weights only: the depthwise convolution is done again, the 1×1 is not.
-"""
+"""Depthwise separable convolutions of all edges that leave a source, forward and backward."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from autoreid.search.pointwise import pointwise
+from autoreid.search.recompute import Operation, keep_inputs
 
 
-class Separable(NamedTuple):
+def separable(
+    x: Tensor, depthwise_weight: Tensor, weight: Tensor, stride: int, dilation: int, recompute: bool
+) -> Tensor:
     """A depthwise convolution, then a 1×1 convolution, both for each of E edges.
 
-    Inputs are x (B, C, H, W) that all edges share, or (B, E·C, H, W), the depthwise weights (E·C, 1, k, k), and the
-    1×1 weights (E·C, C, 1, 1). The output is (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
-    """
+    Args:
+        x: (B, C, H, W) that all edges share, or (B, E·C, H, W).
+        depthwise_weight: (E·C, 1, k, k).
+        weight: (E·C, C, 1, 1), of the 1×1.
+        recompute: whether the backward pass does the depthwise convolution again instead of keeping its output.
 
-    stride: int
-    dilation: int
+    Returns:
+        (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
+    """
+    if x.device.type != "cpu" and x.shape[1] < len(weight) and depthwise_weight.shape[2] == 3:
+        return _dense(x, depthwise_weight, weight, stride, dilation)
+    operation = Separable(stride, dilation)
+    inputs = (x, depthwise_weight, weight)
+    return keep_inputs(operation, *inputs) if recompute else operation.compute(*inputs)
+
+
+def _dense(x: Tensor, depthwise_weight: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """The same as one convolution, whose weights are products of both: for edges that share their input.
+
+    That reads x once, where otherwise each edge has a copy of it and a map between the two convolutions. Nine times
+    the multiplications are little on a GPU, which waits for its memory here, and much on a CPU.
+    """
+    edges_C = weight.shape[1]
+    both = weight * depthwise_weight.view(-1, edges_C, 3, 3).repeat_interleave(edges_C, 0)
+    return F.conv2d(x, both, None, stride, dilation, dilation)
+
+
+class Separable(Operation):
+    """`separable` of x and both weights. The gradient does the depthwise convolution again, but not the 1×1."""
+
+    def __init__(self, stride: int, dilation: int) -> None:
+        self.stride, self.dilation = stride, dilation
 
     def compute(self, *inputs: Tensor) -> Tensor:
         """The output."""
@@ -30,7 +54,9 @@ class Separable(NamedTuple):
         y = depthwise(x, depthwise_weight, self.stride, self.dilation)
         return pointwise(y, weight, groups=len(weight) // weight.shape[1])
 
-    def gradients(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+    ) -> tuple[Tensor | None, ...]:
         """In x and both weights, as far as they are wanted."""
         x, depthwise_weight, weight = inputs
         leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (x, depthwise_weight)]
