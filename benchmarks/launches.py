@@ -18,12 +18,14 @@ import json
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoreid.data.training_data import build_search_data, draw_people
@@ -69,6 +71,16 @@ class Launches(TorchDispatchMode):
         self.operations: Counter[str] = Counter()
         self.bytes = 0
         self.waits: Counter[str] = Counter()
+        self._host_data = _HostData(self.wait)
+
+    def __enter__(self) -> Launches:
+        self._host_data.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._host_data.__exit__(*error)
 
     @property
     def kernels(self) -> int:
@@ -80,10 +92,10 @@ class Launches(TorchDispatchMode):
         given = list(tensors_in((args, kwargs)))
         name = func.overloadpacket.__name__
         if name == "_local_scalar_dense" and given[0].device == META:
-            self._wait()
+            self.wait()
             return True if given[0].dtype == torch.bool else 1.0
         if name == "nonzero" and given[0].device == META:
-            self._wait()
+            self.wait()
         target = kwargs.get("device")
         if name == "_to_copy" and target is not None and given[0].device != torch.device(target):
             return self._move(func, args, kwargs, given[0], torch.device(target))
@@ -96,7 +108,7 @@ class Launches(TorchDispatchMode):
     def _move(self, func: Any, args: Any, kwargs: Any, source: Tensor, target: torch.device) -> Any:
         """A copy between host and device; pinned and not blocking, it makes nobody wait."""
         if not kwargs.get("non_blocking") or target != META:
-            self._wait()
+            self.wait()
         self.operations["copy between host and device"] += 1
         if target == META:
             return func(*args, **kwargs)
@@ -114,10 +126,34 @@ class Launches(TorchDispatchMode):
         self.operations[name] += kernels
         self.bytes += sum(tensor.nbytes for tensor in given) + sum(tensor.nbytes for tensor in made)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Counts a wait at the innermost line of the package."""
         frames = [frame for frame in traceback.extract_stack() if f"{ROOT}/autoreid/" in frame.filename]
         place = f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}" if frames else "elsewhere"
         self.waits[place] += 1
+
+
+class _HostData(TorchFunctionMode):
+    """Sees what becomes a tensor of the device from lists and numbers of Python: copies that no operation shows."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        super().__init__()
+        self.wait = wait
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
+            if result.device == META and not any(given.device == META for given in tensors_in(args)):
+                self.wait()
+        elif func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].device == META:
+            keys = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(key, list | np.ndarray) or _on_host(key) for key in keys):
+                self.wait()
+        return result
+
+
+def _on_host(key: object) -> bool:
+    return isinstance(key, Tensor) and key.device != META
 
 
 def _is_view(func: Any) -> bool:

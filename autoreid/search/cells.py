@@ -27,11 +27,11 @@ class _Mixing(NamedTuple):
 
     Attributes:
         shared: (E, K) of the candidates whose map all edges share.
-        scales: (E·C,) of each candidate, for the channels of its norm.
+        scales: (E·C,) of each other candidate, for the channels of its norm.
     """
 
     shared: Tensor
-    scales: list[Tensor]
+    scales: dict[str, Tensor]
 
 
 def count_edges(nodes: int) -> int:
@@ -84,7 +84,7 @@ class FanOut(nn.Module):
         return {name: norm for name, norm in norms.items() if norm is not None}
 
     def lasts(
-        self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Sequence[Tensor]
+        self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Mapping[str, Tensor]
     ) -> dict[str, Norm]:
         """The norms at the end, of the candidates that have one.
 
@@ -92,10 +92,10 @@ class FanOut(nn.Module):
             x: (B, C, H, W).
             rectified: ReLU(x).
             middles: what the norms halfway gave.
-            scales: each candidate's mixing weights for each channel, (E·C,).
+            scales: each candidate's mixing weights, for the channels of its norm, (E·C,).
         """
         found = {
-            name: candidate.last(x, rectified, middles.get(name), scales[self.operations.index(name)])
+            name: candidate.last(x, rectified, middles.get(name), scales[name])
             for name, candidate in self.weighted.items()
         }
         for name, one in self.shared.items():
@@ -179,6 +179,7 @@ class SearchCell(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes, self.shares_statistics = nodes, False
+        self.operations = tuple(operations)
         self.mixed, self.passed = channels // partial, channels - channels // partial
         older, newer = in_channels
         self.preprocess0 = build_preprocess(older, channels, after_reduction, affine=False)
@@ -235,13 +236,18 @@ class SearchCell(nn.Module):
         # Of candidates that may share a map; where they do not, in reductions, there are fewer.
         kinds = {self.fan(source).shared_columns for source in range(len(counts))}
         shared = {kind: torch.stack([columns[k] for k in kind], 1).split(counts) for kind in kinds if kind}
-        # Once for all norms: a scale for each of their channels.
-        scales = ordered.t().repeat_interleave(self.mixed, dim=1).unbind()
-        by_source = zip(*(scale.split([count * self.mixed for count in counts]) for scale in scales), strict=True)
+        # Once for all norms of a candidate: a scale for each of their channels.
+        channels = [count * self.mixed for count in counts]
+        scales = {
+            name: columns[k].repeat_interleave(self.mixed).split(channels)
+            for k, name in enumerate(self.operations)
+            if any(name in self.fan(source).weighted for source in range(len(counts)))
+        }
         found = []
-        for source, of_channels in enumerate(by_source):
-            kind = self.fan(source).shared_columns
-            found.append(_Mixing(shared[kind][source] if kind else ordered, list(of_channels)))
+        for source in range(len(counts)):
+            kind, own = self.fan(source).shared_columns, self.fan(source).weighted
+            of_shared = shared[kind][source] if kind else ordered
+            found.append(_Mixing(of_shared, {name: scales[name][source] for name in own}))
         return found
 
     def _preprocess(self, *inputs: Tensor) -> list[Tensor]:

@@ -37,9 +37,9 @@ def _dense(x: Tensor, depthwise_weight: Tensor, weight: Tensor, stride: int, dil
     That reads x once, where otherwise each edge has a copy of it and a map between the two convolutions. Nine times
     the multiplications are little on a GPU, which waits for its memory here, and much on a CPU.
     """
-    edges_C = weight.shape[1]
-    both = weight * depthwise_weight.view(-1, edges_C, 3, 3).repeat_interleave(edges_C, 0)
-    return F.conv2d(x, both, None, stride, dilation, dilation)
+    channels = x.shape[1]
+    by_edge = weight.view(-1, channels, channels, 1, 1) * depthwise_weight.view(-1, 1, channels, 3, 3)
+    return F.conv2d(x, by_edge.flatten(0, 1), None, stride, dilation, dilation)
 
 
 class Separable(Operation):
