@@ -206,11 +206,11 @@ class SearchCell(nn.Module):
             mixing = mixing * edge_weights_E[:, None]
         by_source = self._columns(mixing) if mixing.dim() == 1 else self._by_source(mixing)
         states = self._preprocess(x0, x1)
-        arriving: list[list[Tensor]] = [[] for _ in range(self.nodes)]
+        arrived: list[Tensor] = []  # the sums of what has come in, for each node
         passing: list[Tensor] = []
         for level in self.levels:
             if len(states) == level[0]:
-                states.append(_node(arriving[level[0] - 2], passing, edge_weights_E))
+                states.append(_node(arrived[level[0] - 2], passing, edge_weights_E))
             inputs = [states[source] for source in level]
             if edge_weights_E is not None:
                 split = [x.split([self.mixed, self.passed], dim=1) for x in inputs]
@@ -219,10 +219,10 @@ class SearchCell(nn.Module):
                     pass_by(rest, self.fan(source).stride)
                     for source, (_, rest) in zip(level, split, strict=True)
                 ]
-            for source, added in zip(level, self._mix(level, inputs, by_source), strict=True):
-                for node, addend in zip(arriving[max(0, source - 1) :], added, strict=True):
-                    node.append(addend)
-        return torch.cat([*states[2:], _node(arriving[-1], passing, edge_weights_E)], dim=1)
+            for added in self._mix(level, inputs, by_source):
+                # Each source feeds all nodes that are not yet complete, by one launch for all of them.
+                arrived[-len(added) :] = torch._foreach_add(arrived[-len(added) :], added) if arrived else added
+        return torch.cat([*states[2:], _node(arrived[-1], passing, edge_weights_E)], dim=1)
 
     def fan(self, source: int) -> FanOut:
         """What leaves a source."""
@@ -285,10 +285,9 @@ class SearchCell(nn.Module):
         return [{name: next(normed) for name in group} for group in groups]
 
 
-def _node(arrived: Sequence[Tensor], passing: Sequence[Tensor], edge_weights_E: Tensor | None) -> Tensor:
-    """The sum of what the candidates of all its edges added, joined to that of the channels that pass them by."""
-    total: Tensor = sum(arrived[1:], start=arrived[0])
+def _node(arrived: Tensor, passing: Sequence[Tensor], edge_weights_E: Tensor | None) -> Tensor:
+    """What the candidates of all its edges added, joined to the channels that pass them by."""
     if edge_weights_E is None:
-        return total
+        return arrived
     first = count_edges(len(passing) - 2)
-    return join(total, weighted_sum(passing, edge_weights_E[first : first + len(passing)]))
+    return join(arrived, weighted_sum(passing, edge_weights_E[first : first + len(passing)]))

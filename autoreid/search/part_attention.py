@@ -15,8 +15,11 @@ from autoreid.search.recompute import Operation
 
 
 class _Steps(NamedTuple):
-    """What the steps of the attention gave: (E, N, D) each, the weights of the attention (E·B, M, M)."""
+    """What the steps of the attention gave: (E, N, D), but for the means of the parts (N, C) and the attention's
+    weights (E·B, M, M).
+    """
 
+    vectors: Tensor
     body: Tensor
     query: Tensor
     key: Tensor
@@ -27,12 +30,15 @@ class _Steps(NamedTuple):
 class PartAttention(Operation):
     """What each part learns from all parts, through the fusion's weights for it.
 
-    Inputs are the parts' mean vectors (N, C); weights and biases of body (E, D, C) and (E, D), of query and key
-    (E, D, D) and (E, D) each; and the fusion's weights (E, C, D). The output is (B, E·C, M).
+    Inputs are x (B, C, H, W); weights and biases of body (E, D, C) and (E, D), of query and key (E, D, D) and (E, D)
+    each; and the fusion's weights (E, C, D). The output is (B, E·C, M).
+
+    Args:
+        pooling: (H·W, M) each pixel's share in the mean of each part.
     """
 
-    def __init__(self, parts: int) -> None:
-        self.parts = parts
+    def __init__(self, pooling: Tensor) -> None:
+        self.pooling, self.parts = pooling, pooling.shape[1]
 
     def compute(self, *inputs: Tensor) -> Tensor:
         """The output."""
@@ -40,7 +46,9 @@ class PartAttention(Operation):
 
     def compute_and_keep(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The output, and the steps that led to it."""
-        vectors, body_w, body_b, query_w, query_b, key_w, key_b, fuse_w = inputs
+        x, body_w, body_b, query_w, query_b, key_w, key_b, fuse_w = inputs
+        pixels = x.flatten(2).transpose(1, 2)
+        vectors = torch.bmm(self.pooling.t().expand(len(x), -1, -1), pixels).flatten(0, 1)
         body = _linear(vectors.expand(len(body_w), -1, -1), body_w, body_b)
         query, key = _linear(body, query_w, query_b), _linear(body, key_w, key_b)
         scores = torch.bmm(self._by_image(query), self._by_image(key).transpose(1, 2))
@@ -48,41 +56,49 @@ class PartAttention(Operation):
         attended = F.relu(torch.bmm(weights, self._by_image(body))).view_as(body)
         fused = torch.bmm(fuse_w, attended.transpose(1, 2))  # E, C, N
         output = fused.flatten(0, 1).unflatten(1, (-1, self.parts)).transpose(0, 1)
-        return output, _Steps(body, query, key, weights, attended)
+        return output, _Steps(vectors, body, query, key, weights, attended)
 
     def gradients(
         self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """In the vectors and, if they are wanted, in the weights and biases."""
-        vectors, body_w, _, query_w, _, key_w, _, fuse_w = inputs
+        """In x and, if they are wanted, in the weights and biases."""
+        x, body_w, _, query_w, _, key_w, _, fuse_w = inputs
         steps = _Steps(*kept)
         edges = len(body_w)
-        of_fused = gradient.transpose(0, 1).reshape(edges, -1, len(vectors))  # E, C, N
+        of_fused = gradient.transpose(0, 1).reshape(edges, -1, len(steps.vectors))  # E, C, N
         of_attended = torch.bmm(of_fused.transpose(1, 2), fuse_w)
         of_attended = torch.ops.aten.threshold_backward(of_attended, steps.attended, 0)
-        of_query, of_key = self._through_softmax(of_attended, steps)
+        of_both = self._through_softmax(of_attended, steps)
+        of_query, of_key = of_both.unbind()
         of_body = torch.bmm(steps.weights.transpose(1, 2), self._by_image(of_attended)).view_as(steps.body)
         of_body = torch.baddbmm(torch.baddbmm(of_body, of_query, query_w), of_key, key_w)
-        of_vectors = None
-        if vectors.requires_grad:
-            of_vectors = torch.bmm(of_body, body_w).sum(0)
+        of_x = None
+        if x.requires_grad:
+            of_vectors = torch.bmm(of_body, body_w).sum(0).unflatten(0, (len(x), self.parts))
+            of_x = torch.bmm(of_vectors.transpose(1, 2), self.pooling.t().expand(len(x), -1, -1)).view_as(x)
         if not fuse_w.requires_grad:
-            return of_vectors, *[None] * 7
+            return of_x, *[None] * 7
+        of_biases = of_both.sum(2)
         return (
-            of_vectors,
-            *_of_linear(of_body, vectors.expand(edges, -1, -1)),
-            *_of_linear(of_query, steps.body),
-            *_of_linear(of_key, steps.body),
+            of_x,
+            torch.bmm(of_body.transpose(1, 2), steps.vectors.expand(edges, -1, -1)),
+            of_body.sum(1),
+            torch.bmm(of_query.transpose(1, 2), steps.body),
+            of_biases[0],
+            torch.bmm(of_key.transpose(1, 2), steps.body),
+            of_biases[1],
             torch.bmm(of_fused, steps.attended),
         )
 
-    def _through_softmax(self, of_attended: Tensor, steps: _Steps) -> tuple[Tensor, Tensor]:
-        """The gradients in query and key, (E, N, D) each."""
+    def _through_softmax(self, of_attended: Tensor, steps: _Steps) -> Tensor:
+        """The gradients in query and key, (2, E, N, D)."""
         query, key, body = (self._by_image(x) for x in (steps.query, steps.key, steps.body))
         of_weights = torch.bmm(self._by_image(of_attended), body.transpose(1, 2))
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, steps.weights, 2, steps.weights.dtype)
-        of_query, of_key = torch.bmm(of_scores, key), torch.bmm(of_scores.transpose(1, 2), query)
-        return of_query.view_as(steps.query), of_key.view_as(steps.key)
+        of_both = steps.query.new_empty(2, *steps.query.shape)
+        torch.bmm(of_scores, key, out=self._by_image(of_both[0]))
+        torch.bmm(of_scores.transpose(1, 2), query, out=self._by_image(of_both[1]))
+        return of_both
 
     def _by_image(self, vectors: Tensor) -> Tensor:
         """(E, N, D) -> (E·B, M, D)."""
@@ -93,7 +109,3 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(E, N, D_in), (E, D_out, D_in) and (E, D_out) -> (E, N, D_out)."""
     return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
 
-
-def _of_linear(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients in a layer's weight and bias."""
-    return torch.bmm(gradient.transpose(1, 2), x), gradient.sum(1)

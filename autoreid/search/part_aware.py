@@ -27,8 +27,10 @@ class PartAware(Candidate):
     3. Self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, unscaled and without a value projection.
     4. Each part's result goes back to the part's rows, is concatenated with x, and ReLU → 1×1 → norm fuses them.
 
-    All steps are products with few, large matrices: pooling with a constant one, and the fusion with one whose last
-    M inputs say which part a pixel belongs to. A row belongs to the part ⌊row·M/H⌋, which pools over it.
+    The fusion's 1×1 is linear, so its half for the parts is applied to M vectors and added to the rows they belong
+    to: the concatenated map is never made. A row belongs to the part ⌊row·M/H⌋, which pools over it. Pooling and
+    spreading are products with constant matrices: unlike adaptive pooling's and an index's, their backward passes
+    are deterministic on GPUs.
     """
 
     def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4, edges: int = 1) -> None:
@@ -64,9 +66,8 @@ class PartAware(Candidate):
         height, width = x.shape[2:]
         if height < self.parts:
             raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
-        # Body parts' mean vectors, (B·M, C).
-        vectors = (x.flatten(2) @ _pooling(x, self.parts)).transpose(1, 2).flatten(0, 1)
-        parts_BEM = keep_inputs(PartAttention(self.parts), vectors, *self._attention_weights(edges))
+        attention = PartAttention(_pooling(x, self.parts))
+        parts_BEM = keep_inputs(attention, x, *self._attention_weights(edges))
         weight = rows_of(self.fuse_pixels.weight, self.edges, edges).flatten(1)
         fused = keep_inputs(_Fusion(self.stride), rectified, weight, parts_BEM)
         size = -(-height // self.stride), -(-width // self.stride)
@@ -81,41 +82,43 @@ class PartAware(Candidate):
 
 
 class _Fusion(Operation):
-    """The 1×1 convolution over pixels and what their parts learnt, as one product an image.
+    """The 1×1 convolution over pixels and what their parts learnt, as products of an image.
 
-    The parts' half of the weights, applied to what the parts learnt, comes in as (B, E·C, M): M more columns of the
-    weights, for M more channels of which a pixel has a one in that of its part.
+    Inputs are x (B, C, H, W), the weights of its half (E·C, C), and the other half's of what the parts learnt,
+    (B, E·C, M). The output is (B, E·C, H'·W').
     """
 
     def __init__(self, stride: int) -> None:
         self.stride = stride
 
     def compute(self, *inputs: Tensor) -> Tensor:
-        """x (B, C, H, W), weights (E·C, C) and parts (B, E·C, M) -> (B, E·C, H'·W')."""
+        """The output."""
         x, weight, parts = inputs
-        return torch.bmm(_with_parts(weight, parts), self._with_ones(x, parts.shape[2]))
+        rows = torch.bmm(parts, self._ones(x, parts))
+        # In place: the first product keeps its inputs only.
+        return rows.baddbmm_(weight.to(rows.dtype).expand(len(x), -1, -1), self._pixels(x).to(rows.dtype))
 
     def gradients(
         self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
     ) -> tuple[Tensor | None, ...]:
         """In x, weights and parts, as far as they are wanted."""
         x, weight, parts = inputs
-        channels = x.shape[1]
         of_x = of_weight = of_parts = None
-        if weight.requires_grad or parts.requires_grad:
-            pixels = self._with_ones(x, parts.shape[2]).to(gradient.dtype)
-            of_matrix = torch.bmm(gradient, pixels.transpose(1, 2))
-            of_weight = of_matrix[:, :, :channels].sum(0).to(weight.dtype)
-            of_parts = of_matrix[:, :, channels:].to(parts.dtype)
+        if weight.requires_grad:
+            of_weight = torch.bmm(gradient, self._pixels(x).transpose(1, 2)).sum(0).to(weight.dtype)
+        if parts.requires_grad:
+            of_parts = torch.bmm(gradient, self._ones(x, parts).transpose(1, 2)).to(parts.dtype)
         if x.requires_grad:
-            matrix = weight.t().to(gradient.dtype).expand(len(x), -1, -1)
-            of_x = self._spread(torch.bmm(matrix, gradient).to(x.dtype), x)
+            of_x = self._spread(torch.bmm(weight.t().expand(len(x), -1, -1), gradient).to(x.dtype), x)
         return of_x, of_weight, of_parts
 
-    def _with_ones(self, x: Tensor, parts: int) -> Tensor:
-        """(B, C, H, W) -> (B, C + M, H'·W')."""
-        ones = _membership(x, parts, self.stride).expand(len(x), -1, -1)
-        return torch.cat([x[:, :, :: self.stride, :: self.stride].flatten(2), ones], dim=1)
+    def _pixels(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H'·W')."""
+        return x[:, :, :: self.stride, :: self.stride].flatten(2) if self.stride > 1 else x.flatten(2)
+
+    def _ones(self, x: Tensor, parts: Tensor) -> Tensor:
+        """(B, M, H'·W'): a one for each pixel at its part, for every image."""
+        return _membership(x, parts.shape[2], self.stride).expand(len(x), -1, -1)
 
     def _spread(self, pixels: Tensor, x: Tensor) -> Tensor:
         """(B, C, H'·W') back to x's size, with zeros between."""
@@ -125,11 +128,6 @@ class _Fusion(Operation):
         strided = spread[:, :, :: self.stride, :: self.stride]
         strided.copy_(pixels.view_as(strided))
         return spread
-
-
-def _with_parts(weight: Tensor, parts: Tensor) -> Tensor:
-    """(E·C, C) and (B, E·C, M) -> (B, E·C, C + M)."""
-    return torch.cat([weight.to(parts.dtype).expand(len(parts), -1, -1), parts], dim=2)
 
 
 def _pooling(x: Tensor, parts: int) -> Tensor:
