@@ -89,9 +89,9 @@ def _normalise_over_ranks(norms: Sequence[Norm], momentum: float, eps: float) ->
 
 def _move_running(
     norms: Sequence[Norm],
-    means: Sequence[Tensor],
-    variances: Sequence[Tensor],
-    counts: Sequence[int],
+    means: list[Tensor],
+    variances: list[Tensor],
+    counts: list[int],
     momentum: float,
 ) -> None:
     """Moves those running statistics that there are towards the batch's."""
