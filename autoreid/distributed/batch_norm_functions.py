@@ -106,7 +106,7 @@ def _gradients(
         counts = _count_tensors(xs)
         rows = zip(maps, weights, total_sums, total_products, counts, of_xs, strict=True)
         found = [passes.input_gradient(*row, *others) if wanted else None for row, *others, wanted in rows]
-    of_scales = (flat.chunk(2)[1] * inverse).split(sizes)
+    of_scales = (flat.chunk(2)[1] * inverse).split(sizes) if any(of_weights) else sums
     for values, wanted in ((of_scales, of_weights), (sums, of_biases)):
         found += [value if want else None for value, want in zip(values, wanted, strict=True)]
     return found
