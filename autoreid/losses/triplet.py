@@ -65,10 +65,9 @@ def _hardest(
     # Differences, not products: exact for near duplicates, and the same for a pair on every rank.
     distances = torch.cdist(embeddings, all_embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == all_labels
-    anchor = torch.arange(len(labels), device=labels.device)
-    positives = same.clone()
-    positives[anchor, first_anchor + anchor] = False
-    hardest_positive = distances.masked_fill(~positives, -torch.inf).argmax(1)
+    rows = torch.arange(len(all_labels), device=labels.device)
+    itself = rows[first_anchor : first_anchor + len(labels), None] == rows
+    hardest_positive = distances.masked_fill(itself | ~same, -torch.inf).argmax(1)
     hardest_negative = distances.masked_fill(same, torch.inf).argmin(1)
     return hardest_positive, hardest_negative
 

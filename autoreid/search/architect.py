@@ -97,17 +97,16 @@ class Architect:
         weights = {name: weight.detach() for name, weight in self._weights().items()}
         return of_alphas(weights, list(self.alphas.parameters()))
 
-    def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
+    def _unroll(self, weights: Weights, gradients: Sequence[Tensor]) -> Weights:
         """One step of SGD, as the optimiser would make it, on copies."""
         group = self.weight_optimizer.param_groups[0]
-        unrolled = {}
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-            step = gradient + group["weight_decay"] * weight
-            buffer = self.weight_optimizer.state.get(weight, {}).get("momentum_buffer")
-            if buffer is not None:
-                step = step + group["momentum"] * buffer
-            unrolled[name] = weight - group["lr"] * step
-        return unrolled
+        values = list(weights.values())
+        steps = torch._foreach_add(gradients, values, alpha=group["weight_decay"])
+        states = [self.weight_optimizer.state.get(weight, {}) for weight in values]
+        momenta = [state.get("momentum_buffer") for state in states]
+        if momenta and all(momentum is not None for momentum in momenta):
+            steps = torch._foreach_add(steps, momenta, alpha=group["momentum"])
+        return dict(zip(weights, torch._foreach_add(values, steps, alpha=-group["lr"]), strict=True))
 
     def _at(self, unrolled: Weights, of_alphas: Gradient) -> tuple[list[Tensor], list[Tensor]]:
         """The gradient in the alphas as if the unrolled weights did not depend on them, and in those weights."""
@@ -118,21 +117,21 @@ class Architect:
 
     def _second_order(self, of_alphas: Gradient, of_weights: Gradient) -> list[Tensor]:
         weights = self._weights()
-        alphas = list(self.alphas.parameters())
-        gradients, _ = average_and_agree(of_weights(weights, list(weights.values())))
+        values, alphas = list(weights.values()), list(self.alphas.parameters())
+        gradients, _ = average_and_agree(of_weights(weights, values))
         with torch.no_grad():
             unrolled = self._unroll(weights, gradients)
         direct, direction = self._at(unrolled, of_alphas)
         direction_mean, _ = average_and_agree(direction)
         # Half the distance of the two points, as DARTS chooses it.
-        epsilon = 0.01 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction_mean))).clamp(
-            min=1e-12
-        )
+        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction_mean)))
+        epsilon = 0.01 / length.clamp(min=1e-12)
         shifted = []
+        with torch.no_grad():
+            shift = torch._foreach_mul(direction_mean, epsilon)
         for sign in (1, -1):
             with torch.no_grad():
-                moves = zip(weights.items(), direction_mean, strict=True)
-                nearby = {name: weight + sign * epsilon * move for (name, weight), move in moves}
+                nearby = dict(zip(weights, torch._foreach_add(values, shift, alpha=sign), strict=True))
             shifted.append(of_weights(nearby, alphas))
         rate = self.weight_optimizer.param_groups[0]["lr"]
         return [

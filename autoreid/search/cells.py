@@ -1,20 +1,37 @@
 """Search cells: every edge a mixture of all candidate operations (DARTS, arXiv 1806.09055, eq. 2).
 
 All edges that leave a node see the same input, so the cell is computed node by node: what the candidates of its
-edges have in common is done once.
+edges have in common is done once. A level is what is computed together: both inputs, then each node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.search.operations import FactorizedReduce, Shared, build_operation, relu_conv_norm
+from autoreid.distributed import Norm
+from autoreid.search.candidate import Candidate, Shared
+from autoreid.search.edge_norm import normalise_level
+from autoreid.search.mixture import SharedMixture
+from autoreid.search.operations import FactorizedReduce, ReluConvNorm, build_operation
 from autoreid.search.partial_channels import join, pass_by, weighted_sum
+from autoreid.search.recompute import keep_inputs
+
+
+class _Mixing(NamedTuple):
+    """The mixing weights of the edges that leave a source.
+
+    Attributes:
+        shared: (E, K) of the candidates whose map all edges share.
+        scales: (E·C,) of each other candidate, for the channels of its norm.
+    """
+
+    shared: Tensor
+    scales: dict[str, Tensor]
 
 
 def count_edges(nodes: int) -> int:
@@ -29,7 +46,7 @@ def edges_from(source: int, nodes: int) -> list[int]:
 
 def build_preprocess(in_channels: int, channels: int, halve: bool, affine: bool) -> nn.Module:
     """Brings a cell's input to its channels, and to half the resolution if it is from before a reduction."""
-    build = FactorizedReduce if halve else relu_conv_norm
+    build = FactorizedReduce if halve else ReluConvNorm
     return build(in_channels, channels, affine)
 
 
@@ -48,46 +65,78 @@ class FanOut(nn.Module):
                 if name != "none"
             }
         )
+        #: Of the mixing weights.
+        self.shared_columns = tuple(self.operations.index(name) for name in self.shared)
 
-    def forward(self, x: Tensor, mixing: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> for each edge (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+    @property
+    def weighted(self) -> dict[str, Candidate]:
+        """The candidates that have weights of their own for each edge."""
+        return {name: one for name, one in self.candidates.items() if isinstance(one, Candidate)}
+
+    @property
+    def shared(self) -> dict[str, Shared]:
+        """The candidates whose map is the same on each edge."""
+        return {name: one for name, one in self.candidates.items() if isinstance(one, Shared)}
+
+    def middles(self, rectified: Tensor) -> dict[str, Norm]:
+        """The norms halfway, of the candidates that have one; from ReLU(x)."""
+        norms = {name: candidate.middle(rectified) for name, candidate in self.weighted.items()}
+        return {name: norm for name, norm in norms.items() if norm is not None}
+
+    def lasts(
+        self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+    ) -> dict[str, Norm]:
+        """The norms at the end, of the candidates that have one.
 
         Args:
-            mixing: (E, O) weights, or (E,) the columns of the only operations to compute.
+            x: (B, C, H, W).
+            rectified: ReLU(x).
+            middles: what the norms halfway gave.
+            scales: each candidate's mixing weights, for the channels of its norm, (E·C,).
         """
-        if mixing.dim() == 1:
-            return self._chosen(x, [self.operations[column] for column in mixing.tolist()])
-        rectified = F.relu(x)
-        total: Tensor | None = None
-        shared: list[tuple[Tensor, Tensor]] = []
-        for name, candidate in self.candidates.items():
-            weights_E = mixing[:, self.operations.index(name)]
-            if isinstance(candidate, Shared):
-                shared.append((candidate(x)[:, None], weights_E.view(1, -1, 1, 1, 1)))
-                continue
-            added = candidate(x, weights_E, rectified=rectified)
-            # In place: nothing keeps the sum for its backward pass.
-            total = added if total is None else total.add_(added)
-        sums = None if total is None else total.unflatten(1, (self.edges, -1))
-        for output, weights in shared:
-            sums = output * weights if sums is None else torch.addcmul(sums, output, weights)
-        if sums is None:
-            raise ValueError("no operation beside none")
-        return list(sums.unbind(1))
+        found = {
+            name: candidate.last(x, rectified, middles.get(name), scales[name])
+            for name, candidate in self.weighted.items()
+        }
+        for name, one in self.shared.items():
+            if one.norm is not None:
+                found[name] = one.norm.of(one.shared_map(x))
+        return found
 
-    def _chosen(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
+    def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing_EK: Tensor) -> list[Tensor]:
+        """What each edge adds to its node, (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+
+        Args:
+            x: (B, C, H, W).
+            lasts: what the norms at the end gave.
+            mixing_EK: weights of the K candidates whose map all edges share.
+        """
+        parts = [lasts[name].flatten(1).unflatten(1, (self.edges, -1)) for name in self.weighted]
+        maps = [lasts[name] if name in lasts else one.shared_map(x) for name, one in self.shared.items()]
+        if maps:
+            total = keep_inputs(SharedMixture(), mixing_EK, *maps)
+        else:
+            # A new tensor, to which the others can be added in place.
+            total = parts.pop() + parts.pop() if len(parts) > 1 else parts.pop()
+        for part in parts:
+            # Nothing keeps the sum for its backward pass.
+            total = total.add_(part)
+        size = next(iter(lasts.values())).shape[2:] if lasts else x.shape[2:]
+        return list(total.unflatten(2, (x.shape[1], *size)).unbind(1))
+
+    def sampled(self, x: Tensor, columns: Sequence[int]) -> list[Tensor]:
         """One operation for each edge; those without weights are computed once for all that chose them."""
         outputs: list[Tensor] = []
         shared: dict[str, Tensor] = {}
-        for edge, name in enumerate(names):
+        for edge, name in enumerate(self.operations[column] for column in columns):
             if name == "none":
                 outputs.append(torch.zeros_like(x[:, :, :: self.stride, :: self.stride]))
-            elif isinstance(self.candidates[name], Shared):
+            elif name in self.shared:
                 if name not in shared:
                     shared[name] = self.candidates[name](x)
                 outputs.append(shared[name])
             else:
-                outputs.append(self.candidates[name](x, None, slice(edge, edge + 1)))
+                outputs.append(self.candidates[name](x, slice(edge, edge + 1)))
         return outputs
 
     def weights_of(self, name: str, edge: int, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,7 +147,7 @@ class FanOut(nn.Module):
         """
         before = f"{prefix}candidates.{name}."
         entries = {key.removeprefix(before): value for key, value in state.items() if key.startswith(before)}
-        if isinstance(self.candidates[name], Shared):
+        if name in self.shared:
             return entries
         return {
             key: value.unflatten(0, (self.edges, -1))[edge] if value.dim() else value
@@ -111,6 +160,10 @@ class SearchCell(nn.Module):
 
     Args:
         partial: K; only C/K channels go through the candidates, and edges have weights, if it is above 1.
+
+    Attributes:
+        sources: the edges that leave each source.
+        shares_statistics: whether the norms' statistics are those of the batch over all ranks.
     """
 
     def __init__(
@@ -125,7 +178,8 @@ class SearchCell(nn.Module):
         partial: int = 1,
     ) -> None:
         super().__init__()
-        self.nodes = nodes
+        self.nodes, self.shares_statistics = nodes, False
+        self.operations = tuple(operations)
         self.mixed, self.passed = channels // partial, channels - channels // partial
         older, newer = in_channels
         self.preprocess0 = build_preprocess(older, channels, after_reduction, affine=False)
@@ -136,31 +190,99 @@ class SearchCell(nn.Module):
             FanOut(operations, len(edges), self.mixed, 2 if reduction and source < 2 else 1, parts)
             for source, edges in enumerate(self.sources)
         )
+        self.levels = [(0, 1), *((source,) for source in range(2, nodes + 1))]
+        by_source = [edge for edges in self.sources for edge in edges]
+        self.register_buffer("edges_by_source", torch.tensor(by_source), persistent=False)
 
     def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor, edge_weights_E: Tensor | None = None) -> Tensor:
         """The outputs of the cell before the last and of the last -> (B, N·C, H', W').
 
         Args:
-            mixing: (E, O) weights or, without edge weights, (E,) columns.
+            mixing: (E, O) weights or, without edge weights, (E,) columns on the CPU.
             edge_weights_E: of edges that take a part of the channels.
         """
         if edge_weights_E is not None:
             # The candidates' norms scale by it; only the channels that pass by are left to weigh.
             mixing = mixing * edge_weights_E[:, None]
+        by_source = self._columns(mixing) if mixing.dim() == 1 else self._by_source(mixing)
+        states = self._preprocess(x0, x1)
         arriving: list[list[Tensor]] = [[] for _ in range(self.nodes)]
         passing: list[Tensor] = []
-        states = [self.preprocess0(x0), self.preprocess1(x1)]
-        for source, (fan, edges) in enumerate(zip(self.fans, self.sources, strict=True)):
-            if source >= 2:
-                states.append(_node(arriving[source - 2], passing, edge_weights_E))
-            x = states[source]
+        for level in self.levels:
+            if len(states) == level[0]:
+                states.append(_node(arriving[level[0] - 2], passing, edge_weights_E))
+            inputs = [states[source] for source in level]
             if edge_weights_E is not None:
-                x, rest = x.split([self.mixed, self.passed], dim=1)
-                passing.append(pass_by(rest, cast(FanOut, fan).stride))
-            fed = arriving[max(0, source - 1) :]
-            for node, added in zip(fed, fan(x, mixing[edges]), strict=True):
-                node.append(added)
+                split = [x.split([self.mixed, self.passed], dim=1) for x in inputs]
+                inputs = [mixed for mixed, _ in split]
+                passing += [
+                    pass_by(rest, self.fan(source).stride)
+                    for source, (_, rest) in zip(level, split, strict=True)
+                ]
+            for source, added in zip(level, self._mix(level, inputs, by_source), strict=True):
+                for node, addend in zip(arriving[max(0, source - 1) :], added, strict=True):
+                    node.append(addend)
         return torch.cat([*states[2:], _node(arriving[-1], passing, edge_weights_E)], dim=1)
+
+    def fan(self, source: int) -> FanOut:
+        """What leaves a source."""
+        return cast(FanOut, self.fans[source])
+
+    def _by_source(self, mixing: Tensor) -> list[_Mixing]:
+        """The mixing weights (E, O) of the edges that leave each source."""
+        ordered = mixing.index_select(0, self.get_buffer("edges_by_source"))
+        counts = [len(edges) for edges in self.sources]
+        columns = ordered.unbind(1)
+        # Of candidates that may share a map; where they do not, in reductions, there are fewer.
+        kinds = {self.fan(source).shared_columns for source in range(len(counts))}
+        shared = {kind: torch.stack([columns[k] for k in kind], 1).split(counts) for kind in kinds if kind}
+        # Once for all norms of a candidate: a scale for each of their channels.
+        channels = [count * self.mixed for count in counts]
+        scales = {
+            name: columns[k].repeat_interleave(self.mixed).split(channels)
+            for k, name in enumerate(self.operations)
+            if any(name in self.fan(source).weighted for source in range(len(counts)))
+        }
+        found = []
+        for source in range(len(counts)):
+            kind, own = self.fan(source).shared_columns, self.fan(source).weighted
+            of_shared = shared[kind][source] if kind else ordered
+            found.append(_Mixing(of_shared, {name: scales[name][source] for name in own}))
+        return found
+
+    def _preprocess(self, *inputs: Tensor) -> list[Tensor]:
+        modules = cast(Sequence[Candidate], (self.preprocess0, self.preprocess1))
+        norms = {
+            str(place): module.last(x, F.relu(x))
+            for place, (module, x) in enumerate(zip(modules, inputs, strict=True))
+        }
+        return list(self._normalise([norms])[0].values())
+
+    def _columns(self, columns: Tensor) -> list[list[int]]:
+        """The columns (E,) of the edges that leave each source."""
+        chosen = columns.tolist()
+        return [[chosen[edge] for edge in edges] for edges in self.sources]
+
+    def _mix(
+        self, level: Sequence[int], inputs: Sequence[Tensor], by_source: Sequence[_Mixing] | list[list[int]]
+    ) -> list[list[Tensor]]:
+        """What each edge adds to its node, for each source of a level."""
+        fans = [self.fan(source) for source in level]
+        shares = [by_source[source] for source in level]
+        if isinstance(shares[0], list):
+            return [fan.sampled(x, share) for fan, x, share in zip(fans, inputs, shares, strict=True)]
+        rectified = [F.relu(x) for x in inputs]
+        middles = self._normalise([fan.middles(x) for fan, x in zip(fans, rectified, strict=True)])
+        every = zip(fans, inputs, rectified, middles, shares, strict=True)
+        norms = [fan.lasts(x, positive, middle, share.scales) for fan, x, positive, middle, share in every]
+        lasts = zip(fans, inputs, self._normalise(norms), shares, strict=True)
+        return [fan.combine(x, last, share.shared) for fan, x, last, share in lasts]
+
+    def _normalise(self, groups: Sequence[Mapping[str, Norm]]) -> list[dict[str, Tensor]]:
+        """Groups of norms that do not depend on each other, all at once."""
+        norms = [norm for group in groups for norm in group.values()]
+        normed = iter(normalise_level(norms, self.training, self.shares_statistics))
+        return [{name: next(normed) for name in group} for group in groups]
 
 
 def _node(arrived: Sequence[Tensor], passing: Sequence[Tensor], edge_weights_E: Tensor | None) -> Tensor:

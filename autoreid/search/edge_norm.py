@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from autoreid.distributed import normalise
+from autoreid.distributed import Norm, normalise_together
 from autoreid.search.pointwise import rows_of
+
+#: All edges; a slice of one chooses it.
+ALL = slice(None)
+
+_MOMENTUM, _EPSILON = 0.1, 1e-5
 
 
 class EdgeNorm(nn.BatchNorm2d):
     """Batch normalisation over (B, E·C, H, W).
 
-    Multiplying by the mixing weight then costs nothing, and the weight's gradient comes with the norm's own.
+    Multiplying by the mixing weight then costs nothing, and the weight's gradient comes with the norm's own. The
+    number of batches is not counted: with a fixed momentum nothing asks for it.
 
     Attributes:
         shares_statistics: whether they are those of the batch over all ranks.
     """
 
     def __init__(self, channels: int, edges: int, affine: bool) -> None:
-        super().__init__(edges * channels, affine=affine)
+        super().__init__(edges * channels, _EPSILON, _MOMENTUM, affine)
         self.channels, self.edges = channels, edges
         self.shares_statistics = False
 
-    def forward(self, x: Tensor, scale_E: Tensor | None = None, edges: slice = slice(None)) -> Tensor:
-        """(B, E·C, H, W) -> (B, E·C, H, W).
+    def of(self, x: Tensor, scale: Tensor | None = None, edges: slice = ALL) -> Norm:
+        """What is to be normalised and with which statistics, for `normalise_together`.
 
         Args:
-            scale_E: (E,) the mixing weights; None for none.
-            edges: which of the edges x is of; only their statistics are used and moved.
+            x: (B, E·C, H, W).
+            scale: (E·C,), in place of the learned scale; None for that.
+            edges: which of the edges x belongs to; only their statistics are used and updated.
         """
 
         def chosen(values: Tensor | None) -> Tensor | None:
             return None if values is None else rows_of(values, self.edges, edges)
 
-        weight = chosen(self.weight) if scale_E is None else scale_E.repeat_interleave(self.channels)
-        moves = self.training and self.track_running_stats
-        if moves and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        keeps = moves or not self.training
-        return normalise(
+        uses_running = self.track_running_stats or not self.training
+        return Norm(
             x,
-            chosen(self.running_mean) if keeps else None,
-            chosen(self.running_var) if keeps else None,
-            weight,
+            chosen(self.running_mean) if uses_running else None,
+            chosen(self.running_var) if uses_running else None,
+            chosen(self.weight) if scale is None else scale,
             chosen(self.bias),
-            self.training,
-            self.momentum or 0.0,
-            self.eps,
-            self.shares_statistics,
         )
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, edges: slice = ALL) -> Tensor:
+        """(B, E·C, H, W) -> (B, E·C, H, W), normalised by itself."""
+        return normalise_level([self.of(x, scale, edges)], self.training, self.shares_statistics)[0]
+
+
+def normalise_level(norms: Sequence[Norm], training: bool, shared: bool) -> list[Tensor]:
+    """Normalises maps that do not depend on each other, with the momentum and ε that all norms of a cell have.
+
+    Args:
+        training: whether by batch statistics.
+        shared: whether these are of all ranks, which then takes one collective for all maps.
+    """
+    return normalise_together(norms, training, _MOMENTUM, _EPSILON, shared) if norms else []

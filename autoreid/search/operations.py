@@ -6,27 +6,24 @@ weights once, depthwise convolutions as one grouped convolution, 1×1 convolutio
 norms in one call whose scale is the mixing weight itself. Its weights are those of E separate operations, one below
 the other. A derived network's edge is the case E = 1.
 
-Operations with weights take, beside x, the mixing weights (E,), a slice that chooses edges, and ReLU(x) if the caller
-has it already.
-
 In a search norms have no learned scale, in each candidate alike: it could grow past the mixing weight and hide it.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.search.edge_norm import EdgeNorm
+from autoreid.distributed import Norm
+from autoreid.search.candidate import Candidate, Shared
+from autoreid.search.edge_norm import ALL, EdgeNorm
 from autoreid.search.part_aware import PartAware
-from autoreid.search.pointwise import Pointwise, pointwise, rows_of
-from autoreid.search.recompute import keep_inputs
-
-#: All edges; a slice of one chooses it.
-ALL = slice(None)
+from autoreid.search.pointwise import Pointwise, rows_of
+from autoreid.search.recompute import Operation, keep_inputs
+from autoreid.search.separable import separable
 
 
 class Zero(nn.Module):
@@ -41,14 +38,10 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-class Shared(nn.Module):
-    """A candidate without weights: one map (B, C, H', W') is the same on every edge but for the mixing weight."""
-
-
 class Skip(Shared):
     """The identity."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def shared_map(self, x: Tensor) -> Tensor:
         """X itself."""
         return x
 
@@ -58,24 +51,36 @@ class Pool(Shared):
 
     def __init__(self, kind: str, channels: int, stride: int, affine: bool) -> None:
         super().__init__()
-        self.pool = {"max": _max_pool, "avg": _avg_pool}[kind]
-        self.stride = stride
-        # The places of the largest values, in 64 bits each, weigh more than all else that the operation keeps.
-        self.recomputes = kind == "max"
+        self.kind, self.stride = kind, stride
         self.norm = EdgeNorm(channels, 1, affine)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def shared_map(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
-        pool = partial(self.pool, stride=self.stride)
-        y = keep_inputs(pool, x) if self.recomputes and self.training else pool(x)
-        output: Tensor = self.norm(y)
-        return output
+        if self.kind == "avg":
+            return _avg_pool(x, self.stride)
+        # The places of the largest values, in 64 bits each, weigh more than all else that the operation keeps.
+        return keep_inputs(_MaxPool(self.stride), x)
 
 
-def _max_pool(x: Tensor, stride: int) -> Tensor:
-    if x.device.type == "cpu":  # where pools of channels that lie together are several times faster
-        return F.max_pool2d(x.contiguous(memory_format=torch.channels_last), 3, stride, 1).contiguous()
-    return F.max_pool2d(x, 3, stride, 1)
+class _MaxPool(Operation):
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+
+    def compute(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        if x.device.type == "cpu":  # where pools of channels that lie together are several times faster
+            return F.max_pool2d(
+                x.contiguous(memory_format=torch.channels_last), 3, self.stride, 1
+            ).contiguous()
+        return F.max_pool2d(x, 3, self.stride, 1)
+
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+    ) -> tuple[Tensor | None, ...]:
+        x = inputs[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = self.compute(x)
+        return torch.autograd.grad(y, x, gradient)
 
 
 def _avg_pool(x: Tensor, stride: int) -> Tensor:
@@ -90,7 +95,7 @@ def _avg_pool(x: Tensor, stride: int) -> Tensor:
     )
 
 
-class FactorizedReduce(nn.Module):
+class FactorizedReduce(Candidate):
     """Halves the resolution by 1×1 convolutions: even pixels give one half of the channels, odd ones the other."""
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool, edges: int = 1) -> None:
@@ -100,36 +105,53 @@ class FactorizedReduce(nn.Module):
         self.norm = EdgeNorm(out_channels, edges, affine)
         self.edges = edges
 
-    def forward(
-        self, x: Tensor, scale_E: Tensor | None = None, edges: slice = ALL, rectified: Tensor | None = None
-    ) -> Tensor:
+    def last(
+        self,
+        x: Tensor,  # noqa: ARG002
+        rectified: Tensor,
+        middle: Tensor | None = None,  # noqa: ARG002
+        scale: Tensor | None = None,
+        edges: slice = ALL,
+    ) -> Norm:
         """(B, C_in, H, W) -> (B, E·C_out, ⌈H/2⌉, ⌈W/2⌉)."""
-        x = F.relu(x) if rectified is None else rectified
-        # Odd sizes have no last odd pixel: zeros stand in for it.
-        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+        odd_height, odd_width = rectified.shape[2] % 2, rectified.shape[3] % 2
+        shifted = rectified
+        if odd_height or odd_width:  # then there is no last odd pixel: zeros stand in for it
+            shifted = F.pad(rectified, (0, odd_width, 0, odd_height))
         halves = [
             F.conv2d(pixels, rows_of(half.weight, self.edges, edges), stride=2)
-            for half, pixels in ((self.even, x), (self.odd, shifted))
+            for half, pixels in ((self.even, rectified), (self.odd, shifted[:, :, 1:, 1:]))
         ]
         chosen = len(range(self.edges)[edges])
         joined = torch.cat([half.unflatten(1, (chosen, -1)) for half in halves], dim=2).flatten(1, 2)
-        return self.norm(joined, scale_E, edges)
+        return self.norm.of(joined, scale, edges)
 
 
-def relu_conv_norm(in_channels: int, out_channels: int, affine: bool) -> nn.Sequential:
+class ReluConvNorm(Candidate):
     """ReLU → 1×1 convolution → norm: brings a cell's input to its channels."""
-    return nn.Sequential(
-        nn.ReLU(),
-        Pointwise(in_channels, out_channels, 1, bias=False),
-        nn.BatchNorm2d(out_channels, affine=affine),
-    )
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
+        super().__init__()
+        # Numbered as in nn.Sequential(ReLU, convolution, norm): the names in checkpoints.
+        self.add_module("1", Pointwise(in_channels, out_channels, 1, bias=False))
+        self.add_module("2", EdgeNorm(out_channels, 1, affine))
+
+    def last(
+        self,
+        x: Tensor,  # noqa: ARG002
+        rectified: Tensor,
+        middle: Tensor | None = None,  # noqa: ARG002
+        scale: Tensor | None = None,
+        edges: slice = ALL,
+    ) -> Norm:
+        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        convolution, norm = self._modules["1"], cast(EdgeNorm, self._modules["2"])
+        assert convolution is not None  # noqa: S101
+        return norm.of(convolution(rectified), scale, edges)
 
 
-class DepthwiseSeparable(nn.Module):
-    """ReLU → depthwise convolution → 1×1 → norm, for each edge.
-
-    Between forward and backward pass a search keeps the input only: the depthwise convolution is done again.
-    """
+class DepthwiseSeparable(Candidate):
+    """ReLU → depthwise convolution → 1×1 → norm, for each edge."""
 
     def __init__(
         self, channels: int, kernel: int, stride: int, dilation: int, affine: bool, edges: int
@@ -141,47 +163,27 @@ class DepthwiseSeparable(nn.Module):
         self.norm = EdgeNorm(channels, edges, affine)
         self.stride, self.dilation, self.edges = stride, dilation, edges
 
-    def forward(
-        self, x: Tensor, scale_E: Tensor | None = None, edges: slice = ALL, rectified: Tensor | None = None
-    ) -> Tensor:
+    def last(
+        self,
+        x: Tensor,  # noqa: ARG002
+        rectified: Tensor,
+        middle: Tensor | None = None,  # noqa: ARG002
+        scale: Tensor | None = None,
+        edges: slice = ALL,
+    ) -> Norm:
         """(B, C, H, W), or (B, E·C, H, W) with an input for each edge -> (B, E·C, H', W')."""
-        depthwise = rows_of(self.depthwise.weight, self.edges, edges)
-        weight = rows_of(self.pointwise.weight, self.edges, edges)
-        compute = partial(_separable, stride=self.stride, dilation=self.dilation)
-        x = F.relu(x) if rectified is None else rectified
-        # Weights as arguments: the architect swaps them for the length of a forward pass only.
-        inputs = (x, depthwise, weight)
-        y = keep_inputs(compute, *inputs) if self.edges > 1 else compute(*inputs)
-        return self.norm(y, scale_E, edges)
+        y = separable(
+            rectified,
+            rows_of(self.depthwise.weight, self.edges, edges),
+            rows_of(self.pointwise.weight, self.edges, edges),
+            self.stride,
+            self.dilation,
+            recompute=self.edges > 1,
+        )
+        return self.norm.of(y, scale, edges)
 
 
-def _separable(x: Tensor, depthwise: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """(B, C or E·C, H, W), (E·C, 1, k, k) and (E·C, C, 1, 1) -> (B, E·C, H', W')."""
-    y = _depthwise(x, depthwise, stride, dilation)
-    return pointwise(y, weight, groups=len(weight) // weight.shape[1])
-
-
-def _depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """A depthwise convolution that keeps the size, but for the stride, of a copy of x for each edge."""
-    wide, padding = weight.shape[0], (weight.shape[2] - 1) // 2
-    copies = wide // x.shape[1]
-    if dilation == 2 and stride == 2:
-        # It meets every other pixel only: a plain convolution of those.
-        return F.conv2d(x[:, :, ::2, ::2].repeat(1, copies, 1, 1), weight, None, 1, padding, 1, wide)
-    if dilation == 1 or x.device.type != "cpu":
-        x = x.repeat(1, copies, 1, 1)
-        return F.conv2d(x, weight, None, stride, dilation * padding, dilation, wide)
-    # Of the four grids of every other pixel, each by itself: on CPUs a dilated backward pass takes four times as long.
-    B, C, H, W = x.shape
-    x = F.pad(x, (0, W % 2, 0, H % 2))
-    height, width = x.shape[2] // 2, x.shape[3] // 2
-    grids = x.view(B, C, height, 2, width, 2).permute(0, 3, 5, 1, 2, 4).reshape(4 * B, C, height, width)
-    y = F.conv2d(grids.repeat(1, copies, 1, 1), weight, None, 1, padding, 1, wide)
-    y = y.view(B, 2, 2, wide, height, width).permute(0, 3, 4, 1, 5, 2)
-    return y.reshape(B, wide, 2 * height, 2 * width)[:, :, :H, :W].contiguous()
-
-
-class SeparableTwice(nn.Module):
+class SeparableTwice(Candidate):
     """DARTS's sep_conv: the depthwise separable block twice, the stride in the first."""
 
     def __init__(self, channels: int, kernel: int, stride: int, affine: bool, edges: int) -> None:
@@ -189,18 +191,27 @@ class SeparableTwice(nn.Module):
         self.first = DepthwiseSeparable(channels, kernel, stride, 1, affine, edges)
         self.second = DepthwiseSeparable(channels, kernel, 1, 1, affine, edges)
 
-    def forward(
-        self, x: Tensor, scale_E: Tensor | None = None, edges: slice = ALL, rectified: Tensor | None = None
-    ) -> Tensor:
-        """(B, C, H, W) -> (B, E·C, H', W')."""
-        output: Tensor = self.second(self.first(x, None, edges, rectified), scale_E, edges)
-        return output
+    def middle(self, rectified: Tensor, edges: slice = ALL) -> Norm | None:
+        """The first block."""
+        return self.first.last(rectified, rectified, edges=edges)
+
+    def last(
+        self,
+        x: Tensor,  # noqa: ARG002
+        rectified: Tensor,  # noqa: ARG002
+        middle: Tensor | None = None,
+        scale: Tensor | None = None,
+        edges: slice = ALL,
+    ) -> Norm:
+        """The second block, of what the first gave."""
+        assert middle is not None  # noqa: S101
+        return self.second.last(middle, F.relu(middle), None, scale, edges)
 
 
 def build_operation(
     name: str, channels: int, stride: int, affine: bool, parts: int, edges: int = 1
 ) -> nn.Module:
-    """One candidate by name, for some edges.
+    """One candidate by name.
 
     Args:
         name: one of `genotype.CELL_OPERATIONS`.

@@ -1,16 +1,25 @@
-"""The part-aware operation of Auto-ReID (arXiv 1903.09776, section 3.3)."""
+"""The part-aware operation of Auto-ReID (arXiv 1903.09776, section 3.3).
+
+Shape letters: B images, E edges, C channels, M body parts, D body features, H and W the map's rows and columns.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.search.edge_norm import EdgeNorm
-from autoreid.search.pointwise import map_vectors, pointwise, rows_of
+from autoreid.distributed import Norm
+from autoreid.search.candidate import Candidate
+from autoreid.search.edge_norm import ALL, EdgeNorm
+from autoreid.search.part_attention import PartAttention
+from autoreid.search.pointwise import rows_of
+from autoreid.search.recompute import Operation, keep_inputs
 
 
-class PartAware(nn.Module):
+class PartAware(Candidate):
     """Lets horizontal body parts inform each other, and each pixel know what its part learnt.
 
     1. The M horizontal parts of x (B, C, H, W) are averaged to vectors (adaptive pooling's borders).
@@ -18,8 +27,8 @@ class PartAware(nn.Module):
     3. Self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, unscaled and without a value projection.
     4. Each part's result goes back to the part's rows, is concatenated with x, and ReLU → 1×1 → norm fuses them.
 
-    The fusion's 1×1 is linear, so its half for the parts is applied to M vectors and added to the rows they belong
-    to: the concatenated map is never made. A row belongs to the part ⌊row·M/H⌋, which pools over it.
+    All steps are products with few, large matrices: pooling with a constant one, and the fusion with one whose last
+    M inputs say which part a pixel belongs to. A row belongs to the part ⌊row·M/H⌋, which pools over it.
     """
 
     def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4, edges: int = 1) -> None:
@@ -39,31 +48,125 @@ class PartAware(nn.Module):
             bound = (channels + hidden) ** -0.5
             nn.init.uniform_(half.weight, -bound, bound)
 
-    def forward(
+    def last(
         self,
         x: Tensor,
-        scale_E: Tensor | None = None,
-        edges: slice = slice(None),
-        rectified: Tensor | None = None,
-    ) -> Tensor:
+        rectified: Tensor,
+        middle: Tensor | None = None,  # noqa: ARG002
+        scale: Tensor | None = None,
+        edges: slice = ALL,
+    ) -> Norm:
         """(B, C, H, W) -> (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Raises:
             ValueError: H is less than the number of parts.
         """
-        height = x.shape[2]
+        height, width = x.shape[2:]
         if height < self.parts:
             raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
-        # Columns first: where H is no multiple of M, an exported 2-d pooling would be a node for every pixel.
-        pooled_BMC = F.adaptive_avg_pool1d(x.mean(dim=3), self.parts).transpose(1, 2)
-        body_BEMD = map_vectors(self.body, pooled_BMC[:, None], self.edges, edges)
-        query_BEMD, key_BEMD = (
-            map_vectors(layer, body_BEMD, self.edges, edges) for layer in (self.query, self.key)
-        )
-        attention_BEMM = torch.softmax(query_BEMD @ key_BEMD.transpose(2, 3), dim=3)
-        parts_BEMC = map_vectors(self.fuse_parts, F.relu(attention_BEMM @ body_BEMD), self.edges, edges)
-        rows = torch.arange(0, height, self.stride, device=x.device) * self.parts // height
-        rectified = F.relu(x) if rectified is None else rectified
-        pixels = pointwise(rectified, rows_of(self.fuse_pixels.weight, self.edges, edges), self.stride)
-        fused = pixels + parts_BEMC.transpose(2, 3).flatten(1, 2)[:, :, rows, None]
-        return self.norm(fused, scale_E, edges)
+        # Body parts' mean vectors, (B·M, C).
+        vectors = (x.flatten(2) @ _pooling(x, self.parts)).transpose(1, 2).flatten(0, 1)
+        parts_BEM = keep_inputs(PartAttention(self.parts), vectors, *self._attention_weights(edges))
+        weight = rows_of(self.fuse_pixels.weight, self.edges, edges).flatten(1)
+        fused = keep_inputs(_Fusion(self.stride), rectified, weight, parts_BEM)
+        size = -(-height // self.stride), -(-width // self.stride)
+        return self.norm.of(fused.unflatten(2, size), scale, edges)
+
+    def _attention_weights(self, edges: slice) -> list[Tensor]:
+        """Weights and biases of body, query and key, and the fusion's weights, edge by edge: (E, D_out, ...)."""
+        layers = (self.body, self.query, self.key)
+        stacked = [value for layer in layers for value in (layer.weight, layer.bias)]
+        by_edge = [value.unflatten(0, (self.edges, -1)) for value in (*stacked, self.fuse_parts.weight)]
+        return by_edge if edges == ALL else [value[edges] for value in by_edge]
+
+
+class _Fusion(Operation):
+    """The 1×1 convolution over pixels and what their parts learnt, as one product an image.
+
+    The parts' half of the weights, applied to what the parts learnt, comes in as (B, E·C, M): M more columns of the
+    weights, for M more channels of which a pixel has a one in that of its part.
+    """
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """x (B, C, H, W), weights (E·C, C) and parts (B, E·C, M) -> (B, E·C, H'·W')."""
+        x, weight, parts = inputs
+        return torch.bmm(_with_parts(weight, parts), self._with_ones(x, parts.shape[2]))
+
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+    ) -> tuple[Tensor | None, ...]:
+        """In x, weights and parts, as far as they are wanted."""
+        x, weight, parts = inputs
+        channels = x.shape[1]
+        of_x = of_weight = of_parts = None
+        if weight.requires_grad or parts.requires_grad:
+            pixels = self._with_ones(x, parts.shape[2]).to(gradient.dtype)
+            of_matrix = torch.bmm(gradient, pixels.transpose(1, 2))
+            of_weight = of_matrix[:, :, :channels].sum(0).to(weight.dtype)
+            of_parts = of_matrix[:, :, channels:].to(parts.dtype)
+        if x.requires_grad:
+            matrix = weight.t().to(gradient.dtype).expand(len(x), -1, -1)
+            of_x = self._spread(torch.bmm(matrix, gradient).to(x.dtype), x)
+        return of_x, of_weight, of_parts
+
+    def _with_ones(self, x: Tensor, parts: int) -> Tensor:
+        """(B, C, H, W) -> (B, C + M, H'·W')."""
+        ones = _membership(x, parts, self.stride).expand(len(x), -1, -1)
+        return torch.cat([x[:, :, :: self.stride, :: self.stride].flatten(2), ones], dim=1)
+
+    def _spread(self, pixels: Tensor, x: Tensor) -> Tensor:
+        """(B, C, H'·W') back to x's size, with zeros between."""
+        if self.stride == 1:
+            return pixels.view_as(x)
+        spread = torch.zeros_like(x)
+        strided = spread[:, :, :: self.stride, :: self.stride]
+        strided.copy_(pixels.view_as(strided))
+        return spread
+
+
+def _with_parts(weight: Tensor, parts: Tensor) -> Tensor:
+    """(E·C, C) and (B, E·C, M) -> (B, E·C, C + M)."""
+    return torch.cat([weight.to(parts.dtype).expand(len(parts), -1, -1), parts], dim=2)
+
+
+def _pooling(x: Tensor, parts: int) -> Tensor:
+    """(H·W, M): each pixel's share in the mean of each part, with the borders of adaptive average pooling."""
+    return _constant(_make_pooling, x, *x.shape[2:], parts)
+
+
+def _membership(x: Tensor, parts: int, stride: int) -> Tensor:
+    """(M, H'·W'): a one for each pixel at its part."""
+    return _constant(_make_membership, x, *x.shape[2:], parts, stride)
+
+
+def _make_pooling(device: torch.device, dtype: torch.dtype, height: int, width: int, parts: int) -> Tensor:
+    row, part = torch.arange(height, device=device)[:, None], torch.arange(parts, device=device)
+    first, behind = part * height // parts, -(-(part + 1) * height // parts)
+    shares = ((row >= first) & (row < behind)).to(dtype) / ((behind - first) * width)
+    return shares[:, None].expand(-1, width, -1).flatten(0, 1)
+
+
+def _make_membership(
+    device: torch.device, dtype: torch.dtype, height: int, width: int, parts: int, stride: int
+) -> Tensor:
+    part_of_row = torch.arange(0, height, stride, device=device) * parts // height
+    ones = (part_of_row == torch.arange(parts, device=device)[:, None]).to(dtype)
+    return ones[:, :, None].expand(-1, -1, -(-width // stride)).flatten(1)
+
+
+def _constant(make: Callable[..., Tensor], x: Tensor, *sizes: int) -> Tensor:
+    """A constant on the device of x, made once for each size; anew where a compiler or exporter traces."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return make(x.device, x.dtype, *sizes)
+    return _kept_constant(make, x.device, x.dtype, *sizes)
+
+
+@lru_cache(maxsize=256)
+def _kept_constant(
+    make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *sizes: int
+) -> Tensor:
+    with torch.inference_mode(False):  # what inference makes cannot be used in training
+        return make(device, dtype, *sizes)

@@ -37,18 +37,3 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
         return pointwise(x, self.weight)
-
-
-def map_vectors(layer: nn.Linear | nn.Conv2d, vectors: Tensor, edges: int, chosen: slice) -> Tensor:
-    """Each edge's vectors by its own rows of a layer: (B, E or 1, M, D_in) -> (B, E, M, D_out).
-
-    Args:
-        layer: linear, or a 1×1 convolution, whose outputs stand edge after edge.
-        edges: how many edges the layer is of.
-        chosen: which of them the vectors are of.
-    """
-    count = len(range(edges)[chosen])
-    weight = rows_of(layer.weight, edges, chosen).flatten(1).unflatten(0, (count, -1))
-    mapped = vectors @ weight.transpose(1, 2)
-    bias: Tensor | None = layer.bias
-    return mapped if bias is None else mapped + rows_of(bias, edges, chosen).view(count, 1, -1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -49,36 +49,73 @@ def recompute(module: nn.Module, *inputs: Tensor) -> Any:
     )
 
 
-def keep_inputs(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """compute(*inputs), of which the backward pass keeps the inputs only; exact, and may be differentiated twice.
+class Operation(ABC):
+    """A function of tensors that knows its own gradient; without state and random numbers."""
 
-    For single operations: many times lighter than torch's checkpoint, whose hooks take longer than a small one. A
-    compiler is left to choose for itself what it keeps.
+    @abstractmethod
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """The output, by operations that autograd knows."""
 
-    Args:
-        compute: without state and random numbers, and of nothing else that needs a gradient.
+    def compute_and_keep(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output, and small tensors that the gradient needs beside the inputs."""
+        return self.compute(*inputs), ()
+
+    @abstractmethod
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient in each input that `requires_grad`, from the output's; autograd is off.
+
+        Args:
+            kept: what `compute_and_keep` gave beside the output.
+        """
+
+
+def keep_inputs(operation: Operation, *inputs: Tensor) -> Tensor:
+    """operation.compute(*inputs), of which the backward pass keeps the inputs and what the operation wants to keep.
+
+    It may be differentiated twice: a gradient that is to be differentiated itself is autograd's. Many times lighter
+    than torch's checkpoint, whose hooks take longer than a small operation. A compiler chooses for itself what it
+    keeps.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return compute(*inputs)
-    output: Tensor = _KeepInputs.apply(compute, *inputs)
+        return operation.compute(*inputs)
+    output: Tensor = _KeepInputs.apply(operation, *inputs)
     return output
 
 
 class _KeepInputs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        ctx.compute = compute
-        device = inputs[0].device.type
-        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        ctx.save_for_backward(*inputs)
-        return compute(*inputs)
+    def forward(ctx: Any, operation: Operation, *inputs: Tensor) -> Tensor:
+        output, kept = operation.compute_and_keep(*inputs)
+        ctx.operation, ctx.count = operation, len(inputs)
+        ctx.autocast = _autocast(inputs[0].device.type)
+        ctx.save_for_backward(*inputs, *kept)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        again = torch.is_grad_enabled()  # whether the gradient is to be differentiated itself
-        inputs = [x if again else x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
-        with torch.enable_grad(), torch.autocast(*ctx.autocast):
-            output = ctx.compute(*inputs)
-        wanted = [x for x in inputs if x.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, gradients, create_graph=again))
-        return None, *(next(found) if x.requires_grad else None for x in inputs)
+        saved = ctx.saved_tensors  # once: they may be unpacked by computing them again
+        inputs, kept = saved[: ctx.count], saved[ctx.count :]
+        with ctx.autocast:
+            if torch.is_grad_enabled():
+                return None, *_differentiable(ctx.operation, gradients[0], inputs)
+            return None, *ctx.operation.gradients(gradients[0], kept, *inputs)
+
+
+def _autocast(device: str) -> AbstractContextManager[Any]:
+    """The autocast context that is in force now, to enter it again in the backward pass."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+
+def _differentiable(
+    operation: Operation, gradient: Tensor, inputs: tuple[Tensor, ...]
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated themselves, in the inputs that need one."""
+    # Views of the inputs: one input may have been computed from another, which is not this operation's concern.
+    inputs = tuple(x.view_as(x) for x in inputs)
+    wanted = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(operation.compute(*inputs), wanted, gradient, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in inputs]

@@ -91,7 +91,7 @@ class GumbelSoftmax:
         """One draw for each level in each step."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step, level))
         perturbed = {
-            name: alpha + _gumbel(alpha.shape, generator).to(alpha) for name, alpha in alphas.groups.items()
+            name: alpha + _gumbel(alpha, generator) for name, alpha in alphas.groups.items()
         }
         if self.hard and not torch.is_grad_enabled():
             return {name: values.argmax(-1).cpu() for name, values in perturbed.items()}
@@ -112,9 +112,12 @@ class GumbelSoftmax:
         return {"temperature": self.temperature(step)}
 
 
-def _gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, -log of standard exponential, in float64 so that every device and dtype sees the same."""
-    return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log()
+def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise, -log of standard exponential, made in float64 so that every device sees the same."""
+    noise = -torch.empty(like.shape, dtype=torch.float64).exponential_(generator=generator).log()
+    if like.device.type == "cuda":
+        noise = noise.pin_memory()  # else the host would wait for the copy
+    return noise.to(like.device, like.dtype, non_blocking=True)
 
 
 def _straight_through(soft: Tensor) -> Tensor:

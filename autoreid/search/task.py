@@ -26,7 +26,7 @@ from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
 from autoreid.training.objective import Objective, Score
 from autoreid.training.schedules import learning_rate
 from autoreid.training.state import RunState
-from autoreid.training.steps import average_and_agree_on_step, require_finite, step_weights
+from autoreid.training.steps import Norms, average_and_agree_on_step, end_step, norms_of, step_weights
 
 
 @dataclass(kw_only=True)
@@ -109,11 +109,11 @@ class SearchTask:
         mine: list[Tensor] = []
         if self._alphas_move():
             mine = self.architect.gradients(alpha_batch, weight_batch, state.step)
-        gradients, stopping = average_and_agree_on_step(mine, (weight_batch, alpha_batch), stop)
-        self._step_alphas(gradients)
+        gradients, agreement = average_and_agree_on_step(mine, (weight_batch, alpha_batch), stop)
+        norms = self._step_alphas(gradients)
         metrics = self._backward(weight_batch, alphas_move=False)
-        step_weights(state, self.config.training.gradient_clip)
-        return stopping, metrics
+        norms.append(step_weights(state, self.config.training.gradient_clip))
+        return end_step(state.step, agreement, *norms), metrics
 
     def _step_together(self, stop: StopSignal) -> tuple[bool, Tensor]:
         """Alphas and weights by one backward pass on the same images."""
@@ -122,10 +122,10 @@ class SearchTask:
         state.alpha_optimizer.zero_grad()
         metrics = self._backward(batch, self._alphas_move())
         mine = [alpha.grad for alpha in state.alphas.parameters() if alpha.grad is not None]
-        gradients, stopping = average_and_agree_on_step(mine, (batch,), stop)
-        self._step_alphas(gradients)
-        step_weights(state, self.config.training.gradient_clip)
-        return stopping, metrics
+        gradients, agreement = average_and_agree_on_step(mine, (batch,), stop)
+        norms = self._step_alphas(gradients)
+        norms.append(step_weights(state, self.config.training.gradient_clip))
+        return end_step(state.step, agreement, *norms), metrics
 
     def rehearse(self, batches: Iterator[Batch]) -> None:
         """Computes the gradients of a step without DDP, and forgets them: nothing moves."""
@@ -156,15 +156,17 @@ class SearchTask:
     def _alphas_move(self) -> bool:
         return self.state.epoch >= self.config.search.warmup_epochs
 
-    def _step_alphas(self, gradients: Sequence[Tensor]) -> None:
-        """A step with the gradients averaged over the ranks; without any, none."""
+    def _step_alphas(self, gradients: Sequence[Tensor]) -> list[Norms]:
+        """A step with the gradients averaged over the ranks, and their norms; without any, none."""
         if not gradients:
-            return
+            return []
         state = self.state
+        names = []
         for (name, alpha), gradient in zip(state.alphas.named_parameters(), gradients, strict=True):
-            require_finite(f"alphas.{name}", gradient, state.step)
+            names.append(f"alphas.{name}")
             alpha.grad = gradient
         state.alpha_optimizer.step()
+        return [norms_of(names, gradients)]
 
     def genotype(self) -> AnyGenotype:
         """What the alphas say now."""

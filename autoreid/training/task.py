@@ -33,7 +33,7 @@ from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
 from autoreid.training.objective import Objective
 from autoreid.training.schedules import learning_rate
 from autoreid.training.state import METRICS, RunState
-from autoreid.training.steps import average_and_agree_on_step, step_weights
+from autoreid.training.steps import average_and_agree_on_step, end_step, step_weights
 
 
 @dataclass(kw_only=True)
@@ -77,11 +77,12 @@ class TrainTask:
         state.set_learning_rate(self.learning_rate())
         frozen = state.epoch < training.frozen_epochs
         self._set_mode(frozen)
-        _, stopping = average_and_agree_on_step((), (batch,), stop)
+        _, agreement = average_and_agree_on_step((), (batch,), stop)
         metrics = self._backward(self.network, batch)
-        step_weights(state, training.gradient_clip, frozen)
+        norms = step_weights(state, training.gradient_clip, frozen)
         if state.ema is not None:
             state.ema.update_parameters(state.network)
+        stopping = end_step(state.step, agreement, norms)
         state.count(metrics)
         return stopping, metrics
 

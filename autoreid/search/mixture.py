@@ -1,0 +1,39 @@
+"""The weighted sums of maps that all edges share, one sum for each edge, by one product an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoreid.search.recompute import Operation
+
+
+class SharedMixture(Operation):
+    """Weights (E, K) and K maps (B, C, H, W) -> (B, E, C·H·W); the stacked maps are not kept."""
+
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """The output."""
+        weights, *maps = inputs
+        stacked = _stack(maps)
+        return torch.bmm(weights.to(stacked.dtype).expand(len(stacked), -1, -1), stacked)
+
+    def gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+    ) -> tuple[Tensor | None, ...]:
+        """In the weights and the maps, as far as they are wanted."""
+        weights, *maps = inputs
+        of_weights = None
+        of_maps: list[Tensor | None] = [None] * len(maps)
+        if weights.requires_grad:
+            stacked = _stack(maps).to(gradient.dtype)
+            of_weights = torch.bmm(gradient, stacked.transpose(1, 2)).sum(0).to(weights.dtype)
+        if any(x.requires_grad for x in maps):
+            columns = weights.t().to(gradient.dtype).expand(len(gradient), -1, -1)
+            found = torch.bmm(columns, gradient).unbind(1)
+            of_maps = [one.view_as(x).to(x.dtype) for one, x in zip(found, maps, strict=True)]
+        return of_weights, *of_maps
+
+
+def _stack(maps: list[Tensor]) -> Tensor:
+    """K maps (B, C, H, W) -> (B, K, C·H·W)."""
+    return torch.stack([x.flatten(1) for x in maps], dim=1)

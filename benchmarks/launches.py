@@ -1,0 +1,250 @@
+"""Counts what a search step asks of a GPU, without one: kernels, bytes, waits of the host.
+
+The step runs on torch's meta device, which computes nothing but takes the branches that a GPU takes. An operation
+counts as one kernel, a convolution's backward pass as one for each gradient, and a `_foreach_` operation as one for
+each group of tensors that fits into a launch; what a library splits into several kernels is not known here. Its bytes
+are those of its operands and results. A wait is whatever needs a value of the device on the host, or copies between
+them without being told not to block.
+
+    python benchmarks/launches.py            a table of first- and second-order steps of configs/darts_triplet.yaml
+    python benchmarks/launches.py --waits    and the lines that wait
+    python benchmarks/launches.py --json     one JSON object
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autoreid.data.training_data import build_search_data, draw_people
+from autoreid.distributed import StopSignal, World
+from autoreid.recipes import load_config
+from autoreid.search.build import build_search
+from autoreid.search.task import SearchTask
+
+ROOT = Path(__file__).resolve().parent.parent
+META = torch.device("meta")
+
+#: Operations that make a result without a kernel.
+FREE = {
+    "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "lift_fresh",
+    "detach", "alias", "resize_", "set_", "_local_scalar_dense", "sym_size", "is_same_size",
+}  # fmt: skip
+#: Tensors that one kernel of a `_foreach_` operation takes, by how many lists it has.
+FOREACH_DEPTH = {1: 110, 2: 64, 3: 48, 4: 36}
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors among an operation's arguments or results."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from tensors_in(value)
+    elif isinstance(values, dict):
+        yield from tensors_in(list(values.values()))
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations on tensors of the meta device, and answers what the host asks of them.
+
+    Attributes:
+        operations: kernels by operation.
+        bytes: read and written by the kernels.
+        waits: by the package's line that made the host wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: Counter[str] = Counter()
+        self.bytes = 0
+        self.waits: Counter[str] = Counter()
+        self._host_data = _HostData(self.wait)
+
+    def __enter__(self) -> Launches:
+        self._host_data.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._host_data.__exit__(*error)
+
+    @property
+    def kernels(self) -> int:
+        """Of all operations."""
+        return sum(self.operations.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = list(tensors_in((args, kwargs)))
+        name = func.overloadpacket.__name__
+        if name == "_local_scalar_dense" and given[0].device == META:
+            self.wait()
+            return True if given[0].dtype == torch.bool else 1.0
+        if name == "nonzero" and given[0].device == META:
+            self.wait()
+        target = kwargs.get("device")
+        if name == "_to_copy" and target is not None and given[0].device != torch.device(target):
+            return self._move(func, args, kwargs, given[0], torch.device(target))
+        result = func(*args, **kwargs)
+        made = list(tensors_in(result))
+        if any(tensor.device == META for tensor in made):
+            self._count(func, name, args, given, made)
+        return result
+
+    def _move(self, func: Any, args: Any, kwargs: Any, source: Tensor, target: torch.device) -> Any:
+        """A copy between host and device; pinned and not blocking, it makes nobody wait."""
+        if not kwargs.get("non_blocking") or target != META:
+            self.wait()
+        self.operations["copy between host and device"] += 1
+        if target == META:
+            return func(*args, **kwargs)
+        return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype, device=target)
+
+    def _count(self, func: Any, name: str, args: Any, given: list[Tensor], made: list[Tensor]) -> None:
+        if name in FREE or _is_view(func):
+            return
+        kernels = 1
+        if name == "convolution_backward":
+            kernels = sum(args[-1])  # one for each gradient that is wanted
+        elif name.startswith("_foreach"):
+            lists = [value for value in args if isinstance(value, list | tuple) and tensors_in(value)]
+            kernels = -(-len(made or lists[0]) // FOREACH_DEPTH[min(4, len(lists) + bool(made))])
+        self.operations[name] += kernels
+        self.bytes += sum(tensor.nbytes for tensor in given) + sum(tensor.nbytes for tensor in made)
+
+    def wait(self) -> None:
+        """Counts a wait at the innermost line of the package."""
+        frames = [frame for frame in traceback.extract_stack() if f"{ROOT}/autoreid/" in frame.filename]
+        place = f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}" if frames else "elsewhere"
+        self.waits[place] += 1
+
+
+class _HostData(TorchFunctionMode):
+    """Sees what becomes a tensor of the device from lists and numbers of Python: copies that no operation shows."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        super().__init__()
+        self.wait = wait
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
+            if result.device == META and not any(given.device == META for given in tensors_in(args)):
+                self.wait()
+        elif func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].device == META:
+            keys = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(key, list | np.ndarray) or _on_host(key) for key in keys):
+                self.wait()
+        return result
+
+
+def _on_host(key: object) -> bool:
+    return isinstance(key, Tensor) and key.device != META
+
+
+def _is_view(func: Any) -> bool:
+    return any(
+        returned.alias_info is not None and not returned.alias_info.is_write for returned in func._schema.returns
+    )
+
+
+def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> SearchTask:
+    """A recipe's search on the meta device, on a few synthetic people at the recipe's own image size."""
+    people = {"train_identities": 24, "test_identities": 2, "images_per_identity": 8, "cameras": 2}
+    config = load_config(
+        ROOT / "configs" / recipe,
+        [
+            f"data.root={folder}",
+            "data.sources=[people]",
+            "data.targets=[]",
+            "data.combine_all=false",
+            f"data.synthetic={{people: {json.dumps(people)}}}",
+            "data.batch_size=64",
+            "data.workers=0",
+            "data.cache=null",
+            "evaluation.split=held_out",
+            "data.held_out_fraction=0.1",
+            *changes,
+        ],
+    )
+    draw_people(config.data)
+    world = World(0, 1, 0, META)
+    task = build_search(config, build_search_data(config, world), world)
+    for optimizer in (task.state.weight_optimizer, task.state.alpha_optimizer):
+        for group in optimizer.param_groups:
+            group["foreach"] = True  # what torch chooses on GPUs by itself
+    return task
+
+
+def count_step(task: SearchTask) -> Launches:
+    """The launches of a step that is not the first: the optimisers have their buffers by then."""
+    stop = StopSignal()
+    with Launches():
+        task.step(stop)
+    with Launches() as found:
+        task.step(stop)
+    return found
+
+
+def count_pass(task: SearchTask) -> Launches:
+    """A forward and backward pass that trains the weights."""
+    batch = next(task.state.stream).to(META)
+    with Launches():
+        task.rehearse(iter([batch, batch]))
+    mixing = {
+        name: torch.rand(group.shape, device=META, requires_grad=True)
+        for name, group in task.space.choices().items()
+    }
+    with Launches() as found:
+        embedding, logits = task.state.network(batch.images, mixing)
+        (embedding.sum() + logits.sum()).backward()
+    return found
+
+
+def main() -> None:
+    """Counts and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--waits", action="store_true", help="print the lines that wait")
+    parser.add_argument("--operations", action="store_true", help="print the kernels of each operation")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    found: dict[str, Launches] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        found["a pass"] = count_pass(build(folder, "search.order=first"))
+        for order in ("first", "second"):
+            found[f"a step, {order} order"] = count_step(build(folder, f"search.order={order}"))
+    rows = {
+        name: {"kernels": one.kernels, "gigabytes": one.bytes / 1e9, "waits": sum(one.waits.values())}
+        for name, one in found.items()
+    }
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    for name, row in rows.items():
+        print(f"{name:<24}" + "".join(f"{key} {value:<12,.0f}" for key, value in row.items()))
+        if arguments.waits:
+            for place, count in found[name].waits.most_common():
+                print(f"    {count:>4} × {place}")
+        if arguments.operations:
+            for operation, count in found[name].operations.most_common(40):
+                print(f"    {count:>6} × {operation}")
+
+
+if __name__ == "__main__":
+    main()
