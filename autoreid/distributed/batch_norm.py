@@ -55,7 +55,7 @@ def normalise_together(
     Returns:
         The output for each map, in its dtype.
     """
-    if training and shared and world_size() > 1:
+    if norms and training and shared and world_size() > 1:
         return _normalise_over_ranks(norms, momentum, eps)
     return [_normalise_alone(norm, training, momentum, eps) for norm in norms]
 
