@@ -1,8 +1,7 @@
 """Batch normalisation whose statistics are those of the batch over all ranks, on any device.
 
-torch's SyncBatchNorm refuses CPU tensors and cannot be differentiated twice; this one is made of
-differentiable collectives, so the rule that N ranks compute what one process computes can be tested over gloo
-and holds for the exact second-order architect too.
+torch's SyncBatchNorm refuses CPU tensors and cannot be differentiated twice. This one runs over gloo, so that a test
+can compare N ranks with one process, and its gradient can be differentiated, as the exact second order needs.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autoreid.distributed import batch_norm_passes as passes
 from autoreid.distributed.batch_norm_functions import (
     BatchNormOnCpu,
-    BatchNormOverRanks,
     count_over_ranks,
-    statistics_over_ranks,
+    normalise_over_ranks,
 )
 from autoreid.distributed.collectives import world_size
 
@@ -58,7 +55,7 @@ def normalise_together(
     Returns:
         The output for each map, in its dtype.
     """
-    if training and shared and world_size() > 1:
+    if norms and training and shared and world_size() > 1:
         return _normalise_over_ranks(norms, momentum, eps)
     return [_normalise_alone(norm, training, momentum, eps) for norm in norms]
 
@@ -80,29 +77,31 @@ def normalise(
 
 
 def _normalise_over_ranks(norms: Sequence[Norm], momentum: float, eps: float) -> list[Tensor]:
-    for norm in norms:
-        if norm.x.dim() < 2:
-            raise ValueError(f"expected (B, C, ...), got {tuple(norm.x.shape)}")
-    xs = [passes.dense(norm.x) for norm in norms]
-    with torch.no_grad():
-        mean, variance = statistics_over_ranks(xs)
-        _move_running(norms, mean, variance, momentum)
-        inverse = torch.rsqrt(variance + eps)
-    parameters = [*(norm.weight for norm in norms), *(norm.bias for norm in norms)]
-    cast = [None if values is None else values.to(mean.dtype).contiguous() for values in parameters]
-    return list(BatchNormOverRanks.apply(eps, mean, inverse, *xs, *cast))
+    xs, _, _, weights, biases = zip(*norms, strict=True)
+    for x in xs:
+        if x.dim() < 2:
+            raise ValueError(f"expected (B, C, ...), got {tuple(x.shape)}")
+    outputs, means, variances = normalise_over_ranks(xs, weights, biases, eps)
+    counts = [count_over_ranks(x) for x in xs]
+    _move_running(norms, means, variances, counts, momentum)
+    return outputs
 
 
-def _move_running(norms: Sequence[Norm], mean: Tensor, variance: Tensor, momentum: float) -> None:
-    sizes = [norm.x.shape[1] for norm in norms]
-    old, new = [], []
-    for norm, own_mean, own_variance in zip(norms, mean.split(sizes), variance.split(sizes), strict=True):
-        if norm.running_mean is not None and norm.running_var is not None:
-            count = count_over_ranks(norm.x)
-            old += [norm.running_mean, norm.running_var]
-            new += [own_mean, own_variance * (count / (count - 1))]
-    if old:
-        torch._foreach_lerp_(old, new, momentum)
+def _move_running(
+    norms: Sequence[Norm],
+    means: list[Tensor],
+    variances: list[Tensor],
+    counts: list[int],
+    momentum: float,
+) -> None:
+    """Moves those running statistics that there are towards the batch's."""
+    if all(norm.running_mean is None for norm in norms):
+        return
+    unbiased = torch._foreach_mul(variances, [count / (count - 1) for count in counts])
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+    pairs = [pair for pair in zip(running, (*means, *unbiased), strict=True) if pair[0] is not None]
+    old, new = zip(*pairs, strict=True)
+    torch._foreach_lerp_(old, new, momentum)
 
 
 def _normalise_alone(norm: Norm, training: bool, momentum: float, eps: float) -> Tensor:
@@ -150,10 +149,9 @@ class SharedBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if self.momentum is None:
             raise ValueError("running statistics with a fixed momentum are what is supported")
-        moves = self.training and self.track_running_stats
-        if moves and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        keeps = moves or not self.training
+        # With a fixed momentum nothing reads num_batches_tracked. It stays in the state, and is not counted up: that
+        # would be a kernel for each norm.
+        keeps = self.track_running_stats or not self.training
         return normalise(
             input,
             self.running_mean if keeps else None,

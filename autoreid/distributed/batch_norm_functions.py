@@ -1,4 +1,4 @@
-"""The autograd functions of batch normalisation: over several ranks, and on one CPU."""
+"""The autograd functions of batch normalisation: of several maps over all ranks, and of one map on one CPU."""
 
 from __future__ import annotations
 
@@ -13,15 +13,36 @@ from autoreid.distributed import batch_norm_passes as passes
 from autoreid.distributed.collectives import gather, sum_over_ranks, world_size
 
 Anything = TypeVar("Anything")
+Parameters = Sequence[Tensor | None]
 
 
-def statistics_over_ranks(xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The means and biased variances of several maps over all ranks, each (ΣC,), by one collective."""
-    return _combine([passes.mean_and_variance(x) for x in xs])
+def count_over_ranks(x: Tensor) -> int:
+    """How many values of a channel the batch over all ranks has."""
+    return x.numel() // x.shape[1] * world_size()
+
+
+def normalise_over_ranks(
+    xs: Sequence[Tensor], weights: Parameters, biases: Parameters, eps: float
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Batch normalisation of several maps (B, C, ...) with the statistics of the batch over all ranks.
+
+    Returns:
+        The outputs, and each map's mean and biased variance, (C,).
+    """
+    xs = [passes.dense(x) for x in xs]
+    with torch.no_grad():
+        mean, variance = _combine([passes.mean_and_variance(x) for x in xs])
+        inverse = torch.rsqrt(variance + eps)
+    parameters = (
+        None if values is None else values.to(mean.dtype).contiguous() for values in (*weights, *biases)
+    )
+    outputs = BatchNormOverRanks.apply(eps, mean, inverse, *xs, *parameters)
+    sizes = [x.shape[1] for x in xs]
+    return list(outputs), list(mean.split(sizes)), list(variance.split(sizes))
 
 
 def _combine(statistics: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """This rank's means and variances -> those over all ranks; differentiable."""
+    """Each map's mean and variance on this rank -> all maps' over all ranks, (ΣC,); one collective, differentiable."""
     means, variances = zip(*statistics, strict=True)
     means_of_ranks, variances_of_ranks = gather(torch.cat([*means, *variances])[None]).chunk(2, dim=1)
     # The spread of the ranks' means is exact where E[x²] - E[x]² would cancel.
@@ -30,27 +51,33 @@ def _combine(statistics: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
 
 
 class BatchNormOverRanks(Function):
-    """Batch normalisation of n maps with the statistics of the batch over all ranks.
+    """Batch normalisation of n maps, given their statistics over all ranks, which depend on the maps.
 
     The gradient of a map is that of the sum of all ranks' losses. The gradients of weights and biases are this
-    rank's share, which whoever owns the parameters averages over the ranks.
+    rank's share, to be averaged over the ranks like all parameters' gradients.
     """
 
     @staticmethod
     def forward(
         ctx: Any, eps: float, mean: Tensor, inverse: Tensor, *inputs: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """The statistics of `statistics_over_ranks` (inverse is 1/sqrt(variance + eps)), n maps, weights and biases."""
+        """Normalises.
+
+        Args:
+            mean: (ΣC,).
+            inverse: (ΣC,), 1/sqrt(variance + eps).
+            inputs: n maps, n weights and n biases.
+        """
         ctx.eps = eps
         ctx.save_for_backward(mean, inverse, *inputs)
         xs, weights, biases = _thirds(inputs)
         sizes = [x.shape[1] for x in xs]
-        rows = zip(xs, mean.split(sizes), inverse.split(sizes), weights, biases, strict=True)
-        return tuple(passes.normalised(*row) for row in rows)
+        columns = xs, mean.split(sizes), inverse.split(sizes), weights, biases
+        return tuple(passes.normalised(*row) for row in zip(*columns, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """By one collective. If the gradient is to be differentiated itself, by the formulas' own derivative."""
+        """By one collective; by autograd through `arithmetic` if the gradient is to be differentiated itself."""
         mean, inverse, *inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
@@ -59,55 +86,56 @@ class BatchNormOverRanks(Function):
 
 
 def _thirds(inputs: Sequence[Anything]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """Maps, weights and biases."""
     n = len(inputs) // 3
     return inputs[:n], inputs[n : 2 * n], inputs[2 * n :]
 
 
 def _gradients(
-    gradients: Sequence[Tensor],
-    inputs: Sequence[Tensor | None],
-    needed: Sequence[bool],
-    mean: Tensor,
-    inverse: Tensor,
+    gradients: Sequence[Tensor], inputs: Parameters, needed: Sequence[bool], mean: Tensor, inverse: Tensor
 ) -> list[Tensor | None]:
     xs, weights, _ = _thirds(inputs)
     of_xs, of_weights, of_biases = _thirds(needed)
     sizes = [x.shape[1] for x in xs]
-    maps = list(zip(gradients, xs, mean.split(sizes), inverse.split(sizes), strict=True))
+    dys = [passes.dense(dy, like=x) for dy, x in zip(gradients, xs, strict=True)]
+    maps = list(zip(dys, xs, mean.split(sizes), inverse.split(sizes), strict=True))
     sums, products = zip(*(passes.gradient_sums(*row) for row in maps), strict=True)
     flat = torch.cat([*sums, *products])
     found: list[Tensor | None] = [None] * len(xs)
     if any(of_xs):
         total_sums, total_products = (half.split(sizes) for half in sum_over_ranks(flat).chunk(2))
-        for place, (row, wanted) in enumerate(zip(maps, of_xs, strict=True)):
-            if wanted:
-                count = count_over_ranks(xs[place])
-                found[place] = passes.input_gradient(
-                    *row, weights[place], total_sums[place], total_products[place], count
-                )
-    scaled = (flat.chunk(2)[1] * inverse).split(sizes) if any(of_weights) else sums
-    found += [value if wanted else None for value, wanted in zip(scaled, of_weights, strict=True)]
-    return found + [value if wanted else None for value, wanted in zip(sums, of_biases, strict=True)]
+        counts = _count_tensors(xs)
+        rows = zip(maps, weights, total_sums, total_products, counts, of_xs, strict=True)
+        found = [passes.input_gradient(*row, *others) if wanted else None for row, *others, wanted in rows]
+    of_scales = (flat.chunk(2)[1] * inverse).split(sizes) if any(of_weights) else sums
+    for values, wanted in ((of_scales, of_weights), (sums, of_biases)):
+        found += [value if want else None for value, want in zip(values, wanted, strict=True)]
+    return found
+
+
+def _count_tensors(xs: Sequence[Tensor]) -> list[Tensor]:
+    """Each map's count over all ranks, as the CUDA kernels take it; made once for all maps alike."""
+    counts = [count_over_ranks(x) for x in xs]
+    made = {
+        count: torch.full((1,), count, dtype=torch.int32, device=xs[0].device)
+        for count in dict.fromkeys(counts)
+    }
+    return [made[count] for count in counts]
 
 
 def _gradients_by_autograd(
-    gradients: Sequence[Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], eps: float
+    gradients: Sequence[Tensor], inputs: Parameters, needed: Sequence[bool], eps: float
 ) -> list[Tensor | None]:
-    # Aliases: one map may have been computed from another, and its gradient is not to go on to that one here.
-    inputs = [None if x is None else x.view_as(x) for x in inputs]
-    outputs = arithmetic(inputs, eps)
-    pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
-    wanted = [x for x, want in zip(inputs, needed, strict=True) if want and x is not None]
-    found = iter(
-        torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs], create_graph=True)
-    )
+    # Views: where one map was computed from another, the gradient of each is to stop at itself.
+    views = [None if x is None else x.view_as(x) for x in inputs]
+    outputs = zip(arithmetic(*_thirds(views), eps), gradients, strict=True)
+    ys, dys = zip(*((y, dy) for y, dy in outputs if y.requires_grad), strict=True)
+    wanted = [x for x, want in zip(views, needed, strict=True) if want and x is not None]
+    found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=True))
     return [next(found) if want else None for want in needed]
 
 
-def arithmetic(inputs: Sequence[Tensor | None], eps: float) -> list[Tensor]:
-    """What `BatchNormOverRanks` computes of n maps, weights and biases, as operations of autograd's own."""
-    xs, weights, biases = _thirds(inputs)
+def arithmetic(xs: Sequence[Tensor], weights: Parameters, biases: Parameters, eps: float) -> list[Tensor]:
+    """The outputs of `normalise_over_ranks` by operations that may be differentiated any number of times."""
     statistics = []
     for x in xs:
         others = [dim for dim in range(x.dim()) if dim != 1]
@@ -115,18 +143,13 @@ def arithmetic(inputs: Sequence[Tensor | None], eps: float) -> list[Tensor]:
         statistics.append((mean, variance))
     mean, variance = _combine(statistics)
     sizes = [x.shape[1] for x in xs]
-    scales = torch.rsqrt(variance + eps).split(sizes)
+    columns = xs, mean.split(sizes), torch.rsqrt(variance + eps).split(sizes), weights, biases
     outputs = []
-    for x, centre, scale, weight, bias in zip(xs, mean.split(sizes), scales, weights, biases, strict=True):
-        scale = scale if weight is None else scale * weight
+    for x, centre, inverse, weight, bias in zip(*columns, strict=True):
+        scale = inverse if weight is None else inverse * weight
         y = (passes.wide(x) - passes.per_channel(centre, x)) * passes.per_channel(scale, x)
         outputs.append((y if bias is None else y + passes.per_channel(bias, x)).to(x.dtype))
     return outputs
-
-
-def count_over_ranks(x: Tensor) -> int:
-    """How many values of a channel the batch over all ranks has."""
-    return x.numel() // x.shape[1] * world_size()
 
 
 class BatchNormOnCpu(Function):

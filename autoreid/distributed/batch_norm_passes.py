@@ -1,10 +1,10 @@
 """The passes over a map (B, C, ...) that batch normalisation consists of.
 
-y = (x - mean)·inverse·weight + bias, where inverse is 1/sqrt(variance + eps). All but x and y are (C,), in float32 for
-half-precision maps and in the map's dtype otherwise.
+y = (x - mean)·inverse·weight + bias, where inverse is 1/sqrt(variance + eps). All but the maps x and y are (C,), in
+float32 for maps in half precision, and in the map's dtype otherwise.
 
-CUDA has kernels for these passes, made for torch's SyncBatchNorm; they want maps that are `dense`. Other devices
-compute the same by vectorised arithmetic.
+CUDA has kernels for these passes, made for torch's SyncBatchNorm. They read maps that are `dense`. On other devices
+the same is computed by vectorised arithmetic.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def dense(x: Tensor) -> Tensor:
-    """A map in its own layout if that is contiguous or channels-last, else contiguous."""
-    return x.contiguous(memory_format=_layout(x))
+def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """A map, contiguous or channels-last: whichever `like` or, by default, the map itself is, or else contiguous.
+
+    A map and its gradient have to be alike: the kernels look at one of them only.
+    """
+    model = x if like is None else like
+    last = (
+        model.dim() == 4
+        and not model.is_contiguous()
+        and model.is_contiguous(memory_format=torch.channels_last)
+    )
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -31,7 +40,7 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
 def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the biased variance of each channel, over this rank's batch."""
     if x.is_cuda:
-        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # there are none to update
         return mean, variance
     x = wide(x)
     return centre(x, torch.empty_like(x))
@@ -42,7 +51,7 @@ def normalised(
 ) -> Tensor:
     """The output y, in the dtype and layout of x."""
     if x.is_cuda:
-        output: Tensor = torch.batch_norm_elemt(x, weight, bias, mean, inverse, 0.0)
+        output: Tensor = torch.batch_norm_elemt(x, weight, bias, mean, inverse, 0.0)  # eps is part of inverse
         return output
     y = wide(x) - per_channel(mean, x)
     scale(y, inverse, weight, bias)
@@ -52,7 +61,6 @@ def normalised(
 def gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Σ dy and Σ dy·(x - mean) of each channel, over this rank's batch."""
     if x.is_cuda:
-        dy = dy.contiguous(memory_format=_layout(x))
         sums, products, *_ = torch.batch_norm_backward_reduce(dy, x, mean, inverse, None, True, False, False)
         return sums, products
     dy = wide(dy)
@@ -67,20 +75,18 @@ def input_gradient(
     weight: Tensor | None,
     sums: Tensor,
     products: Tensor,
-    count: int,
+    count: Tensor,
 ) -> Tensor:
     """The gradient of x, in its dtype and layout.
 
     Args:
         sums: Σ dy over the batch of all ranks.
         products: Σ dy·(x - mean) over the batch of all ranks.
-        count: how many values of a channel that batch has.
+        count: (1,), int32: how many values of a channel that batch has.
     """
     if x.is_cuda:
-        dy = dy.contiguous(memory_format=_layout(x))
-        counts = torch.full((1,), count, dtype=torch.int32, device=x.device)
         gradient: Tensor = torch.batch_norm_backward_elemt(
-            dy, x, mean, inverse, weight, sums, products, counts
+            dy, x, mean, inverse, weight, sums, products, count
         )
         return gradient
     dx = wide(x) - per_channel(mean, x)
@@ -100,16 +106,10 @@ def centre(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scale(centred: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Makes the output y of x - mean, in place."""
+    """Turns x - mean into the output y, in place."""
     centred.mul_(per_channel(inverse if weight is None else inverse * weight, centred))
     if bias is not None:
         centred.add_(per_channel(bias, centred))
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    # A map and its gradient have to be alike: the kernels look at one of them and take both for channels-last.
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -101,7 +101,6 @@ class MixedBlock(nn.ModuleDict):
         if moves:
             torch._foreach_copy_([norm.running_mean for norm in norms], mean.split(first.num_features))
             torch._foreach_copy_([norm.running_var for norm in norms], variance.split(first.num_features))
-            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
         return y
 
 
