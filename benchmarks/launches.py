@@ -129,7 +129,9 @@ class Launches(TorchDispatchMode):
     def wait(self) -> None:
         """Counts a wait at the innermost line of the package."""
         frames = [frame for frame in traceback.extract_stack() if f"{ROOT}/autoreid/" in frame.filename]
-        place = f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}" if frames else "elsewhere"
+        place = (
+            f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}" if frames else "elsewhere"
+        )
         self.waits[place] += 1
 
 
@@ -158,7 +160,8 @@ def _on_host(key: object) -> bool:
 
 def _is_view(func: Any) -> bool:
     return any(
-        returned.alias_info is not None and not returned.alias_info.is_write for returned in func._schema.returns
+        returned.alias_info is not None and not returned.alias_info.is_write
+        for returned in func._schema.returns
     )
 
 

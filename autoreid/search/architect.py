@@ -97,7 +97,7 @@ class Architect:
         weights = {name: weight.detach() for name, weight in self._weights().items()}
         return of_alphas(weights, list(self.alphas.parameters()))
 
-    def _unroll(self, weights: Weights, gradients: Sequence[Tensor]) -> Weights:
+    def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
         """One step of SGD, as the optimiser would make it, on copies."""
         group = self.weight_optimizer.param_groups[0]
         values = list(weights.values())

@@ -204,7 +204,8 @@ class SearchCell(nn.Module):
         if edge_weights_E is not None:
             # The candidates' norms scale by it; only the channels that pass by are left to weigh.
             mixing = mixing * edge_weights_E[:, None]
-        by_source = self._columns(mixing) if mixing.dim() == 1 else self._by_source(mixing)
+        columns = mixing.tolist() if mixing.dim() == 1 else None
+        by_source = [] if columns else self._by_source(mixing)
         states = self._preprocess(x0, x1)
         arrived: list[Tensor] = []  # the sums of what has come in, for each node
         passing: list[Tensor] = []
@@ -219,9 +220,18 @@ class SearchCell(nn.Module):
                     pass_by(rest, self.fan(source).stride)
                     for source, (_, rest) in zip(level, split, strict=True)
                 ]
-            for added in self._mix(level, inputs, by_source):
+            if columns:
+                outputs = [
+                    self.fan(source).sampled(x, [columns[edge] for edge in self.sources[source]])
+                    for source, x in zip(level, inputs, strict=True)
+                ]
+            else:
+                outputs = self._mix(level, inputs, by_source)
+            for added in outputs:
                 # Each source feeds all nodes that are not yet complete, by one launch for all of them.
-                arrived[-len(added) :] = torch._foreach_add(arrived[-len(added) :], added) if arrived else added
+                arrived[-len(added) :] = (
+                    torch._foreach_add(arrived[-len(added) :], added) if arrived else added
+                )
         return torch.cat([*states[2:], _node(arrived[-1], passing, edge_weights_E)], dim=1)
 
     def fan(self, source: int) -> FanOut:
@@ -258,25 +268,20 @@ class SearchCell(nn.Module):
         }
         return list(self._normalise([norms])[0].values())
 
-    def _columns(self, columns: Tensor) -> list[list[int]]:
-        """The columns (E,) of the edges that leave each source."""
-        chosen = columns.tolist()
-        return [[chosen[edge] for edge in edges] for edges in self.sources]
-
     def _mix(
-        self, level: Sequence[int], inputs: Sequence[Tensor], by_source: Sequence[_Mixing] | list[list[int]]
+        self, level: Sequence[int], inputs: Sequence[Tensor], by_source: Sequence[_Mixing]
     ) -> list[list[Tensor]]:
         """What each edge adds to its node, for each source of a level."""
         fans = [self.fan(source) for source in level]
-        shares = [by_source[source] for source in level]
-        if isinstance(shares[0], list):
-            return [fan.sampled(x, share) for fan, x, share in zip(fans, inputs, shares, strict=True)]
+        mixing = [by_source[source] for source in level]
         rectified = [F.relu(x) for x in inputs]
         middles = self._normalise([fan.middles(x) for fan, x in zip(fans, rectified, strict=True)])
-        every = zip(fans, inputs, rectified, middles, shares, strict=True)
-        norms = [fan.lasts(x, positive, middle, share.scales) for fan, x, positive, middle, share in every]
-        lasts = zip(fans, inputs, self._normalise(norms), shares, strict=True)
-        return [fan.combine(x, last, share.shared) for fan, x, last, share in lasts]
+        every = zip(fans, inputs, rectified, middles, mixing, strict=True)
+        norms = [
+            fan.lasts(x, positive, middle, weights.scales) for fan, x, positive, middle, weights in every
+        ]
+        lasts = zip(fans, inputs, self._normalise(norms), mixing, strict=True)
+        return [fan.combine(x, last, weights.shared) for fan, x, last, weights in lasts]
 
     def _normalise(self, groups: Sequence[Mapping[str, Norm]]) -> list[dict[str, Tensor]]:
         """Groups of norms that do not depend on each other, all at once."""

@@ -18,7 +18,10 @@ class SharedMixture(Operation):
         return torch.bmm(weights.to(stacked.dtype).expand(len(stacked), -1, -1), stacked)
 
     def gradients(
-        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+        self,
+        gradient: Tensor,
+        kept: tuple[Tensor, ...],  # noqa: ARG002
+        *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
         """In the weights and the maps, as far as they are wanted."""
         weights, *maps = inputs

@@ -75,7 +75,10 @@ class _MaxPool(Operation):
         return F.max_pool2d(x, 3, self.stride, 1)
 
     def gradients(
-        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+        self,
+        gradient: Tensor,
+        kept: tuple[Tensor, ...],  # noqa: ARG002
+        *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
         x = inputs[0].detach().requires_grad_()
         with torch.enable_grad():

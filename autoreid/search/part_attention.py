@@ -108,4 +108,3 @@ class PartAttention(Operation):
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(E, N, D_in), (E, D_out, D_in) and (E, D_out) -> (E, N, D_out)."""
     return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-

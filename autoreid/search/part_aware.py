@@ -99,7 +99,10 @@ class _Fusion(Operation):
         return rows.baddbmm_(weight.to(rows.dtype).expand(len(x), -1, -1), self._pixels(x).to(rows.dtype))
 
     def gradients(
-        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+        self,
+        gradient: Tensor,
+        kept: tuple[Tensor, ...],  # noqa: ARG002
+        *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
         """In x, weights and parts, as far as they are wanted."""
         x, weight, parts = inputs

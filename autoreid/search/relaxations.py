@@ -90,9 +90,7 @@ class GumbelSoftmax:
     def mixing(self, alphas: Alphas, step: int, level: Level) -> dict[str, Tensor]:
         """One draw for each level in each step."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step, level))
-        perturbed = {
-            name: alpha + _gumbel(alpha, generator) for name, alpha in alphas.groups.items()
-        }
+        perturbed = {name: alpha + _gumbel(alpha, generator) for name, alpha in alphas.groups.items()}
         if self.hard and not torch.is_grad_enabled():
             return {name: values.argmax(-1).cpu() for name, values in perturbed.items()}
         temperature = self.temperature(step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,7 +57,10 @@ class Separable(Operation):
         return pointwise(y, weight, groups=len(weight) // weight.shape[1])
 
     def gradients(
-        self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor  # noqa: ARG002
+        self,
+        gradient: Tensor,
+        kept: tuple[Tensor, ...],  # noqa: ARG002
+        *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
         """In x and both weights, as far as they are wanted."""
         x, depthwise_weight, weight = inputs
@@ -70,7 +75,7 @@ class Separable(Operation):
         if weight.requires_grad:
             maps = y.detach().unflatten(1, (groups, channels)).flatten(3)
             of_weight = (gradient @ maps.transpose(2, 3)).sum(0).view_as(weight).to(weight.dtype)
-        found = iter(())
+        found: Iterator[Tensor] = iter(())
         if wanted:
             matrices = weight.view(groups, channels, channels).to(y.dtype)
             of_y = (matrices.transpose(1, 2) @ gradient).view_as(y)

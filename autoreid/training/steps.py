@@ -54,7 +54,7 @@ def average_and_agree_on_step(
 
 def norms_of(names: Sequence[str], gradients: Sequence[Tensor]) -> Norms:
     """The norm of each gradient."""
-    return Norms(names, torch.stack(torch._foreach_norm(gradients)))
+    return Norms(names, torch.stack(torch._foreach_norm(list(gradients))))
 
 
 def step_weights(state: RunState, gradient_clip: float | None, frozen: bool = False) -> Norms:
