@@ -9,17 +9,21 @@ if TYPE_CHECKING:
 
     import torch
 
+    from autoreid.config import Precision
     from autoreid.embedder import Embedder
 
 __all__ = ["load"]
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Embedder:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", precision: Precision | None = None
+) -> Embedder:
     """A trained network, ready to embed images: `autoreid.load("runs/market")(["a.jpg", "b.jpg"])` -> (2, D).
 
     Args:
         path: a training's checkpoint, or its run folder, whose best checkpoint is taken.
         device: what to compute on, such as "cuda".
+        precision: "float32", "tf32" or "bfloat16"; None for that of the training.
 
     Raises:
         DataError: there is no checkpoint, it cannot be read, or it is a search's.
@@ -28,4 +32,4 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Embedder:
     # Here, so that `import autoreid` does not wait for torch.
     from autoreid.embedder import load_embedder
 
-    return load_embedder(path, device)
+    return load_embedder(path, device, precision)

@@ -16,6 +16,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 #: Of a data set: a folder's name, and no path.
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+#: Of what a network computes; its weights are float32 with each.
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 class Section(BaseModel):

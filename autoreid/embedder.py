@@ -14,13 +14,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from autoreid.checkpoint import BEST, load_checkpoint
-from autoreid.config import Config
+from autoreid.config import Config, Precision
 from autoreid.data.decoding import decode, resize
 from autoreid.data.transforms import normalise
 from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.models import build_model
 from autoreid.models.weights import trained_weights
 from autoreid.recipes import parse_config
+from autoreid.training.build import memory_format
+from autoreid.training.embedding import embedding_in
 
 #: One image of a person: a file, (H, W, 3) uint8 in RGB, or a PIL image.
 Picture = str | Path | npt.NDArray[np.uint8] | Image.Image
@@ -33,18 +35,30 @@ class Embedder:
         network: gives embeddings (B, D) in evaluation mode.
         height, width: what pictures are resized to, in pixels.
         device: what to compute on.
+        precision: what to compute in.
+        layout: of weights and images in memory.
 
     Raises:
         ConfigError: there is no such device.
     """
 
-    def __init__(self, network: nn.Module, height: int, width: int, device: str | torch.device) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        height: int,
+        width: int,
+        device: str | torch.device,
+        precision: Precision = "float32",
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         try:
             self.device = torch.device(device)
-            self.network = network.to(self.device).eval()
+            network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+            self.network = network.eval()
         except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
             raise ConfigError(f"device = {str(device)!r}: {str(error).splitlines()[0]}") from error
         self.height, self.width = height, width
+        self._embed = embedding_in(self.network, precision, layout, self.device)
 
     def __call__(self, images: Picture | Iterable[Picture] | Tensor, batch_size: int = 64) -> Tensor:
         """Embeds images, a batch at a time.
@@ -61,34 +75,41 @@ class Embedder:
             DataError: an image cannot be read or is no image; names the file or the image's place.
         """
         with torch.no_grad():
-            features = [
-                self.network(batch.to(self.device)).float().cpu()
-                for batch in self._batches(images, batch_size)
-            ]
+            features = [self._embed(batch) for batch in self._batches(images, batch_size)]
         if not features:
             raise DataError("no images to embed")
-        return torch.cat(features)
+        return torch.cat(features).cpu()
 
     def _batches(self, images: Picture | Iterable[Picture] | Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Normalised batches on the device."""
         if isinstance(images, Tensor):
             if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
                 raise DataError(
                     f"a {images.dtype} tensor of shape {tuple(images.shape)}: expected normalised floats (N, 3, H, W)"
                 )
-            yield from images.split(batch_size)
+            for batch in images.split(batch_size):
+                yield batch.to(self.device)
             return
         alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) == 3
         numbered = enumerate([images] if alone else images)  # type: ignore[arg-type]
-        while batch := list(islice(numbered, batch_size)):
-            pictures = [_decode(image, index) for index, image in batch]
+        while some := list(islice(numbered, batch_size)):
+            pictures = [_decode(image, index) for index, image in some]
             pixels = [resize(picture, self.height, self.width) for picture in pictures]
-            yield normalise(torch.from_numpy(np.stack(pixels)))
+            yield normalise(torch.from_numpy(np.stack(pixels)).to(self.device))
 
 
-def load_embedder(path: str | Path, device: str | torch.device = "cpu") -> Embedder:
-    """The embedder of a training's checkpoint, for images of the size that it was trained at; see `load_network`."""
+def load_embedder(
+    path: str | Path, device: str | torch.device = "cpu", precision: Precision | None = None
+) -> Embedder:
+    """The embedder of a training's checkpoint, for images of the size that it was trained at; see `load_network`.
+
+    Args:
+        precision: what to compute in; None for that of the training.
+    """
     network, config = load_network(Path(path))
-    return Embedder(network, config.data.height, config.data.width, device)
+    training, data = config.training, config.data
+    precision = precision or training.precision
+    return Embedder(network, data.height, data.width, device, precision, memory_format(training))
 
 
 def load_network(path: Path) -> tuple[nn.Module, Config]:

@@ -21,7 +21,7 @@ from torch import nn
 
 from autoreid import distributed
 from autoreid.cli import run_command
-from autoreid.config import Config
+from autoreid.config import Config, Precision
 from autoreid.data.datasets import read_folder
 from autoreid.data.images import Images
 from autoreid.data.loaders import Batch, embedding_batches
@@ -36,6 +36,8 @@ from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import Cell, EvaluationReport, as_json, as_table
 from autoreid.reporting.logs import progress_bar
 from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
+from autoreid.training.build import memory_format
+from autoreid.training.embedding import embedding_in
 
 # Not __name__, which is __main__ when this is the command.
 _log = logging.getLogger("autoreid.evaluate")
@@ -82,6 +84,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--metric", choices=get_args(Metric), help="default: the checkpoint's own; euclidean for files")
     add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
+    add(
+        "--precision",
+        choices=get_args(Precision),
+        help="what the network computes in, which changes the last digits; bfloat16 is autocast, tf32 is float32 on "
+        "CPUs (default: the checkpoint's own training.precision)",
+    )
     add("--batch-size", type=int, default=128, metavar="N", help="images a rank embeds at once (default 128)")
     add("--workers", type=int, metavar="N", help="loader processes a rank (default: the checkpoint's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
@@ -103,8 +111,9 @@ def _check(options: argparse.Namespace) -> None:
     files, networks = (options.query, options.gallery), (options.checkpoint, options.data)
     if any(files) == any(networks) or not (all(files) or all(networks)):
         raise ConfigError("give either --checkpoint with --data, or --query with --gallery")
-    if options.flip and all(files):
-        raise ConfigError("--flip: features in files are as they are; it needs --checkpoint")
+    for option in ("--flip", "--precision"):
+        if getattr(options, option[2:]) and all(files):
+            raise ConfigError(f"{option}: features in files are as they are; it needs --checkpoint")
     workers = options.workers or 0
     for option, value, least in (
         ("--batch-size", options.batch_size, 1),
@@ -172,18 +181,25 @@ def evaluate_files(job: Job) -> Cell:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint's network: a row of the table."""
+    """A checkpoint's network: a row of the table.
+
+    Attributes:
+        precision: what the network computes in.
+    """
 
     job: Job
     name: str
     network: nn.Module
     config: Config
+    precision: Precision
 
     @classmethod
     def load(cls, job: Job, name: str, path: Path) -> Source:
-        """The network on this rank's device."""
+        """The network on this rank's device, in the precision and layout of its training unless told otherwise."""
         network, config = load_network(path)
-        return cls(job, name, network.to(job.world.device), config)
+        training = config.training
+        network.to(device=job.world.device, memory_format=memory_format(training))  # type: ignore[call-overload]
+        return cls(job, name, network, config, job.options.precision or training.precision)
 
     def evaluate(self, target: str, data: ReidDataset) -> Cell:
         """The cell of a data set; equal on every rank."""
@@ -193,8 +209,10 @@ class Source:
 
     def embed(self, split: Split) -> FeatureSet:
         """The features of a split's images, of which each rank computes its share."""
-        embed = flip_test(self.network) if self.job.options.flip else self.network
-        return FeatureSet.of(split, extract_features(embed, split, self.batches, self.job.world))
+        world, layout = self.job.world, memory_format(self.config.training)
+        embed = embedding_in(self.network, self.precision, layout, world.device)
+        embed = flip_test(embed) if self.job.options.flip else embed
+        return FeatureSet.of(split, extract_features(embed, split, self.batches, world))
 
     def batches(self, split: Split, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
         """The chosen images in order, with a progress bar."""
@@ -208,7 +226,7 @@ class Source:
 
     def _finish(self, target: str, query: Split, comparison: Comparison) -> Cell:
         job = self.job
-        cell = rank(job, self.name, target, comparison)
+        cell = rank(job, self.name, target, comparison, precision=self.precision)
         if job.report is not None:
             hardest = hardest_queries(cell.result.average_precision, job.options.rows)
             images = torch.cat([batch.images for batch in self.batches(query, hardest)])
@@ -221,10 +239,10 @@ class Source:
         return cell
 
 
-def rank(job: Job, source: str, target: str, comparison: Comparison) -> Cell:
-    """Scores a comparison."""
-    settings = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": job.options.flip}
-    return Cell(source, target, settings, comparison.evaluate(RANKS))
+def rank(job: Job, source: str, target: str, comparison: Comparison, **settings: str) -> Cell:
+    """Scores a comparison; further settings join those that it was made with."""
+    own = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": job.options.flip}
+    return Cell(source, target, own | settings, comparison.evaluate(RANKS))
 
 
 def draw_hardest(job: Job, cell: Cell, comparison: Comparison) -> Image.Image:

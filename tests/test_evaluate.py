@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import autoreid
+from autoreid.config import Training
 from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.images import Images
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
@@ -228,9 +229,31 @@ def test_saved_features_evaluate_to_what_their_network_did(world_of, tmp_path, c
     saved = tmp_path / "first" / "net0" / "people0"
     files = ["--query", str(saved / "query.npz"), "--gallery", str(saved / "gallery.npz"), "--device", "cpu"]
     (again,) = run_json(capsys, *files, "--output", str(tmp_path / "second"))
+    assert network.pop("precision") == Training().precision
     assert {**again, "source": "net0", "target": "people0"} == network
     lists = [path.read_bytes() for path in tmp_path.rglob("ranked_lists.png")]
     assert len(lists) == 2
+
+
+def test_a_checkpoint_is_evaluated_in_its_own_precision_or_in_another(world_of, tmp_path, capsys):
+    network = autoreid.load(world_of / "net0").network
+    training = {"precision": "bfloat16", "channels_last": True}
+    path = write_checkpoint(tmp_path / "rough" / "checkpoints/best.pt", network, training=training)
+    data = world_of / "people0"
+    images = [Image.open(path) for path in read_market1501(data).query.paths]
+    line = ["--checkpoint", str(path), "--data", str(data), *ON_CPU]
+    features = {}
+    for options, precision in (([], "bfloat16"), (["--precision", "float32"], "float32")):
+        out = tmp_path / precision
+        (cell,) = run_json(capsys, *line, *options, "--output", str(out))
+        assert cell["precision"] == precision
+        assert json.loads((out / "result.json").read_text())["results"][0]["precision"] == precision
+        features[precision] = FeatureSet.load(out / "rough" / "people0" / "query.npz").features
+        expected = autoreid.load(path, precision=precision)(images, batch_size=7)
+        np.testing.assert_allclose(features[precision], expected, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(*features.values(), rtol=1e-3, atol=1e-3)
+    assert main(line) == 0
+    assert "rough: computed in bfloat16" in capsys.readouterr().out.splitlines()
 
 
 def evaluate_on_rank(world, arguments):
@@ -261,6 +284,7 @@ def test_an_error_of_rank_0_reaches_every_rank(world_of, tmp_path):
         (["--checkpoint", "x", "--data", "y", "--query", "q.npz", "--gallery", "g.npz"], "give either"),
         (["--query", "q.npz", "--gallery", "g.npz"], "q.npz: cannot read the features"),
         (["--query", "q.npz", "--gallery", "g.npz", "--flip"], "--flip"),
+        (["--query", "q.npz", "--gallery", "g.npz", "--precision", "tf32"], "--precision: features in files"),
         (["--query", "q.npz", "--gallery", "g.npz", "--rows", "0"], "--rows 0: must be 1 or more"),
         (["--checkpoint", "a=x/y", "--data", "z"], "--checkpoint a=x/y: no such file or folder: x/y"),
     ],

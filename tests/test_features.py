@@ -17,6 +17,7 @@ from autoreid.distributed import World
 from autoreid.errors import DataError, RunError
 from autoreid.evaluation.features import FeatureSet, extract_features, flip_test
 from tests.ranks import run_ranks
+from tests.traffic import META, traffic
 
 SHAPE = (32, 16)
 PEOPLE = SyntheticPeople(
@@ -81,6 +82,33 @@ def test_fewer_images_than_ranks(gallery):
     split = gallery.select(np.arange(1))
     for features, _ in run_ranks(extract_on_rank, 2, split):
         np.testing.assert_allclose(features, extract_on_rank(ALONE, split)[0], rtol=1e-5)
+
+
+def test_features_stay_on_the_device_and_nothing_waits_for_them(gallery):
+    network = tiny_network()
+    network(torch.zeros(1, 3, *SHAPE))  # gives the lazy layer its shape
+    network.to(META)
+    load = partial(LOAD, device=META)
+    world = World(0, 1, 0, META)
+    extract_features(network, gallery, load, world)  # makes the constants there are for a device
+    with traffic() as found:
+        features = extract_features(network, gallery, load, world)
+    assert features.is_meta
+    assert features.shape == (len(gallery), 6)
+    assert found.copies == -(-len(gallery) // 4), "one a batch"
+
+
+def test_batches_may_come_in_any_order_and_images_left_out_are_no_features(gallery):
+    network = tiny_network()
+    expected = extract_features(network, gallery, LOAD, ALONE)
+
+    def load(split, indices):
+        yield from reversed(list(LOAD(split, indices)))
+
+    torch.testing.assert_close(extract_features(network, gallery, load, ALONE), expected)
+    some = extract_features(network, gallery, lambda split, indices: LOAD(split, indices[1:]), ALONE)
+    assert some[0].isnan().all()
+    torch.testing.assert_close(some[1:], expected[1:])
 
 
 def test_an_unreadable_image_is_named(gallery, tmp_path):

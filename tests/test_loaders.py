@@ -17,6 +17,7 @@ from autoreid.data.loaders import BatchStream, embedding_batches
 from autoreid.data.records import Split
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.transforms import DEVIATION, MEAN, Augmentation
+from tests.traffic import META, traffic
 
 HEIGHT, WIDTH = 16, 8
 CPU = torch.device("cpu")
@@ -251,7 +252,7 @@ from autoreid.data.images import Images
 from autoreid.data.loaders import embedding_batches
 from autoreid.data.records import Split
 sys.path.insert(0, sys.argv[1])
-from test_loaders import CPU, make_stream
+from tests.test_loaders import CPU, make_stream
 
 paths = np.array(sys.argv[3:], dtype=object)
 split = Split("train", paths, np.repeat(np.arange(4), 2) * 10, np.zeros(8, int))
@@ -266,7 +267,7 @@ if sys.argv[2] == "fail":
 @pytest.mark.parametrize(("how", "status"), [("end", 0), ("fail", 1)])
 def test_a_process_ends_though_its_workers_ignore_signals(split, how, status):
     """Python sends them SIGTERM at its exit and waits for them."""
-    command = [sys.executable, "-c", ENDS, str(Path(__file__).parent), how, *split.paths[:8]]
+    command = [sys.executable, "-c", ENDS, str(Path(__file__).parents[1]), how, *split.paths[:8]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (status, "8 1\n")
     assert "killed by signal" not in done.stderr
@@ -294,6 +295,47 @@ def test_the_time_that_is_waited_is_counted(split, monkeypatch):
     assert stream.waited == 12
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_goes_to_its_device_by_one_copy_and_is_finished_there(split, workers):
+    stream = make_stream(split, workers=workers, device=META)
+    next(stream)  # makes the constants there are for a device
+    with traffic() as found:
+        batches = take(stream, 3)
+    assert found.copies == 3
+    for batch in batches:
+        assert (batch.images.device, batch.labels.device) == (META, META)
+        assert batch.images.shape == (8, 3, HEIGHT, WIDTH)
+        assert batch.labels.shape == (8,)
+
+
+def test_a_batch_that_is_there_is_not_copied_again(split, two_epochs):
+    batch = two_epochs[0]
+    again = batch.to(CPU)
+    assert again.images.data_ptr() == batch.images.data_ptr()
+    assert again.labels.data_ptr() == batch.labels.data_ptr()
+    last = batch.to(CPU, torch.channels_last)
+    assert last.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last.images, batch.images)
+    assert last.to(CPU, torch.channels_last).images.data_ptr() == last.images.data_ptr()
+
+
+def test_labels_do_not_keep_the_pixels_alive(two_epochs):
+    assert two_epochs[0].labels.untyped_storage().nbytes() == 8 * 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_host_does_not_wait_for_a_gpu_to_finish_a_batch(split, workers):
+    stream = make_stream(split, workers=workers, device=torch.device("cuda"))
+    next(stream)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take(stream, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 @pytest.mark.parametrize("workers", [0, 2])
@@ -302,4 +344,5 @@ def test_a_gpu_finishes_the_same_batches(split, two_epochs, workers):
     for found, expected in zip(take(stream, len(two_epochs)), two_epochs, strict=True):
         assert found.images.device.type == "cuda"
         torch.testing.assert_close(found.images.cpu(), expected.images, rtol=0, atol=1e-5)
-        assert torch.equal(found.labels, expected.labels)
+        assert found.labels.device.type == "cuda"
+        assert torch.equal(found.labels.cpu(), expected.labels)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autoreid.errors import RunError
 from autoreid.evaluation import distances as distances_module
 from autoreid.evaluation import evaluate_distances, rerank, reranking
+from tests.traffic import META, traffic
 
 RANKING_DATA = Path(__file__).parent / "data" / "ranking"
 NUMBERS = ("query_ids", "gallery_ids", "query_cameras", "gallery_cameras")
@@ -94,6 +95,34 @@ def test_agrees_with_the_definition(problem):
     assert np.isfinite(found).all()
 
 
+def nearest(block, size):
+    keys = torch.arange(block.shape[1], device=block.device).repeat(len(block), 1)
+    return reranking._nearest(block, keys, size)
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.sampled_from([[0.0, 1.0], [0.25], [0.0, 1e-45, 1e-38, 3e38, float("inf")], list(range(9)), None]),
+    st.data(),
+)
+def test_the_nearest_are_those_of_a_stable_sort(rows, columns, values, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    shape = (rows, columns)
+    numbers = rng.random(shape) if values is None else rng.choice(values, shape)  # few values: many ties
+    size = data.draw(st.integers(1, columns))
+    expected = np.argsort(numbers.astype(np.float32), axis=1, kind="stable")[:, :size]
+    assert nearest(torch.from_numpy(numbers.astype(np.float32)), size).tolist() == expected.tolist()
+
+
+def test_a_device_finds_the_nearest_without_the_host():
+    block = torch.zeros(5, 30, device=META)
+    with traffic() as found:
+        columns = nearest(block, 7)
+    assert columns.shape == (5, 7)
+    assert found.copies == 0
+
+
 def some_features(Q=23, G=57, D=4):
     rng = np.random.default_rng(3)
     return rng.normal(size=(Q, D)).astype(np.float32), rng.normal(size=(G, D)).astype(np.float32)
@@ -145,3 +174,12 @@ def test_gpu_agrees_with_cpu():
     on_gpu = rerank(*(x.cuda() for x in features)).full()
     assert on_gpu.is_cuda
     assert torch.allclose(on_gpu.cpu(), rerank(*features).full(), atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("levels", [2, 50, 10**6])
+def test_gpu_orders_ties_as_the_cpu(levels):
+    block = torch.randint(levels, (207, 19_281)) / levels
+    expected = block.sort(dim=1, stable=True).indices[:, :21]
+    assert torch.equal(nearest(block.cuda(), 21).cpu(), expected)

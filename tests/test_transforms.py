@@ -11,8 +11,19 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from autoreid.data import transforms
 from autoreid.data.decoding import resize
-from autoreid.data.transforms import DEVIATION, MEAN, Augmentation, Finish, denormalise, normalise
+from autoreid.data.transforms import (
+    DEVIATION,
+    MEAN,
+    Augmentation,
+    Finish,
+    _erase_masked,
+    _erase_slices,
+    denormalise,
+    normalise,
+)
+from tests.traffic import META, traffic
 
 HEIGHT, WIDTH = 24, 16
 
@@ -38,6 +49,12 @@ def test_evaluation_is_a_bicubic_resize_and_a_normalisation():
     expected = (resized - np.array(MEAN)) / np.array(DEVIATION)
     torch.testing.assert_close(found.double(), torch.from_numpy(expected).permute(2, 0, 1), rtol=0, atol=1e-5)
     assert (MEAN, DEVIATION) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_every_colour_is_normalised_to_the_same_bits_as_torchvisions():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
+    expected = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(MEAN), list(DEVIATION))
+    assert torch.equal(normalise(pixels).view(torch.int32), expected.view(torch.int32))
 
 
 def test_without_anything_random_all_views_are_the_image():
@@ -142,6 +159,44 @@ def test_erasing_sets_the_rectangle_to_the_mean_colour_with_its_probability():
     assert hit / 400 == pytest.approx(0.3, abs=0.1)
 
 
+@given(st.data(), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))
+def test_erasing_by_a_mask_is_erasing_by_slices(data, count, height, width):
+    images = torch.rand(count, 3, height, width) - 0.5
+    sides = [st.lists(st.integers(0, size), min_size=2, max_size=2).map(sorted) for size in (height, width)]
+    chosen = [[data.draw(side) for side in sides] for _ in range(count)]  # with empty and whole ones
+    rectangles = torch.tensor([[rows[0], columns[0], rows[1], columns[1]] for rows, columns in chosen])
+    masked, sliced = images.clone(), images.clone()
+    _erase_masked(masked, rectangles)
+    _erase_slices(sliced, rectangles)
+    assert torch.equal(masked.view(torch.int32), sliced.view(torch.int32))
+    for image, plain, (top, left, bottom, right) in zip(masked, images, rectangles.tolist(), strict=True):
+        inside = torch.zeros(height, width, dtype=torch.bool)
+        inside[top:bottom, left:right] = True
+        assert not image[:, inside].any()
+        assert torch.equal(image[:, ~inside], plain[:, ~inside])
+
+
+def test_a_device_finishes_without_the_host():
+    normalise(torch.zeros(1, 3, 8, 6, dtype=torch.uint8, device=META))  # makes the constants
+    finish = Augmentation(erasing=0.5, brightness=0.4, contrast=0.4).draw(0, slice(0, 4), 8, 6).finish
+    there = Finish(*(tensor.to(META) for tensor in finish))
+    pixels = torch.zeros(4, 3, 8, 6, dtype=torch.uint8, device=META)
+    with traffic() as found:
+        images = there(pixels)
+    assert found.copies == 0
+    assert (images.device, images.dtype, images.shape) == (META, torch.float32, pixels.shape)
+
+
+def test_statistics_made_while_embedding_serve_training():
+    """What is made in inference mode may not be everywhere else."""
+    transforms._statistics.cache_clear()
+    with torch.inference_mode():
+        normalise(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    (normalise(torch.full((1, 3, 2, 2), 9, dtype=torch.uint8)) * weight).sum().backward()
+    assert weight.grad.isfinite().all()
+
+
 @given(
     st.integers(0, 2**63 - 1),
     st.integers(1, 12),
@@ -174,7 +229,8 @@ def test_a_gpu_finishes_as_the_cpu():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 3, 64, 32), dtype=np.uint8))
     finish = Augmentation(erasing=0.5, brightness=0.4, contrast=0.4).draw(0, slice(0, 16), 64, 32).finish
     for one in (finish, Finish(None, None)):
-        found = one(pixels.cuda())
+        there = Finish(*(None if tensor is None else tensor.cuda() for tensor in one))
+        found = there(pixels.cuda())
         assert found.device.type == "cuda"
         torch.testing.assert_close(found.cpu(), one(pixels), rtol=0, atol=1e-5)
 

@@ -41,14 +41,17 @@ def small_network(seed: int) -> nn.Module:
     return lively_network(seed, torch.randn(16, 3, HEIGHT, WIDTH, generator=generator))
 
 
-def write_checkpoint(path: Path, network: nn.Module, task: str = "train", **parts: dict) -> Path:
-    """`parts` join the network's weights, such as the moving average `ema`."""
+def write_checkpoint(
+    path: Path, network: nn.Module, task: str = "train", training: dict | None = None, **parts: dict
+) -> Path:
+    """`parts` join the network's weights, such as the moving average `ema`; `training` is the config's section."""
     config = Config(
         task=task,
         task_name="tiny",
         data={"root": Path("nowhere"), "height": HEIGHT, "width": WIDTH},
         search={"parts": 1},
         model={"name": "derived", "options": OPTIONS},
+        training=training or {},
     )
     state = {"network": network.state_dict(), "step": 3} | parts
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autoreid.data.images import Images
+from autoreid.data.packing import Packed
 from autoreid.data.records import Split
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.transforms import Augmentation, Finish
@@ -26,6 +27,8 @@ from autoreid.seeding import derive_seed
 
 class Batch(NamedTuple):
     """Images with their identities' labels.
+
+    A loader's batches are on its device already, both tensors.
 
     Attributes:
         images: (B, 3, H, W) float32.
@@ -39,7 +42,7 @@ class Batch(NamedTuple):
     broken: str | None
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
-        """The batch on a device."""
+        """The batch on a device, in a memory format; what is there in that format already is not copied."""
         images = self.images.to(device, non_blocking=True, memory_format=memory_format)
         return self._replace(images=images, labels=self.labels.to(device, non_blocking=True))
 
@@ -53,15 +56,17 @@ class _Key(NamedTuple):
 
 
 class _Raw(NamedTuple):
-    """A batch as workers hand it over: cropped pixels (B, 3, H, W) uint8, to be finished on the device."""
+    """A batch as workers hand it over: cropped pixels and what is needed to finish them, in one buffer."""
 
-    pixels: Tensor
-    labels: Tensor
+    packed: Packed
     broken: str | None
-    finish: Finish
 
     def finished(self, device: torch.device) -> Batch:
-        return Batch(self.finish(self.pixels.to(device, non_blocking=True)), self.labels, self.broken)
+        """The batch, copied to the device by one transfer and finished there."""
+        tensors = self.packed.to(device).tensors()
+        finish = Finish(tensors.get("jitter"), tensors.get("erased"))
+        # A view of the labels would keep the pixels alive for as long as the batch.
+        return Batch(finish(tensors["pixels"]), tensors["labels"].clone(), self.broken)
 
 
 class _Batches(Dataset[_Raw]):
@@ -75,14 +80,16 @@ class _Batches(Dataset[_Raw]):
     def __getitem__(self, key: _Key) -> _Raw:
         height, width = self.images.height, self.images.width
         views = self.augmentation.draw(key.seed, key.share, height, width)
-        pixels = np.zeros((len(key.images), 3, height, width), np.uint8)
+        small = {"labels": torch.from_numpy(self.labels[key.images]), **views.finish._asdict()}
+        packed = Packed.of(small, pixels=(len(key.images), 3, height, width))
+        pixels = packed.tensors()["pixels"].numpy()
         broken: str | None = None
         for place, index in enumerate(key.images):
             try:
                 views.crop(place, self.images(self.split.paths[index]), pixels[place])
             except DataError as error:
                 broken = broken or str(error)
-        return _Raw(torch.from_numpy(pixels), torch.from_numpy(self.labels[key.images]), broken, views.finish)
+        return _Raw(packed, broken)
 
 
 def _as_it_is(raw: _Raw) -> _Raw:

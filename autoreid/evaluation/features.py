@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autoreid.data.loaders import Batch
 from autoreid.data.records import Split
-from autoreid.distributed import World, gather_objects, on_main
+from autoreid.distributed import World, gather, gather_objects, on_main
 from autoreid.errors import DataError, RunError
 from autoreid.evaluation.ranking import RetrievalResult, evaluate_retrieval
 
@@ -148,27 +148,34 @@ def flip_test(embed: Embed) -> Embed:
 
 @torch.inference_mode()
 def extract_features(embed: Embed, split: Split, load: Load, world: World) -> Tensor:
-    """The embeddings of a split's images in order, (N, D) float32 on the CPU, on every rank.
+    """The embeddings of a split's images in order, (N, D) float32 on this rank's device, on every rank.
 
-    Each image is embedded by one rank, once: nothing is padded.
+    Each image is embedded by one rank, once. The host does not wait for the device between batches.
 
     Raises:
         DataError: on every rank, if an image could not be read on any.
     """
-    mine = np.arange(world.rank, len(split), world.size)
-    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+    N, size = len(split), world.size
+    longest = -(-N // size)
+    share: Tensor | None = None
     broken: str | None = None
-    for batch in load(split, mine):
+    for batch in load(split, np.arange(world.rank, N, size)):
         broken = broken or batch.broken
-        features = embed(batch.to(world.device).images)
-        found.append((batch.labels.numpy(), features.float().cpu().numpy()))
-    shares = gather_objects((found, broken))
-    for _, message in shares:
+        images, labels, _ = batch.to(world.device)
+        features = embed(images).float()
+        if share is None:
+            # A row that no batch fills must not pass for a feature.
+            share = features.new_full((longest, features.shape[1]), torch.nan)
+        share.index_copy_(0, labels // size, features)
+    found = gather_objects((broken, None if share is None else share.shape[1]))
+    for message, _ in found:
         if message:
             raise DataError(message)
-    pieces = [piece for share, _ in shares for piece in share]
-    indices = np.concatenate([piece[0] for piece in pieces])
-    return torch.from_numpy(np.concatenate([piece[1] for piece in pieces])[np.argsort(indices)])
+    D = max((dimensions for _, dimensions in found if dimensions is not None), default=0)
+    if share is None:  # fewer images than ranks
+        share = torch.full((longest, D), torch.nan, device=world.device)
+    # The n-th image is in row n // size of rank n % size.
+    return gather(share).view(size, longest, D).transpose(0, 1).reshape(-1, D)[:N]
 
 
 def measure_retrieval(

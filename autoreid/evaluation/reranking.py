@@ -141,31 +141,30 @@ class Reranked:
 def _neighbours(among: Distances, k: int) -> tuple[npt.NDArray[np.int32], Tensor]:
     """(N, k) nearest images of every image, nearest first, and (N,) its largest squared distance.
 
-    Equal distances keep the images' order, as a stable sort of all would.
+    Equal distances keep the images' order, as a stable sort of all would. Only the result leaves the device, at once.
     """
-    N = among.shape[1]
+    N, device = among.shape[1], among.query.device
     size, start = min(k, N), 0
     # Made at once: small results kept between large temporaries would keep their memory from being used again.
-    found, largest = np.empty((N, size), np.int32), among.query.new_empty(N)
+    found, largest = among.query.new_empty(N, size, dtype=torch.int32), among.query.new_empty(N)
+    keys = torch.arange(N, device=device).repeat(min(N, among.block_rows), 1)
     for block in among.blocks():
         rows = slice(start, start := start + len(block))
         largest[rows] = block.square_().amax(1).clamp_min(torch.finfo(block.dtype).tiny)
-        block.div_(largest[rows, None])
-        near = (block <= _smallest(block, size)[:, None]).cpu().numpy()
-        places = np.flatnonzero(near)
-        values = block.view(-1)[torch.from_numpy(places)].cpu().numpy()
-        row, column = np.divmod(places, N)
-        order = np.lexsort((values, row))
-        rank = np.arange(len(row)) - row.searchsorted(np.arange(len(block)))[row]
-        found[rows] = column[order][rank < size].reshape(-1, size)
-    return found, largest
+        found[rows] = _nearest(block.div_(largest[rows, None]), keys[: len(block)], size)
+    return found.cpu().numpy(), largest
 
 
-def _smallest(block: Tensor, size: int) -> Tensor:
-    """(q,) the size-th smallest number of every row."""
-    if block.device.type == "cpu":
-        return torch.from_numpy(np.partition(block.numpy(), size - 1, axis=1)[:, size - 1])
-    return block.topk(size, dim=1, largest=False).values[:, -1]
+def _nearest(block: Tensor, keys: Tensor, size: int) -> Tensor:
+    """(q, size) columns of the smallest of (q, N) float32 numbers, none below 0, in the order of a stable sort.
+
+    Args:
+        keys: (q, N) int64, in each row 0 to N - 1 in the lower halves; the upper ones are overwritten.
+    """
+    # The bits of such numbers order as the numbers do; with the column below them, no two keys are equal.
+    upper = keys.view(torch.int32)[:, 1::2]  # on little-endian machines
+    upper.copy_(block.view(torch.int32))
+    return keys.topk(size, largest=False).values.bitwise_and_(2**32 - 1)
 
 
 def _reciprocal(neighbours: npt.NDArray[np.int32], rows: slice) -> npt.NDArray[np.bool_]:
@@ -208,12 +207,13 @@ def _encode(among: Distances, neighbours: npt.NDArray[np.int32], largest: Tensor
 
 def _weights(among: Distances, rows: Ints, columns: npt.NDArray[np.int32], largest: Tensor) -> Floats:
     """(n,) exp(-distance) of pairs of images, the distance squared and divided by its row's largest."""
-    weights = np.empty(len(rows), np.float32)  # made at once, as in `_neighbours`
+    row, column = (torch.from_numpy(x).to(largest.device) for x in (rows, columns))
+    weights = largest.new_empty(len(rows))  # made at once, as in `_neighbours`
     for start in range(0, len(rows), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
-        row, column = (torch.from_numpy(x[part]).to(largest.device) for x in (rows, columns))
-        weights[part] = (-among.pairs(row, column).square() / largest[row]).exp().cpu().numpy()
-    return weights
+        distance = among.pairs(row[part], column[part]).square() / largest[row[part]]
+        torch.exp(-distance, out=weights[part])
+    return weights.cpu().numpy()
 
 
 def _mean_of_neighbours(encoding: SparseRows, neighbours: npt.NDArray[np.int32]) -> SparseRows:

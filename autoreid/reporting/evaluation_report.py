@@ -45,10 +45,13 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def as_table(cells: Sequence[Cell]) -> str:
-    """Sources as rows, targets as columns; mAP and rank-1 in percent. Then what was left out, if anything was."""
+    """Sources as rows, targets as columns; mAP and rank-1 in percent. Below, the precisions and what was left out."""
     rows = _rows(cells)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    for source, settings in {cell.source: cell.settings for cell in cells}.items():
+        if "precision" in settings:
+            lines.append(f"{source}: computed in {settings['precision']}")
     for target, result in {cell.target: cell.result for cell in cells}.items():
         if result.valid_queries < result.queries:
             left_out = result.queries - result.valid_queries

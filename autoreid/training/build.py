@@ -17,6 +17,7 @@ from autoreid.errors import ConfigError
 from autoreid.evaluation import MeanRetrieval, measure_retrieval
 from autoreid.losses import RetrievalLoss
 from autoreid.training.accumulation import Accumulation
+from autoreid.training.embedding import embedding_in
 from autoreid.training.objective import Objective
 
 #: Modules of a network that its head is made of; all others are the backbone.
@@ -106,7 +107,12 @@ def measure_network(
     data: TrainingData,
     world: World,
 ) -> MeanRetrieval:
-    """Ranks each target's gallery by an embedding of the network, in evaluation mode with rank 0's statistics."""
+    """Ranks each target's gallery by an embedding of the network, in evaluation mode with rank 0's statistics.
+
+    Images are embedded in the precision and layout of the training; distances are always float32.
+    """
+    training = config.training
+    embed = embedding_in(embed, training.precision, memory_format(training), world.device)
     distributed.broadcast_buffers(network)
     load = partial(
         embedding_batches,
