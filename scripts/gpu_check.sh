@@ -65,7 +65,7 @@ scratch=$(mktemp -d) || fail "no temporary folder"
 python=${PYTHON:-python3}
 # Compilers keep nothing between two checks, so that the seconds of a first step are those of a first run.
 export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton PYTHONUNBUFFERED=1
-[ -z "$dry_run" ] || export OMP_NUM_THREADS=1
+[ -z "$dry_run" ] || export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 grace=5 # seconds from SIGTERM to SIGKILL
 reserve=$((grace + 3))
 running=''

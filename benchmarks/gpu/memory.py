@@ -10,13 +10,13 @@ import torch
 
 from autoreid.config import Config
 from autoreid.data.loaders import Batch
-from autoreid.distributed import StopSignal
+from autoreid.distributed import StopSignal, World
 from autoreid.search.task import SearchTask
 from autoreid.training.memory import measure_need
 from autoreid.training.task import TrainTask
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import synchronize
-from benchmarks.gpu.recipes import alone, available, build, overrides, recipe
+from benchmarks.gpu.recipes import available, build, overrides, placed, recipe
 
 ROOM = 11e9
 #: Modes and other changes of configs/darts_triplet.yaml.
@@ -62,16 +62,21 @@ def rehearses(task: SearchTask | TrainTask, config: Config, device: torch.device
 
 
 def measure(check: Check, changes: tuple[str, ...]) -> Figures:
-    """Bisects between no image and twice what is said to fit."""
-    device = check.device
+    """Bisects between no image and twice as many as are expected to fit."""
     config = recipe(check, "darts_triplet.yaml", "data.batch_size=32", *changes)
-    task = build(config, alone(device))
+    with placed(config) as world:
+        return _measure(check, config, world)
+
+
+def _measure(check: Check, config: Config, world: World) -> Figures:
+    device = world.device
+    task = build(config, world)
     task.step(StopSignal())  # the optimisers have their buffers from now on
-    need = measure_need(task, config, alone(device))
+    need = measure_need(task, config, world)
     unit = config.data.images_per_identity
-    said = need.images_in(ROOM, unit)
+    expected = need.images_in(ROOM, unit)
     # On a CPU nothing limits what fits: there this only tries the search.
-    high = check.pick(2 * said + unit, 4 * unit)
+    high = check.pick(2 * expected + unit, 4 * unit)
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, ROOM / torch.cuda.get_device_properties(device).total_memory), device
@@ -83,7 +88,7 @@ def measure(check: Check, changes: tuple[str, ...]) -> Figures:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
     return {
         "fitting_images": found,
-        "expected_to_fit": said,
+        "expected_to_fit": expected,
         "mb_an_image": round(need.per_image / 1e6, 1),
         "fixed_mb": round(need.fixed / 1e6, 1),
     }

@@ -142,9 +142,21 @@ def count_waits(action: Action, device: torch.device) -> Figures:
     if device.type != "cuda":
         action()
         return {}
+    with noting_waits() as found:
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            action()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return {"waits": found.total(), "waits_at": [list(pair) for pair in found.most_common(20)]}
+
+
+@contextmanager
+def noting_waits() -> Iterator[Counter[str]]:
+    """Counts torch's warnings of operations that wait, by the innermost line of the package that led to them."""
     found: Counter[str] = Counter()
 
-    def show(  # called within the operation that waits, whose callers the stack still has
+    def show(  # called within the operation, so that its callers are still on the stack
         message: Warning | str,
         category: type[Warning],  # noqa: ARG001
         filename: str,  # noqa: ARG001
@@ -158,16 +170,10 @@ def count_waits(action: Action, device: torch.device) -> Figures:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = show
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            action()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return {"waits": found.total(), "waits_at": [list(pair) for pair in found.most_common(20)]}
+        yield found
 
 
 def _innermost_line() -> str:
-    """The line of the package that is being executed."""
     frame = sys._getframe(1)
     package = f"{ROOT / 'autoreid'}/"
     while frame.f_back is not None:

@@ -11,7 +11,7 @@ from autoreid.config import Config
 from autoreid.training.build import memory_format
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import clock
-from benchmarks.gpu.recipes import alone, available, build, overrides, recipe
+from benchmarks.gpu.recipes import available, build, overrides, placed, recipe
 from benchmarks.gpu.steps import measure_steps
 
 #: Recipes, with what fits them to images of 256×128 and, in a dry run, of 64×32.
@@ -37,12 +37,13 @@ def config_of(check: Check, name: str, modes: tuple[str, ...]) -> Config:
 def embed(check: Check, name: str, modes: tuple[str, ...]) -> Figures:
     """Images a second of the network in evaluation, 256 at a time."""
     config = config_of(check, name, modes)
-    network = build(config, alone(check.device)).state.network.eval()
     size = (check.pick(256, 4), 3, config.data.height, config.data.width)
-    images = torch.randn(*size, device=check.device).to(memory_format=memory_format(config.training))
     half = config.training.precision == "bfloat16"
-    with torch.inference_mode(), torch.autocast(check.device.type, torch.bfloat16, enabled=half):
-        times = clock(partial(network, images), check.device)
+    with placed(config) as world:
+        network = build(config, world).state.network.eval()
+        images = torch.randn(*size, device=world.device).to(memory_format=memory_format(config.training))
+        with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=half):
+            times = clock(partial(network, images), world.device)
     return {**times, "images_a_second": round(1e3 * len(images) / times["ms"])}
 
 

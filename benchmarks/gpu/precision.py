@@ -10,19 +10,20 @@ from torch import Tensor
 
 from autoreid.config import Config
 from autoreid.data.loaders import Batch
-from autoreid.distributed import StopSignal
+from autoreid.distributed import StopSignal, World
 from autoreid.search.task import SearchTask
 from benchmarks.gpu.harness import Case, Check, Figures
-from benchmarks.gpu.recipes import alone, available, build, overrides, recipe
+from benchmarks.gpu.recipes import available, build, overrides, placed, recipe
 
 #: Steps before the gradients are compared: at the start the alphas hardly matter.
 STEPS = 20
+SMALL = ("data.batch_size=32", "data.workers=0")
 Batches = tuple[Batch, Batch]
 
 
-def search(config: Config, device: torch.device) -> SearchTask:
+def search(config: Config, world: World) -> SearchTask:
     """The search of a config."""
-    task = build(config, alone(device))
+    task = build(config, world)
     assert isinstance(task, SearchTask)
     return task
 
@@ -46,18 +47,22 @@ def in_float64(task: SearchTask, batches: Batches) -> Tensor:
 
 def measure(check: Check) -> Figures:
     """Cosine with the float64 gradient and relative error, in each precision."""
-    base = ("data.batch_size=32", "search.order=first", "data.workers=0")
-    trained = search(recipe(check, "darts_triplet.yaml", *base), check.device)
+    config = recipe(check, "darts_triplet.yaml", *SMALL, "search.order=first")
+    with placed(config) as world:
+        return _measure(check, config, world)
+
+
+def _measure(check: Check, config: Config, world: World) -> Figures:
+    trained = search(config, world)
     for _ in range(check.pick(STEPS, 2)):
         trained.step(StopSignal())
-    state = copy.deepcopy(trained.state.state_dict())
+    state = trained.state.state_dict()
     alpha_stream = trained.state.alpha_stream
     assert alpha_stream is not None
-    batches = next(alpha_stream).to(check.device), next(trained.state.stream).to(check.device)
+    batches = next(alpha_stream).to(world.device), next(trained.state.stream).to(world.device)
 
     def found(modes: tuple[str, ...], reference: bool = False) -> Tensor:
-        changes = ("data.batch_size=32", "data.workers=0", *overrides(modes))
-        task = search(recipe(check, "darts_triplet.yaml", *changes), check.device)
+        task = search(recipe(check, "darts_triplet.yaml", *SMALL, *overrides(modes)), world)
         task.state.load_state_dict(copy.deepcopy(state))
         return in_float64(task, batches) if reference else gradient(task, batches)
 

@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from autoreid import distributed
 from autoreid.config import Config
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
 from benchmarks.gpu.meters import clock, synchronize
-from benchmarks.gpu.recipes import build
-
-TIMEOUT_SECONDS = 60.0
+from benchmarks.gpu.recipes import build, placed
 
 
 def steps_of(config: Config, world: World, steps: int) -> dict[str, Any]:
@@ -49,7 +46,7 @@ def small_all_reduce_us(device: torch.device) -> float:
 def main(config_path: str, output: str, steps: str) -> None:
     """Takes the steps; rank 0 writes what they came to."""
     config = load_config(Path(config_path))
-    with distributed.setup(config.distributed.device, TIMEOUT_SECONDS) as world:
+    with placed(config) as world:
         found = steps_of(config, world, int(steps))
         found |= {"backend": dist.get_backend(), "all_reduce_us": round(small_all_reduce_us(world.device), 1)}
         if world.is_main:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from autoreid import distributed
 from autoreid.config import Config
 from autoreid.data.datasets.market1501 import FOLDERS
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
@@ -37,6 +38,9 @@ MODES: dict[str, tuple[str, ...]] = {
 PENDING = frozenset(
     ("tf32", "CUDA graphs", "deterministic", "alphas in float32", "alphas in tf32", "alphas in bfloat16")
 )
+#: Keys of `distributed` that `distributed.setup` takes by the same name; once the config has them, these are
+#: cudnn_benchmark, expandable_segments and deterministic.
+DEVICE_SETTINGS: tuple[str, ...] = ()
 #: What keeps a dry run short, by section of the config.
 TINY = {
     "data": ("data.height=64", "data.width=32", "data.batch_size=8", "data.workers=0"),
@@ -102,6 +106,7 @@ def recipe(check: Check, name: str, *changes: str) -> Config:
         "data.held_out_fraction=0.1",
         "evaluation.split=held_out",
         f"distributed.device={check.device.type}",
+        "distributed.timeout_seconds=60",
         f"output_dir={check.scratch / 'runs'}",
         f"genotype_dir={check.scratch / 'genotypes'}",
     ]
@@ -113,9 +118,13 @@ def recipe(check: Check, name: str, *changes: str) -> Config:
     return load_config(path, [*given, *changes, *tiny])
 
 
-def alone(device: torch.device) -> World:
-    """A single process's place."""
-    return World(0, 1, 0, device)
+@contextmanager
+def placed(config: Config) -> Iterator[World]:
+    """Sets up the device, and the process group under a launcher, as `python -m autoreid.train` does."""
+    settings = config.distributed
+    chosen: dict[str, Any] = {key: getattr(settings, key) for key in DEVICE_SETTINGS}
+    with distributed.setup(settings.device, settings.timeout_seconds, **chosen) as world:
+        yield world
 
 
 def build(config: Config, world: World) -> SearchTask | TrainTask:

@@ -33,6 +33,7 @@ class Pass:
     """
 
     def __init__(self, check: Check, precision: str, batch: int, fused: bool = True, **settings: Any) -> None:
+        torch.backends.cudnn.benchmark = True  # shapes never change
         search = Search(**{**check.pick({}, TINY), **settings})
         torch.manual_seed(0)
         space = build_space(search)
