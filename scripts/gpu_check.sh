@@ -3,7 +3,7 @@
 set -u
 
 # Each part with its time limit in seconds, in the order of what matters most.
-parts=(product_tests:120 supernet:120 steps:150 determinism:90 ranks:90 memory:60 ranking:60
+parts=(product_tests:120 supernet:120 steps:200 determinism:90 ranks:90 memory:60 ranking:60
     precision:60 nets:90 compiled:300 ceilings:30 micros:30)
 usage="usage: scripts/gpu_check.sh [--dry-run] [--budget SECONDS] [--output FOLDER] [PART[:SECONDS] ...]
 
