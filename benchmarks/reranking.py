@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from ranking import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from autoreid.evaluation import RetrievalResult, evaluate_distances, rerank
+from benchmarks.ranking import (
     ARBITRARY,
     DIMENSION,
     TRAINED,
@@ -22,8 +28,6 @@ from ranking import (
     plain_distances,
     timed,
 )
-
-from autoreid.evaluation import RetrievalResult, evaluate_distances, rerank
 
 K1, K2, LAMBDA = 20, 6, 0.3
 

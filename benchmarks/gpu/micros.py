@@ -1,0 +1,104 @@
+"""Single operations of the supernet's first stage, in the forms that they could have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.harness import Case, Check, Figures
+from benchmarks.gpu.meters import microseconds
+
+#: Images, channels, edges and the size of the maps.
+FULL, TINY = (64, 16, 5, 64, 32), (2, 4, 2, 8, 4)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: How an operation could be computed, by name, and what it is differentiated in.
+Forms = dict[str, tuple[Callable[[], Tensor], list[Tensor]]]
+
+
+class Inputs:
+    """Maps of E edges, one below the other, of a node's single input, and weights."""
+
+    def __init__(self, check: Check, dtype: torch.dtype) -> None:
+        self.check = check
+        B, C, E, H, W = check.pick(FULL, TINY)
+        self.channels, self.edges = C, E
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, device=check.device, dtype=dtype).requires_grad_()
+
+        self.input, self.maps = random(B, C, H, W), random(B, E * C, H, W)
+        self.last = self.maps.detach().to(memory_format=torch.channels_last).requires_grad_()
+        self.depthwise, self.pointwise = random(E * C, 1, 3, 3), random(E * C, C, 1, 1)
+        self.scale = torch.rand(E * C, device=check.device).requires_grad_()
+        self.zeros = torch.zeros(E * C, device=check.device)
+
+    def times(self, forms: Forms) -> Figures:
+        """Microseconds of each form, forward and backward in the tensors named."""
+        figures = {}
+        for name, (forward, inputs) in forms.items():
+            output = forward()
+            gradient = torch.randn_like(output)
+
+            def both(
+                forward: Callable[[], Tensor] = forward,
+                inputs: list[Tensor] = inputs,
+                gradient: Tensor = gradient,
+            ) -> None:
+                torch.autograd.grad(forward(), inputs, gradient)
+
+            figures[f"{name}_us"] = microseconds(both, self.check.device)
+        return figures
+
+
+def norms(check: Check, dtype: torch.dtype) -> Figures:
+    """Batch norm: whether there is a bias decides which of torch's kernels is taken."""
+    inputs = Inputs(check, dtype)
+
+    def norm(x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.batch_norm(x, None, None, inputs.scale, bias, training=True)
+
+    forms: Forms = {
+        f"{bias_name}{layout}": (partial(norm, x, bias), [x, inputs.scale])
+        for layout, x in (("", inputs.maps), ("_channels_last", inputs.last))
+        for bias_name, bias in (("no_bias", None), ("zero_bias", inputs.zeros))
+    }
+    return inputs.times(forms)
+
+
+def depthwise(check: Check, dtype: torch.dtype) -> Figures:
+    """3×3 of all edges: from a copy of the input for each edge, or from the one input."""
+    inputs = Inputs(check, dtype)
+    x, weight, C, E = inputs.input, inputs.depthwise, inputs.channels, inputs.edges
+    forms: Forms = {
+        "copies": (lambda: F.conv2d(x.repeat(1, E, 1, 1), weight, padding=1, groups=E * C), [x, weight]),
+        # Channel c of the input is read by the edges' channels E·c to E·c + E - 1.
+        "multiplier": (lambda: F.conv2d(x, weight, padding=1, groups=C), [x, weight]),
+    }
+    return inputs.times(forms)
+
+
+def pointwise(check: Check, dtype: torch.dtype) -> Figures:
+    """1×1 of all edges: as a grouped convolution or a batched product."""
+    inputs = Inputs(check, dtype)
+    x, weight, C, E = inputs.maps, inputs.pointwise, inputs.channels, inputs.edges
+
+    def product() -> Tensor:
+        mapped = weight.view(E, C, C) @ x.unflatten(1, (E, C)).flatten(3)
+        return mapped.flatten(1, 2).unflatten(2, x.shape[2:])
+
+    forms: Forms = {
+        "convolution": (lambda: F.conv2d(x, weight, groups=E), [x, weight]),
+        "product": (product, [x, weight]),
+    }
+    return inputs.times(forms)
+
+
+def cases(check: Check) -> Iterator[Case]:
+    """Each operation in both precisions."""
+    for precision, dtype in PRECISIONS.items():
+        for name, operation in (("norms", norms), ("depthwise", depthwise), ("pointwise", pointwise)):
+            yield Case(f"{name}, {precision}", partial(operation, check, dtype))

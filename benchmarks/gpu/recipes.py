@@ -1,0 +1,132 @@
+"""The recipes of configs/ on synthetic people, as a search or training that is ready to step."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autoreid import distributed
+from autoreid.config import Config
+from autoreid.data.datasets.market1501 import FOLDERS
+from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from autoreid.data.training_data import run_images
+from autoreid.distributed import World
+from autoreid.recipes import load_config
+from autoreid.search.task import SearchTask
+from autoreid.train import build_task
+from autoreid.training.task import TrainTask
+from benchmarks.gpu.harness import ROOT, Check
+
+#: Ways to compute, as overrides of a recipe.
+MODES: dict[str, tuple[str, ...]] = {
+    "float32": ("training.precision=float32",),
+    "tf32": ("training.precision=tf32",),
+    "bfloat16": ("training.precision=bfloat16",),
+    "channels last": ("training.channels_last=true",),
+    "CUDA graphs": ("training.cuda_graphs=true",),
+    "deterministic": ("distributed.deterministic=true",),
+    "first order": ("search.order=first",),
+    "alphas in float32": ("search.second_order_precision=float32",),
+    "alphas in tf32": ("search.second_order_precision=tf32",),
+    "alphas in bfloat16": ("search.second_order_precision=bfloat16",),
+}
+#: Modes whose keys the config does not have yet. Cases that need one are left out.
+PENDING = frozenset(
+    ("tf32", "CUDA graphs", "deterministic", "alphas in float32", "alphas in tf32", "alphas in bfloat16")
+)
+#: Keys of `distributed` that `distributed.setup` takes by the same name; once the config has them, these are
+#: cudnn_benchmark, expandable_segments and deterministic.
+DEVICE_SETTINGS: tuple[str, ...] = ()
+#: What keeps a dry run short, by section of the config.
+TINY = {
+    "data": ("data.height=64", "data.width=32", "data.batch_size=8", "data.workers=0"),
+    "reid_cell": ("search.parts=2", "search.channels=4", "search.nodes=2", "search.cells_per_stage=[1, 1]"),
+    "osnet_ain": ("search.width=0.25",),
+}
+#: Each picture to train on stands for so many images, so that an epoch is long enough to wait for data as usual.
+COPIES = 8
+
+
+def overrides(modes: Sequence[str]) -> list[str]:
+    """The overrides of some modes."""
+    return [override for mode in modes for override in MODES[mode]]
+
+
+def available(modes: Sequence[str]) -> bool:
+    """Whether the config has the keys of all these modes."""
+    return PENDING.isdisjoint(modes)
+
+
+def people(check: Check) -> Path:
+    """A folder with the data set `people`, which is drawn unless it is there."""
+    folder = check.scratch / "data"
+    if (folder / "people").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = check.pick(
+        SyntheticPeople(train_identities=48, test_identities=8),
+        SyntheticPeople(
+            train_identities=16, test_identities=2, images_per_identity=8, cameras=2, height=64, width=32
+        ),
+    )
+    drawn = folder / "drawn"
+    write_synthetic_people(drawn, settings)
+    with tempfile.TemporaryDirectory(dir=folder) as partial:
+        for kind in FOLDERS.values():
+            copies = check.pick(COPIES, 1) if kind == FOLDERS["train"] else 1
+            _copy(drawn / kind, Path(partial) / "people" / kind, copies)
+        (Path(partial) / "people").rename(folder / "people")
+    shutil.rmtree(drawn)
+    return folder
+
+
+def _copy(source: Path, target: Path, copies: int) -> None:
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        for copy in range(copies):
+            shutil.copyfile(path, target / f"{path.stem}{copy}{path.suffix}")
+
+
+def recipe(check: Check, name: str, *changes: str) -> Config:
+    """The recipe `configs/NAME` on the synthetic people.
+
+    Args:
+        changes: further overrides; those of a dry run win over them.
+    """
+    given = [
+        f"data.root={people(check)}",
+        "data.sources=[people]",
+        "data.targets=[]",
+        "data.synthetic={}",
+        "data.combine_all=false",
+        "data.held_out_fraction=0.1",
+        "evaluation.split=held_out",
+        f"distributed.device={check.device.type}",
+        "distributed.timeout_seconds=60",
+        f"output_dir={check.scratch / 'runs'}",
+        f"genotype_dir={check.scratch / 'genotypes'}",
+    ]
+    path = ROOT / "configs" / name
+    config = load_config(path, [*given, *changes])
+    if not check.dry_run:
+        return config
+    tiny = [*TINY["data"], *(TINY[config.search.space] if config.task == "search" else ())]
+    return load_config(path, [*given, *changes, *tiny])
+
+
+@contextmanager
+def placed(config: Config) -> Iterator[World]:
+    """Sets up the device, and the process group under a launcher, as `python -m autoreid.train` does."""
+    settings = config.distributed
+    chosen: dict[str, Any] = {key: getattr(settings, key) for key in DEVICE_SETTINGS}
+    with distributed.setup(settings.device, settings.timeout_seconds, **chosen) as world:
+        yield world
+
+
+def build(config: Config, world: World) -> SearchTask | TrainTask:
+    """The search or training as `python -m autoreid.train` builds it, with its cache of images."""
+    return build_task(config, world, run_images(config, world))[1]

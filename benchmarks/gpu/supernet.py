@@ -1,0 +1,142 @@
+"""One forward and backward pass of the supernet, fused and with a module for each candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoreid.config import Search
+from autoreid.search.build import build_space
+from benchmarks.gpu.harness import Case, Check, Figures
+from benchmarks.gpu.meters import clock, count_kernels, peak_gigabytes, synchronize, tf32
+from benchmarks.search_step import one_by_one
+
+#: As many as Market-1501 has to train on.
+IDENTITIES = 751
+#: A dry run's supernet.
+TINY: dict[str, Any] = {"cells_per_stage": (1, 1), "channels": 4, "nodes": 2, "parts": 2}
+
+
+class Pass:
+    """A forward and backward pass with uniform mixing weights.
+
+    Args:
+        check: gives the device and whether sizes are tiny.
+        precision: float32, tf32 or bfloat16.
+        batch: images of 256×128.
+        fused: False takes a module for each candidate instead.
+        settings: of `Search`, other than the defaults.
+    """
+
+    def __init__(self, check: Check, precision: str, batch: int, fused: bool = True, **settings: Any) -> None:
+        torch.backends.cudnn.benchmark = True  # shapes never change
+        search = Search(**{**check.pick({}, TINY), **settings})
+        torch.manual_seed(0)
+        space = build_space(search)
+        supernet = space.build_supernet(IDENTITIES)
+        self.network: nn.Module = supernet if fused else one_by_one(supernet, search)
+        self.network.to(check.device)
+        self.mixing = {
+            name: torch.full(group.shape, 1 / len(group.columns), device=check.device, requires_grad=True)
+            for name, group in space.choices().items()
+        }
+        self.images = torch.randn(*check.pick((batch, 3, 256, 128), (4, 3, 64, 32)), device=check.device)
+        self.precision = precision
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Embeddings and logits."""
+        half = self.precision == "bfloat16"
+        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=half):
+            embedding, logits = self.network(self.images, self.mixing)
+        return embedding, logits
+
+    def __call__(self) -> None:
+        """Gives the weights and the mixing weights a fresh gradient."""
+        for tensor in (*self.network.parameters(), *self.mixing.values()):
+            tensor.grad = None
+        with tf32(self.precision != "float32"):
+            embedding, logits = self.forward()
+            (embedding.float().square().sum() + logits.float().square().sum()).backward()
+
+
+def measure(check: Check, one: Pass) -> Figures:
+    """Time, images a second and memory of a pass."""
+    times = clock(one, check.device)
+    speed = round(1e3 * len(one.images) / times["ms"])
+    return {**times, "images_a_second": speed, "peak_gb": peak_gigabytes(one, check.device)}
+
+
+def compare(check: Check, precision: str, batch: int, kernels: bool) -> Figures:
+    """Fused against one by one."""
+    fused = Pass(check, precision, batch)
+    figures = measure(check, fused)
+    single = Pass(check, precision, batch, fused=False)
+    theirs = measure(check, single)
+    figures |= {f"one_by_one_{key}": theirs[key] for key in ("ms", "host_ms", "peak_gb")}
+    figures["ratio"] = round(figures["ms"] / theirs["ms"], 3)
+    if kernels:
+        figures |= count_kernels(fused, check.device)
+        figures["one_by_one_kernels"] = count_kernels(single, check.device)["kernels"]
+    return figures
+
+
+def captured(one: Pass) -> Callable[[], None]:
+    """The pass as a CUDA graph, which the host launches as a whole."""
+    device = one.images.device
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            one()
+    torch.cuda.current_stream(device).wait_stream(side)
+    synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        one()
+    return graph.replay
+
+
+def as_graph(check: Check, precision: str, batch: int) -> Figures:
+    """A fused pass as a CUDA graph against one by one, launched as usual."""
+    theirs = clock(Pass(check, precision, batch, fused=False), check.device)
+    fused = Pass(check, precision, batch)
+    times = clock(captured(fused), check.device)
+    speed = round(1e3 * batch / times["ms"])
+    ratio = round(times["ms"] / theirs["ms"], 3)
+    return {**times, "images_a_second": speed, "one_by_one_ms": theirs["ms"], "ratio": ratio}
+
+
+def cases(check: Check) -> Iterator[Case]:
+    """Precisions and batches, then as CUDA graphs, then what saves memory."""
+    plans = check.pick(
+        [
+            ("tf32", 64),
+            ("bfloat16", 256),
+            ("bfloat16", 64),
+            ("tf32", 128),
+            ("float32", 64),
+            ("bfloat16", 128),
+        ],
+        [("tf32", 64), ("bfloat16", 256)],
+    )
+    for number, (precision, batch) in enumerate(plans):
+        goal = "1,500 images/s" if (precision, batch) == ("bfloat16", 256) else "ratio 0.6"
+        action = partial(compare, check, precision, batch, kernels=number == 0)
+        yield Case(f"fused, {precision}, batch {batch}", action, 8, goal)
+    if check.device.type == "cuda":
+        for precision, batch in ("tf32", 64), ("bfloat16", 64), ("bfloat16", 256):
+            action = partial(as_graph, check, precision, batch)
+            yield Case(f"fused, {precision}, CUDA graph, batch {batch}", action, 8, "ratio 0.25")
+    for name, settings in (
+        ("cells recomputed", {"activation_checkpointing": "cell"}),
+        ("partial channels 4", {"partial_channels": 4}),
+    ):
+
+        def lean(settings: dict[str, Any] = settings) -> Figures:
+            return measure(check, Pass(check, "tf32", 128, **settings))
+
+        yield Case(f"fused, tf32, {name}, batch 128", lean)
