@@ -254,6 +254,10 @@ class Training(Section):
     """Memory layout that convolutions on GPUs prefer."""
     compile: bool = False
     """Compile the forward and backward passes that train the weights: minutes at the start, for faster steps."""
+    cuda_graphs: bool = False
+    """Replay the forward and backward passes that train the weights and, where search.order is first, the alphas as
+    CUDA graphs: nothing but the host's launches is saved, so results stay the same. Each captured pass keeps its
+    memory."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of an exponential moving average of the weights, which is then what is measured and kept; null for none."""
 
@@ -261,6 +265,15 @@ class Training(Section):
     def _check(self) -> Training:
         if self.final_learning_rate > self.learning_rate:
             raise ValueError("final_learning_rate: must not exceed learning_rate")
+        if self.cuda_graphs and self.compile:
+            raise ValueError("cuda_graphs: true does not go with compile: true; choose one of them")
+        if self.cuda_graphs and self.accumulation > 1:
+            raise ValueError(
+                f"cuda_graphs: true needs accumulation: 1, not {self.accumulation}; a replay overwrites the gradients "
+                f"of the micro-batch before"
+            )
+        if self.cuda_graphs and self.frozen_epochs:
+            raise ValueError("cuda_graphs: true needs frozen_epochs: 0; a captured pass cannot be frozen")
         return self
 
 
@@ -340,6 +353,11 @@ class Config(Section):
             )
         if self.task == "search":
             self._check_search()
+        elif self.training.cuda_graphs and self.model.options.get("drop_path"):
+            raise ValueError(
+                "training.cuda_graphs: true needs model.options.drop_path: 0; it grows from epoch to epoch, which a "
+                "captured pass would not notice"
+            )
         self._check_measure()
         return self
 
@@ -369,6 +387,15 @@ class Config(Section):
         if training.compile and self.search.relaxation == "gumbel_hard":
             raise ValueError(
                 "training.compile: a compiled network cannot leave candidates out; not with gumbel_hard"
+            )
+        if training.cuda_graphs and self.search.relaxation == "gumbel_hard":
+            raise ValueError(
+                "training.cuda_graphs: a captured pass cannot choose other candidates; not with gumbel_hard"
+            )
+        if training.cuda_graphs and self.search.activation_checkpointing != "none":
+            raise ValueError(
+                "training.cuda_graphs: true needs search.activation_checkpointing: none; captured passes keep their "
+                "memory anyway"
             )
         if training.compile and self.search.activation_checkpointing != "none":
             raise ValueError(

@@ -51,6 +51,7 @@ MAY_DIFFER = (
     "evaluation.batch_size",
     "search.activation_checkpointing",
     "training.compile",
+    "training.cuda_graphs",
     "distributed.device",
     "distributed.digest_every_steps",
     "distributed.timeout_seconds",

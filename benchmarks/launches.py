@@ -96,6 +96,7 @@ class Launches(TorchDispatchMode):
             return True if given[0].dtype == torch.bool else 1.0
         if name == "nonzero" and given[0].device == META:
             self.wait()
+            return torch.zeros(1, given[0].dim(), dtype=torch.int64, device=META)
         target = kwargs.get("device")
         if name == "_to_copy" and target is not None and given[0].device != torch.device(target):
             return self._move(func, args, kwargs, given[0], torch.device(target))
@@ -145,7 +146,7 @@ class _HostData(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
-            if result.device == META and not any(given.device == META for given in tensors_in(args)):
+            if result.device == META and not any(given.device == META for given in tensors_in(args[-1:])):
                 self.wait()
         elif func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].device == META:
             keys = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -187,6 +188,7 @@ def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> Sea
     draw_people(config.data)
     world = World(0, 1, 0, META)
     task = build_search(config, build_search_data(config, world), world)
+    task.objective.device = torch.device("cpu")  # for autocast, which knows no meta device; it stays off
     for optimizer in (task.state.weight_optimizer, task.state.alpha_optimizer):
         for group in optimizer.param_groups:
             group["foreach"] = True  # what torch chooses on GPUs by itself

@@ -59,7 +59,8 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
     [
         OSNET,
         OSNET | {"search__level": "bilevel", "search__order": "first", "search__relaxation": "gumbel_hard"},
-        {"search__relaxation": "gumbel_hard", "search__temperature": {"schedule": "linear"}},
+        # Of seed 0, a triplet's margin is met by a rounding error.
+        {"search__relaxation": "gumbel_hard", "search__temperature": {"schedule": "linear"}, "seed": 1},
         {"search__relaxation": "gumbel", "search__order": "exact"},
         {"search__level": "single"},
         {"search__partial_channels": 2, "search__order": "exact"},

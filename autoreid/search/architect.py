@@ -43,6 +43,9 @@ class Architect:
         order: "first": ∇α L_alphas(w, α). "second": the unrolled gradient, its Hessian-vector product by central
             differences (DARTS, eq. 7 and 8). "exact": the unrolled gradient through autograd, which keeps the
             graphs of all the weights' micro-batches at once; the other two keep one.
+
+    Attributes:
+        captured: the supernet's pass for the first order as a CUDA graph, if there is one.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Architect:
         self.weight_optimizer = weight_optimizer
         self.order = order
         self.accumulation = accumulation or Accumulation()
+        self.captured: nn.Module | None = None
 
     def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
         """One gradient for each of the alphas' parameters, in their order, from this rank's batches.
@@ -72,8 +76,10 @@ class Architect:
         """
 
         def score(weights: Weights, batch: Batch) -> Score:
-            network = partial(functional_call, self.supernet, weights)
             mixing = self.relaxation.mixing(self.alphas, step, "alphas")
+            if self.captured is not None:
+                return self.objective(self.captured, batch, mixing)
+            network = partial(functional_call, self.supernet, weights)
             return self.objective(lambda *inputs: network(inputs), batch, mixing)
 
         def gradient(

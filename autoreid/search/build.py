@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from autoreid.config import Config, Search
 from autoreid.data.training_data import SearchData
@@ -11,7 +12,7 @@ from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.osnet_ain import OsnetAinSpace
 from autoreid.search.reid_cell import ReidCellSpace
-from autoreid.search.relaxations import build_relaxation
+from autoreid.search.relaxations import Relaxation, build_relaxation
 from autoreid.search.space import Space
 from autoreid.search.task import SearchState, SearchTask
 from autoreid.seeding import derive_seed
@@ -22,6 +23,7 @@ from autoreid.training.build import (
     measure_network,
     place_network,
 )
+from autoreid.training.cuda_graphs import capture_alphas
 from autoreid.training.state import METRICS
 
 
@@ -44,11 +46,14 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     space = build_space(config.search)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     supernet = space.build_supernet(data.num_identities)
-    # A hard relaxation computes some of the candidates only; the others have no gradient then.
-    network = place_network(supernet, config, world, parts_unused=config.search.relaxation == "gumbel_hard")
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "alphas"))
     shapes = {name: group.shape for name, group in space.choices().items()}
     alphas = Alphas(shapes, generator).to(world.device)
+    relaxation = build_relaxation(config, data.stream.batches_per_epoch)
+    graphs, single = config.training.cuda_graphs, config.search.level == "single"
+    inputs = [_sample_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
+    # A hard relaxation computes some of the candidates only; the others have no gradient then.
+    network = place_network(supernet, config, world, inputs, config.search.relaxation == "gumbel_hard")
     state = SearchState(
         network=supernet,
         weight_optimizer=build_optimizer(config.training, supernet),
@@ -59,11 +64,13 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         totals=torch.zeros(len(METRICS), device=world.device),
     )
     objective = build_objective(config, world)
-    relaxation = build_relaxation(config, state.steps_per_epoch)
     accumulation = build_accumulation(config, world)
     architect = Architect(
         supernet, alphas, relaxation, objective, state.weight_optimizer, config.search.order, accumulation
     )
+    if graphs and not single and config.search.order == "first":
+        mixing = _sample_mixing(relaxation, alphas, requires_grad=True)
+        architect.captured = capture_alphas(supernet, config, world, mixing)
     return SearchTask(
         config,
         world,
@@ -78,3 +85,10 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
             config, supernet, lambda images: supernet(images, mixing)[0], data, world
         ),
     )
+
+
+def _sample_mixing(relaxation: Relaxation, alphas: Alphas, requires_grad: bool) -> dict[str, Tensor]:
+    """Mixing weights of the shapes, and in the order, of those that a search's passes get."""
+    with torch.no_grad():
+        mixing = relaxation.mixing(alphas, 0, "weights")
+    return {name: weights.clone().requires_grad_(requires_grad) for name, weights in mixing.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from autoreid.errors import ConfigError
 from autoreid.evaluation import MeanRetrieval, measure_retrieval
 from autoreid.losses import RetrievalLoss
 from autoreid.training.accumulation import Accumulation
+from autoreid.training.cuda_graphs import capture_training, check_cuda_graphs
 from autoreid.training.embedding import embedding_in
 from autoreid.training.objective import Objective
 
@@ -29,26 +31,35 @@ def memory_format(training: Training) -> torch.memory_format:
     return torch.channels_last if training.channels_last else torch.contiguous_format
 
 
-def place_network(network: nn.Module, config: Config, world: World, parts_unused: bool = False) -> nn.Module:
-    """Moves a network to the device, compiles it there if that is wanted, and wraps it for the ranks.
+def place_network(
+    network: nn.Module, config: Config, world: World, inputs: Sequence[Any] = (), parts_unused: bool = False
+) -> nn.Module:
+    """Moves a network to the device, compiles or captures it there if that is wanted, and wraps it for the ranks.
 
     Args:
+        inputs: what the network takes beside images, for CUDA graphs; see `capture_training`.
         parts_unused: whether a step may leave weights without a gradient.
 
+    Returns:
+        The network for training passes. The one that was given stays as it is, for everything else.
+
     Raises:
-        ConfigError: ranks are to share batch statistics in a compiled network.
+        ConfigError: the device or the ranks do not go with a compiled or captured network.
     """
-    shared = config.distributed.share_batch_statistics
-    if config.training.compile and shared and world.size > 1:
+    shared, training = config.distributed.share_batch_statistics, config.training
+    if training.compile and shared and world.size > 1:
         raise ConfigError(
             f"training.compile: true on {world.size} ranks needs distributed.share_batch_statistics: false; a "
             f"collective for each norm would cut the compiled network to pieces"
         )
     if shared:
         distributed.share_batch_statistics(network)
-    network.to(device=world.device, memory_format=memory_format(config.training))  # type: ignore[call-overload]
-    if config.training.compile:
+    network.to(device=world.device, memory_format=memory_format(training))  # type: ignore[call-overload]
+    if training.compile:
         network.compile()
+    if training.cuda_graphs:
+        check_cuda_graphs(config, world)
+        network = capture_training(network, config, world, *inputs)
     return distributed.data_parallel(network, not shared, parts_unused)
 
 
