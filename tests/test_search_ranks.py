@@ -1,6 +1,7 @@
 """DESIGN's distribution rules on real processes: many ranks compute what one computes, and decide alike."""
 
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -130,6 +131,34 @@ def test_a_first_order_step_makes_one_all_reduce_beside_the_buckets(tmp_path):
         assert calls["all_reduce"] - calls["buckets"] == 2, "one a step, for two steps"
         assert calls["others"] == 0
         assert 2 <= calls["buckets"] <= 4 < tensors
+
+
+def _count_all(world, path):
+    task = _build(path, world)
+    calls = Counter()
+    for name in ("all_reduce", "all_gather"):
+        original = getattr(dist, name)
+
+        def counted(*arguments, name=name, original=original, **options):
+            calls[name] += 1
+            return original(*arguments, **options)
+
+        setattr(dist, name, counted)
+    task.step(StopSignal())
+    return calls
+
+
+@pytest.mark.parametrize(("order", "passes"), [("first", 2), ("second", 5)])
+def test_shared_statistics_take_a_collective_for_each_level_of_a_cell(tmp_path, order, passes):
+    changes = {"losses__mine_across_ranks": False, "search__order": order, "search__nodes": 3}
+    tiny_config(tmp_path, **changes)
+    # A cell's inputs; then the norms halfway and at the end, for both inputs and for each node that feeds another.
+    levels = 2 * (1 + 2 * 3) + len(["stem", "neck"])
+    for calls in run_ranks(_count_all, 2, write_tiny(tmp_path, **changes)):
+        assert calls["all_gather"] == passes * levels
+        # Besides: the alphas' gradient and, in second order, the two of the weights. What lies before the first
+        # mixture needs no gradient where only the alphas do.
+        assert calls["all_reduce"] <= passes * levels + (1 if order == "first" else 3)
 
 
 def _fail(world, path, how):

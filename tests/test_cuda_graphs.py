@@ -1,0 +1,153 @@
+"""training.cuda_graphs: what is replayed is what would have been computed, where graphs can be; a line where not.
+
+Machines of the tests have no GPU: torch's capture is stood in for by a function that behaves as its documentation
+says. It passes over sample inputs before it captures, replays on buffers of its own that new inputs are copied to, and
+gives the same tensors as gradients each time. tests/test_gpu.py runs the real one.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from autoreid import distributed
+from autoreid.data.training_data import build_training_data
+from autoreid.distributed import StopSignal, World
+from autoreid.errors import ConfigError
+from autoreid.recipes import load_config
+from autoreid.training import build as training_build
+from autoreid.training.cuda_graphs import check_cuda_graphs
+from autoreid.training.task import build_training
+from tests import test_search_steps
+from tests.test_training import OSNET
+from tests.tiny import tiny_config, write_tiny
+
+GRAPHS = {"training__cuda_graphs": True}
+
+
+def stand_in(module, sample):
+    """As torch.cuda.make_graphed_callables replaces a module's forward method."""
+    plain = module.forward
+    buffers = pytree.arg_tree_leaves(*sample)
+    structure = pytree.tree_structure(sample)
+    parameters = tuple(module.parameters())
+    surface = [*buffers, *parameters]
+    wanted = [tensor for tensor in surface if tensor.requires_grad]
+
+    def run():
+        outputs = plain(*pytree.tree_unflatten(buffers, structure))
+        return outputs, torch.autograd.grad(outputs, wanted, [torch.ones_like(y) for y in outputs])
+
+    for _ in range(3):
+        _, gradients = run()
+    given = [torch.empty_like(gradient) for gradient in gradients]
+
+    class Replay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            for buffer, tensor in zip(buffers, inputs, strict=False):
+                buffer.copy_(tensor)
+            with torch.enable_grad():
+                ctx.outputs = plain(*pytree.tree_unflatten(buffers, structure))
+            return tuple(y.detach() for y in ctx.outputs)
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            for place, found in zip(given, torch.autograd.grad(ctx.outputs, wanted, gradients), strict=True):
+                place.copy_(found)
+            found = iter(given)
+            return tuple(next(found).detach() if x.requires_grad else None for x in surface)
+
+    module.forward = lambda *inputs: Replay.apply(*pytree.arg_tree_leaves(*inputs), *parameters)
+    return module
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """Counts the passes that are captured."""
+    found = []
+    monkeypatch.setattr(training_build, "check_cuda_graphs", lambda *_: None)
+    monkeypatch.setattr(
+        torch.cuda, "make_graphed_callables", lambda *given: (found.append(given), stand_in(*given))[1]
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"search__order": "first"}, 2),
+        ({"search__order": "second"}, 1),
+        ({"search__level": "single"}, 1),
+        ({"search__order": "first", "search__relaxation": "gumbel"}, 2),
+    ],
+    ids=["first", "second", "single", "gumbel"],
+)
+def test_a_search_with_graphs_is_the_search_without(tmp_path, captures, changes, wanted):
+    states = []
+    for graphs in (False, True):
+        task = test_search_steps.build(tmp_path, **changes, training__cuda_graphs=graphs)
+        for _ in range(3):
+            task.step(StopSignal())
+        states.append(task.state.network.state_dict() | task.state.alphas.state_dict())
+    assert len(captures) == wanted
+    plain, replayed = states
+    assert plain.keys() == replayed.keys()
+    for name, value in plain.items():
+        assert torch.equal(replayed[name], value), name
+
+
+def test_so_is_a_training(tmp_path, captures):
+    states = []
+    for graphs in (False, True):
+        config = tiny_config(tmp_path, **OSNET, training__cuda_graphs=graphs)
+        with distributed.setup("cpu") as world:
+            task = build_training(config, build_training_data(config, world), world)
+        for _ in range(3):
+            task.step(StopSignal())
+        states.append(task.state.network.state_dict())
+        before = task.state.network.training
+        assert 0 < task.measure().map <= 1, "evaluation is not replayed"
+        assert task.state.network.training == before
+    assert len(captures) == 1
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training__compile": True}, "does not go with compile"),
+        ({"training__accumulation": 2}, "needs accumulation: 1, not 2"),
+        ({"search__relaxation": "gumbel_hard"}, "not with gumbel_hard"),
+        ({"search__activation_checkpointing": "cell"}, "needs search.activation_checkpointing: none"),
+        (OSNET | {"training__frozen_epochs": 1}, "needs frozen_epochs: 0"),
+        (
+            {"task": "train", "model": {"name": "derived", "options": {"drop_path": 0.2}}},
+            "needs model.options.drop_path: 0",
+        ),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_by_the_config(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_tiny(tmp_path, **changes, **GRAPHS))
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "shared", "message"),
+    [
+        ("cpu", 1, True, "true needs a GPU; this run computes on cpu"),
+        ("cuda", 2, True, "on 2 ranks needs distributed.share_batch_statistics: false"),
+        ("cuda", 2, False, None),
+        ("cuda", 1, True, None),
+    ],
+)
+def test_what_the_machine_does_not_have_is_refused(tmp_path, device, ranks, shared, message):
+    config = load_config(write_tiny(tmp_path, **GRAPHS, distributed__share_batch_statistics=shared))
+    world = World(0, ranks, 0, torch.device(device))
+    if message is None:
+        check_cuda_graphs(config, world)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_cuda_graphs(config, world)
