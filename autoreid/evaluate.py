@@ -36,6 +36,7 @@ from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import Cell, EvaluationReport, as_json, as_table
 from autoreid.reporting.logs import progress_bar
 from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
+from autoreid.training.precision import allowing_tf32
 
 # Not __name__, which is __main__ when this is the command.
 _log = logging.getLogger("autoreid.evaluate")
@@ -192,9 +193,11 @@ class Source:
         return on_main(lambda: self._finish(target, data.query, comparison))
 
     def embed(self, split: Split) -> FeatureSet:
-        """The features of a split's images, of which each rank computes its share."""
+        """The features of a split's images, of which each rank computes its share; TF32 serves as in the training."""
         embed = flip_test(self.network) if self.job.options.flip else self.network
-        return FeatureSet.of(split, extract_features(embed, split, self.batches, self.job.world))
+        world = self.job.world
+        with allowing_tf32(self.config.training.precision, world.device):
+            return FeatureSet.of(split, extract_features(embed, split, self.batches, world))
 
     def batches(self, split: Split, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
         """The chosen images in order, with a progress bar."""

@@ -58,11 +58,18 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alpha_stream=data.alpha_stream,
         totals=torch.zeros(len(METRICS), device=world.device),
     )
-    objective = build_objective(config, world)
+    search, precision = config.search, config.training.precision
+    of_alphas = precision if search.order == "first" else search.second_order_precision
     relaxation = build_relaxation(config, state.steps_per_epoch)
     accumulation = build_accumulation(config, world)
     architect = Architect(
-        supernet, alphas, relaxation, objective, state.weight_optimizer, config.search.order, accumulation
+        supernet,
+        alphas,
+        relaxation,
+        build_objective(config, world, of_alphas),
+        state.weight_optimizer,
+        search.order,
+        accumulation,
     )
     return SearchTask(
         config,
@@ -71,7 +78,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         space,
         relaxation,
         architect,
-        objective,
+        build_objective(config, world, precision),
         accumulation,
         network,
         lambda mixing: measure_network(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoreid import distributed
-from autoreid.config import Config, Training
+from autoreid.config import Config, Precision, Training
 from autoreid.data.loaders import embedding_batches
 from autoreid.data.training_data import TrainingData
 from autoreid.distributed import World
@@ -18,6 +18,7 @@ from autoreid.evaluation import MeanRetrieval, measure_retrieval
 from autoreid.losses import RetrievalLoss
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.objective import Objective
+from autoreid.training.precision import allowing_tf32
 
 #: Modules of a network that its head is made of; all others are the backbone.
 HEADS = ("neck", "classifier", "reduce", "auxiliary")
@@ -48,7 +49,10 @@ def place_network(network: nn.Module, config: Config, world: World, parts_unused
     network.to(device=world.device, memory_format=memory_format(config.training))  # type: ignore[call-overload]
     if config.training.compile:
         network.compile()
-    return distributed.data_parallel(network, not shared, parts_unused)
+    # DDP puts the gradients of the first step in another order than those of later ones, but where some may be unused.
+    # A resumed run would thus add the gradients of three or more ranks in another order than one that went on.
+    fixed_order = parts_unused or config.distributed.deterministic
+    return distributed.data_parallel(network, not shared, fixed_order)
 
 
 def build_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:
@@ -67,8 +71,8 @@ def build_optimizer(training: Training, network: nn.Module) -> torch.optim.Optim
     return torch.optim.SGD(named, rate, training.momentum, weight_decay=decay, nesterov=training.nesterov)
 
 
-def build_objective(config: Config, world: World) -> Objective:
-    """The config's retrieval loss."""
+def build_objective(config: Config, world: World, precision: Precision) -> Objective:
+    """The config's retrieval loss, of a network that computes in some precision."""
     losses = config.losses
     loss = RetrievalLoss(
         losses.classification_weight,
@@ -77,7 +81,7 @@ def build_objective(config: Config, world: World) -> Objective:
         distributed.gather if losses.mine_across_ranks else None,
         world.rank,
     )
-    return Objective(loss, config.training.precision, world.device, losses.auxiliary_weight)
+    return Objective(loss, precision, world.device, losses.auxiliary_weight)
 
 
 def build_accumulation(config: Config, world: World) -> Accumulation:
@@ -106,7 +110,15 @@ def measure_network(
     data: TrainingData,
     world: World,
 ) -> MeanRetrieval:
-    """Ranks each target's gallery by an embedding of the network, in evaluation mode with rank 0's statistics."""
+    """Ranks each target's gallery by an embedding of the network, in evaluation mode with rank 0's statistics.
+
+    Embeddings may use TF32 where the training does; distances never do.
+    """
+
+    def embed_as_trained(images: Tensor) -> Tensor:
+        with allowing_tf32(config.training.precision, world.device):
+            return embed(images)
+
     distributed.broadcast_buffers(network)
     load = partial(
         embedding_batches,
@@ -122,7 +134,12 @@ def measure_network(
             return MeanRetrieval(
                 {
                     target.name: measure_retrieval(
-                        embed, target.query, target.gallery, load, world, config.evaluation.metric
+                        embed_as_trained,
+                        target.query,
+                        target.gallery,
+                        load,
+                        world,
+                        config.evaluation.metric,
                     )
                     for target in data.targets
                 }
