@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import traceback
 from collections.abc import Callable
 
 import torch
 from torch import distributed as dist
 
-from autoreid.errors import AutoreidError
+from autoreid.errors import LOST_CONTACT, AutoreidError, complain
 
 _log = logging.getLogger(__name__)
 
@@ -32,28 +30,22 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from the last checkpoint")
+        complain("interrupted; the same command goes on from the last checkpoint")
         return 130
     except AutoreidError as error:
         _log.debug("%s", error, exc_info=error)
-        _complain(str(error))
+        complain(str(error))
         return error.exit_status
     except torch.OutOfMemoryError as error:
         _log.debug("%s", error, exc_info=error)
-        _complain(f"the GPU's memory is full; {LESS_MEMORY}: {str(error).splitlines()[0]}")
+        complain(f"the GPU's memory is full; {LESS_MEMORY}: {str(error).splitlines()[0]}")
         return 1
     except Exception as error:
         _log.debug("%s", error, exc_info=error)
         first = (str(error).splitlines() or [""])[0]
         if isinstance(error, dist.DistBackendError) or "gloo" in first:
-            first = f"lost contact with another rank, whose log says why: {first}"
-        _complain(f"{type(error).__name__}: {first}")
+            first = f"{LOST_CONTACT}: {first}"
+        complain(f"{type(error).__name__}: {first}")
         if not logging.getLogger("autoreid").handlers:
             traceback.print_exc()
         return 1
-
-
-def _complain(message: str) -> None:
-    # Errors that ranks agree on are raised by all of them; one of them says so.
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-        print(f"autoreid: {message}", file=sys.stderr)

@@ -146,6 +146,10 @@ class Search(Section):
     """bilevel: alphas learn from images of their own; single: from the weights' images and backward pass."""
     order: Literal["first", "second", "exact"] = "second"
     """bilevel: gradient of the alphas: first order; second by finite differences (DARTS eq. 8); or exact."""
+    second_order_precision: Precision = "float32"
+    """bilevel, order second and exact: as training.precision, for the passes that give the alphas' gradient.
+    It rests on small differences between gradients, which tf32 and bfloat16 round away. Order first computes in
+    training.precision."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs in which only the weights are trained."""
     alpha_optimizer: Literal["adam", "sgd"] = "adam"
@@ -248,8 +252,10 @@ class Training(Section):
     """Micro-batches that a rank computes its share in, one by one; batch statistics and triplets are those of one."""
     gradient_clip: Positive | None = 5.0
     """Largest norm of the weights' gradient; null does not clip."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 computes under autocast; weights, alphas and losses stay float32."""
+    precision: Precision = "tf32"
+    """float32 is IEEE's. tf32 is float32 whose factors GPUs round to 10 bits in convolutions and matrix products: much
+    faster, and hardly less accurate; CPUs do not round. bfloat16 computes under autocast, with 7 bits, which also
+    takes less memory; weights, alphas and losses stay float32."""
     channels_last: bool = False
     """Memory layout that convolutions on GPUs prefer."""
     compile: bool = False
@@ -301,6 +307,14 @@ class Distributed(Section):
     """Compare the ranks' alphas after every so many steps."""
     timeout_seconds: Positive = 600.0
     """How long a rank waits for its peers before it gives up."""
+    cudnn_benchmark: bool = True
+    """cuDNN tries its algorithms on each new shape and keeps the fastest; a run has few shapes, so this pays."""
+    expandable_segments: bool = True
+    """PyTorch's blocks of GPU memory can grow, so that less is lost in gaps; it costs no time. A
+    PYTORCH_CUDA_ALLOC_CONF of your own takes precedence."""
+    deterministic: bool = False
+    """Runs with equal seeds on GPUs of one kind agree bit for bit, and so do resumed ones. Slower, hence not the
+    default; switches cudnn_benchmark off. A run whose operations cannot do this is refused."""
 
 
 class Checkpoint(Section):
@@ -359,6 +373,11 @@ class Config(Section):
                 "captured pass would not notice"
             )
         self._check_measure()
+        if self.distributed.deterministic and self.training.compile:
+            raise ValueError(
+                "distributed.deterministic: a compiled network need not give equal bits; "
+                "training.compile must be false"
+            )
         return self
 
     def _check_measure(self) -> None:

@@ -4,6 +4,14 @@
 disagree. A message is one line: what is wrong, where, and what would be right.
 """
 
+from __future__ import annotations
+
+import os
+import sys
+
+#: How the line begins that ends a run whose peer is gone.
+LOST_CONTACT = "lost contact with another rank, whose log says why"
+
 
 class AutoreidError(Exception):
     """A failure that the user can act on; its message is one line."""
@@ -31,3 +39,9 @@ class DisagreementError(AutoreidError):
     """Ranks that must hold equal values do not; names the step and the ranks."""
 
     exit_status = 3
+
+
+def complain(message: str) -> None:
+    """Puts a line on the console, if this is rank 0: errors that ranks agree on are raised by all of them."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(f"autoreid: {message}", file=sys.stderr, flush=True)

@@ -181,13 +181,18 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         if inner[name] is None:
             default = "required" if field.is_required() else _shown(field.default)
-            yield f"  {prefix}{name} ({default}): {field.description or ''}"
+            yield f"  {prefix}{name} ({default}): {_one_line(field.description)}"
     for name, subsection in inner.items():
         if subsection is not None:
-            meaning = section.model_fields[name].description or (subsection.__doc__ or "").splitlines()[0]
+            described = section.model_fields[name].description
+            meaning = _one_line(described) or (subsection.__doc__ or "").splitlines()[0]
             below = prefix + _below(name, section.model_fields[name].annotation)
             yield f"\n{below}: {meaning}"
             yield from _describe(subsection, f"{below}.")
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def _shown(value: Any) -> str:

@@ -21,7 +21,7 @@ from autoreid.data.training_data import (
     draw_people,
     run_images,
 )
-from autoreid.distributed import StopSignal, World, gather_objects, on_main
+from autoreid.distributed import StopSignal, World, gather_objects, naming_nondeterminism, on_main
 from autoreid.errors import AutoreidError, RunError
 from autoreid.models.derived import with_genotype_text
 from autoreid.recipes import describe_options, load_config
@@ -41,7 +41,8 @@ from autoreid.training.task import TrainTask, build_training
 # Not __name__, which is __main__ when this is the command.
 _log = logging.getLogger("autoreid.train")
 
-#: Keys that a resumed run may change: they say where and how it computes, not what.
+#: Keys that a resumed run may change: they say where and how it computes, not what. Not distributed.deterministic: the
+#: run's config would promise for all its steps what holds for some.
 MAY_DIFFER = (
     "output_dir",
     "genotype_dir",
@@ -55,6 +56,8 @@ MAY_DIFFER = (
     "distributed.device",
     "distributed.digest_every_steps",
     "distributed.timeout_seconds",
+    "distributed.cudnn_benchmark",
+    "distributed.expandable_segments",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
     "reporting.every_seconds",
@@ -132,7 +135,8 @@ def run(config: Config, world: World, stop: StopSignal) -> None:
         on_main(claim)
         start_logging(folder.logs, world.rank)
         try:
-            _go_on(config, world, data, task, folder, stop)
+            with naming_nondeterminism():
+                _go_on(config, world, data, task, folder, stop)
         except AutoreidError as error:
             with suppress(RunError):  # the disk may be full
                 _record(folder, world, "failed", task.state, str(error))
@@ -213,8 +217,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(config.to_yaml(), end="")
             return 0
         settings = config.distributed
+        group = distributed.setup(
+            settings.device,
+            settings.timeout_seconds,
+            settings.cudnn_benchmark,
+            settings.expandable_segments,
+            settings.deterministic,
+        )
         # From here on: a job may be told to stop while it is still getting ready.
-        with StopSignal() as stop, distributed.setup(settings.device, settings.timeout_seconds) as world:
+        with StopSignal() as stop, group as world:
             run(config, world, stop)
         return 0
 

@@ -188,7 +188,8 @@ def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> Sea
     draw_people(config.data)
     world = World(0, 1, 0, META)
     task = build_search(config, build_search_data(config, world), world)
-    task.objective.device = torch.device("cpu")  # for autocast, which knows no meta device; it stays off
+    for objective in (task.objective, task.architect.objective):
+        objective.device = torch.device("cpu")  # for autocast, which knows no meta device; it stays off
     for optimizer in (task.state.weight_optimizer, task.state.alpha_optimizer):
         for group in optimizer.param_groups:
             group["foreach"] = True  # what torch chooses on GPUs by itself

@@ -324,7 +324,7 @@ def test_a_config_does_not_change():
             "learning_rate": st.floats(1e-2, 1e10),
             "final_learning_rate": st.floats(0, 1e-2),
             "gradient_clip": st.none() | st.floats(1e-12, 1e12),
-            "precision": st.sampled_from(["float32", "bfloat16"]),
+            "precision": st.sampled_from(["float32", "tf32", "bfloat16"]),
             "channels_last": st.booleans(),
         },
     ),

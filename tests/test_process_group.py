@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from autoreid import distributed
-from autoreid.distributed.process_group import choose_device, read_rendezvous
+from autoreid.distributed.process_group import read_rendezvous
 from autoreid.errors import ConfigError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
@@ -80,16 +80,3 @@ def test_scontrol_that_fails_says_what_helps(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="set MASTER_ADDR"):
         read_rendezvous(SLURM)
-
-
-def test_devices(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert choose_device("auto", 3).type == "cpu"
-    with pytest.raises(ConfigError, match=r"distributed\.device = cuda"):
-        choose_device("cuda", 0)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    # Slurm shows a task its own GPU alone, or every task all GPUs of the node.
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert choose_device("auto", 3).index == 0
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    assert choose_device("cuda", 3).index == 3

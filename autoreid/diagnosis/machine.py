@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from packaging.requirements import Requirement
 
-from autoreid.distributed.process_group import choose_device
+from autoreid.distributed.gpus import Seat, take_seat
 
 #: Where loader processes hand over their batches.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -110,17 +110,12 @@ def check_slurm() -> Finding:
     return Finding("ok", "Slurm", "jobs can find their nodes and requeue themselves")
 
 
-def check_device(local_rank: int) -> tuple[Finding, str | None]:
-    """Whether torch can use the GPUs that are here, and the UUID of the one that this rank computes on."""
-    device = choose_device("auto", local_rank)
-    if device.type == "cpu":
-        return _why_no_gpu(), None
-    visible = torch.cuda.device_count()
-    if device.index >= visible:
-        text = f"local rank {local_rank} has none, {visible} are visible"
-        return Finding("FAIL", "GPU", text, "start one task for each GPU of a node"), None
-    text = f"torch {torch.__version__} with CUDA {torch.version.cuda} can use it"
-    return Finding("ok", "GPU", text), str(torch.cuda.get_device_properties(device).uuid)
+def check_device(local_rank: int) -> tuple[Finding, Seat]:
+    """Whether torch can use the GPUs that are here, and where this rank computes."""
+    seat = take_seat("auto", local_rank)
+    if not seat.visible:
+        return _why_no_gpu(), seat
+    return Finding("ok", "GPU", f"torch {torch.__version__} with CUDA {torch.version.cuda} can use it"), seat
 
 
 def _why_no_gpu() -> Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import time
@@ -18,7 +17,8 @@ from torch.distributed import (  # type: ignore[attr-defined]
 )
 
 from autoreid.distributed.process_group import Rendezvous, read_rendezvous
-from autoreid.errors import ConfigError, RunError
+from autoreid.distributed.store import exchange, leave
+from autoreid.errors import ConfigError
 
 _UNKNOWN = "no such host is known here; set MASTER_ADDR to rank 0's node, by number if need be"
 
@@ -50,31 +50,13 @@ class Meeting:
         if self.store is None:
             return [value]
         self._exchanges += 1
-        values = self._share(self.store, str(self._exchanges), json.dumps(value), patience)
-        return [json.loads(value) for value in values]
+        name = str(self._exchanges)
+        return exchange(self.store, name, self.rank, self.size, value, patience * self.timeout)
 
     def leave(self) -> None:
         """Ends the meeting; rank 0, which holds the store, leaves last."""
-        if self.store is not None and self.rank == 0:
-            self._share(self.store, "left", "", 1)
-        elif self.store is not None:
-            self.store.set(f"left/{self.rank}", "")
-
-    def _share(self, store: Store, what: str, mine: str, patience: int) -> list[bytes]:
-        keys = [f"{what}/{rank}" for rank in range(self.size)]
-        deadline = time.monotonic() + patience * self.timeout
-        try:
-            store.set(keys[self.rank], mine)
-            while not store.check(keys):
-                if time.monotonic() > deadline:
-                    missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-                    raise RunError(
-                        f"nothing heard of rank {', '.join(missing)}, which may have said why itself"
-                    )
-                time.sleep(0.05)
-            return [store.get(key) for key in keys]
-        except RuntimeError as error:
-            raise RunError(f"lost contact with rank 0: {error}") from error
+        if self.store is not None:
+            leave(self.store, "left", self.rank, self.size, self.timeout)
 
 
 def meet(timeout: float) -> Meeting:

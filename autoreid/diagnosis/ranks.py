@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,7 @@ from autoreid.diagnosis.machine import (
 )
 from autoreid.diagnosis.meeting import Meeting, listen, meet
 from autoreid.distributed import setup, sum_over_ranks
+from autoreid.distributed.gpus import Seat, seat_trouble
 from autoreid.errors import ConfigError, RunError
 
 #: Seconds that a file may take to be seen on another node.
@@ -39,7 +40,7 @@ class Rank(NamedTuple):
     Attributes:
         findings: of the checks that need no other rank.
         versions: of Python and the packages that autoreid needs.
-        gpu: the UUID of the GPU that it computes on, None on a CPU.
+        seat: where it computes.
         name_means: the address that the host's own name stands for, which gloo gives to other nodes.
         clock: seconds since 1970, at about the same moment on all ranks.
     """
@@ -47,7 +48,7 @@ class Rank(NamedTuple):
     host: str
     findings: list[Finding]
     versions: dict[str, str]
-    gpu: str | None
+    seat: Seat
     name_means: str
     clock: float
 
@@ -83,21 +84,23 @@ def _in_turn(meeting: Meeting, folder: Path) -> Iterator[list[Finding]]:
 
 def examine(meeting: Meeting, folder: Path) -> list[Finding]:
     """All findings about all ranks but those of a process group, the same list on every rank."""
-    device, gpu = check_device(meeting.local_rank)
+    device, seat = check_device(meeting.local_rank)
     findings = [check_packages(), check_dot(), check_shared_memory(), device]
     if meeting.local_rank == 0:
         findings.append(check_slurm())
     shared = check_folder(meeting, folder.absolute())
     together = [check_ports(meeting)] if meeting.size > 1 else []
     host = socket.gethostname()
-    mine = Rank(host, findings, versions(), gpu, _address_of(host), time.time())
-    ranks = [
-        Rank(*values)._replace(findings=[Finding(*finding) for finding in values[1]])
-        for values in meeting.exchange(mine)
-    ]
+    mine = Rank(host, findings, versions(), seat, _address_of(host), time.time())
+    ranks = [_as_rank(*values) for values in meeting.exchange(mine)]
     if meeting.size > 1:
         together += [check_versions(ranks), check_gpus(ranks), *check_names(ranks), check_clocks(ranks)]
     return [check_launch(ranks), shared, *merge(ranks), *together]
+
+
+def _as_rank(host: str, findings: Sequence[Any], versions: dict[str, str], seat: Any, *rest: Any) -> Rank:
+    """A rank as it was before JSON made lists of its tuples."""
+    return Rank(host, [Finding(*finding) for finding in findings], versions, Seat(*seat), *rest)
 
 
 def _address_of(host: str) -> str:
@@ -147,30 +150,18 @@ def check_versions(ranks: Sequence[Rank]) -> Finding:
 
 def check_gpus(ranks: Sequence[Rank]) -> Finding:
     """Whether each rank has a GPU of its own, or none has one."""
-    owners: dict[str | None, list[int]] = {}
-    for number, rank in enumerate(ranks):
-        owners.setdefault(rank.gpu, []).append(number)
-    without = owners.pop(None, [])
-    if without and owners:
-        text = f"ranks {_listed(without)} compute on the CPU, the others on GPUs"
-        return Finding("FAIL", "GPUs", text, "give every task one (--gpus-per-node = --ntasks-per-node)")
-    for gpu, sharing in owners.items():
-        if len(sharing) > 1:
-            text = f"ranks {_listed(sharing)} share {gpu} on {ranks[sharing[0]].host}"
-            mend = "give every task its own (--gpus-per-node = --ntasks-per-node), and leave CUDA_VISIBLE_DEVICES"
-            return Finding("FAIL", "GPUs", text, f"{mend} to Slurm")
-    return Finding("ok", "GPUs", "each rank has its own" if owners else "no rank has one")
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+    seats = [rank.seat for rank in ranks]
+    trouble = seat_trouble(seats)
+    if trouble is not None:
+        return Finding("FAIL", "GPUs", *trouble)
+    return Finding("ok", "GPUs", "each rank has its own" if seats[0].visible else "no rank has one")
 
 
 def check_names(ranks: Sequence[Rank]) -> Iterator[Finding]:
     """What is wrong with the nodes' own names, through which ranks on CPUs find each other."""
     if len({rank.host for rank in ranks}) == 1 or os.environ.get("GLOO_SOCKET_IFNAME"):
         return
-    for host, means, gpu in sorted({(rank.host, rank.name_means, rank.gpu is not None) for rank in ranks}):
+    for host, means, gpu in sorted({(rank.host, rank.name_means, rank.seat.visible > 0) for rank in ranks}):
         if not means or means.startswith("127."):
             text = f"{host} stands for {means or 'nothing'} there, where other nodes do not find it"
             mend = "mend /etc/hosts, or set GLOO_SOCKET_IFNAME to the network's interface"

@@ -23,6 +23,7 @@ from autoreid.distributed.collectives import (
     sum_over_ranks,
     world_size,
 )
+from autoreid.distributed.device import naming_nondeterminism
 from autoreid.distributed.process_group import World, setup
 from autoreid.distributed.stop import StopSignal, ignore_stop_signals
 
@@ -40,6 +41,7 @@ __all__ = [
     "gather",
     "gather_objects",
     "ignore_stop_signals",
+    "naming_nondeterminism",
     "normalise",
     "normalise_together",
     "on_main",

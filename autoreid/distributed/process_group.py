@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
 import torch
 from torch import distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
-from autoreid.errors import ConfigError
+from autoreid.distributed.device import device_settings
+from autoreid.distributed.gpus import Device, Seat, seat_trouble, take_seat
+from autoreid.distributed.lost_peer import watching_nccl
+from autoreid.distributed.store import exchange, leave
+from autoreid.errors import ConfigError, RunError
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = (
@@ -26,6 +31,8 @@ _SLURM = (
     "SLURM_STEP_NODELIST",
 )
 _GLOO_FREES_SECONDS = 0.1
+#: How long rank 0 waits for the other ranks to see why none of them can begin.
+_LEAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -122,48 +129,56 @@ def _first_host(environment: Mapping[str, str]) -> str:
     return shown.stdout.split()[0]
 
 
-def choose_device(setting: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
-    """This rank's device. One task has one GPU: its own if Slurm shows it only that, else the local rank's.
-
-    Raises:
-        ConfigError: `cuda` was asked for and torch sees no GPU.
-    """
-    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("distributed.device = cuda: torch sees no GPU here; use auto or cpu")
-    visible = torch.cuda.device_count()
-    return torch.device("cuda", 0 if visible == 1 else local_rank)
-
-
 @contextmanager
-def setup(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_seconds: float = 600.0) -> Iterator[World]:
-    """Joins the process group (NCCL on GPUs, gloo on CPUs) for the length of the `with` block.
+def setup(
+    device: Device = "auto",
+    timeout_seconds: float = 600.0,
+    cudnn_benchmark: bool = True,
+    expandable_segments: bool = True,
+    deterministic: bool = False,
+) -> Iterator[World]:
+    """Sets up the device and joins the process group (NCCL on GPUs, gloo on CPUs) for the length of the `with` block.
 
     Args:
         device: what to compute on; auto takes a GPU where there is one.
         timeout_seconds: how long a collective waits for a dead peer before it fails.
+        cudnn_benchmark, expandable_segments, deterministic: see `device_settings`.
 
     Raises:
-        ConfigError: the launcher's variables are incomplete, or the device is not there.
+        ConfigError: on every rank, if the ranks do not find a GPU each or a CPU each; or the launcher's variables
+            are incomplete.
+        RunError: some ranks did not come in time.
     """
-    rendezvous = read_rendezvous(os.environ)
-    if rendezvous is None:
-        yield World(0, 1, 0, _use(choose_device(device, 0)))
-        return
-    if not 0 <= rendezvous.rank < rendezvous.size:
-        raise ConfigError(f"environment: rank {rendezvous.rank} is outside 0 to {rendezvous.size - 1}")
-    chosen = _use(choose_device(device, rendezvous.local_rank))
+    place = read_rendezvous(os.environ)
+    with device_settings(device, cudnn_benchmark, expandable_segments, deterministic):
+        if place is None:
+            seat = take_seat(device, 0)
+            _require_seats([seat], device)
+            yield World(0, 1, 0, seat.device)
+        else:
+            with _group(place, device, timedelta(seconds=timeout_seconds)) as world:
+                yield world
+
+
+@contextmanager
+def _group(place: Rendezvous, device: Device, timeout: timedelta) -> Iterator[World]:
+    if not 0 <= place.rank < place.size:
+        raise ConfigError(f"environment: rank {place.rank} is outside 0 to {place.size - 1}")
+    url = f"tcp://{place.address}:{place.port}"
+    store, _, _ = next(rendezvous(url, place.rank, place.size, timeout=timeout))
+    seat = find_seat(PrefixStore("seats", store), place, device, timeout.total_seconds())
+    on_gpu = seat.device.type == "cuda"
     dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo",
-        init_method=f"tcp://{rendezvous.address}:{rendezvous.port}",
-        rank=rendezvous.rank,
-        world_size=rendezvous.size,
-        timeout=timedelta(seconds=timeout_seconds),
-        device_id=chosen if chosen.type == "cuda" else None,
+        "nccl" if on_gpu else "gloo",
+        store=PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timeout,
+        device_id=seat.device if on_gpu else None,
     )
     try:
-        yield World(rendezvous.rank, rendezvous.size, rendezvous.local_rank, chosen)
+        with watching_nccl() if on_gpu else nullcontext():
+            yield World(place.rank, place.size, place.local_rank, seat.device)
     finally:
         # The destructor of torch 2.6 waits for gloo's threads while it holds the GIL, which they need to free the
         # tensors of the last collective.
@@ -171,7 +186,29 @@ def setup(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_seconds: floa
         dist.destroy_process_group()
 
 
-def _use(device: torch.device) -> torch.device:
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
+def find_seat(store: Store, place: Rendezvous, device: Device, timeout: float) -> Seat:
+    """This rank's seat, once all ranks know that their seats fit together; before NCCL, which would only time out.
+
+    Args:
+        timeout: seconds to wait for the other ranks.
+
+    Raises:
+        ConfigError: on every rank, if they do not fit together.
+        RunError: some ranks did not come in time.
+    """
+    mine = take_seat(device, place.local_rank)
+    found = exchange(store, "seat", place.rank, place.size, mine, timeout)
+    try:
+        _require_seats([Seat(*values) for values in found], device)
+    except ConfigError:
+        # Rank 0 holds the store: it must not leave before every rank has seen what is wrong.
+        with suppress(RunError):
+            leave(store, "left", place.rank, place.size, min(timeout, _LEAVE_SECONDS))
+        raise
+    return mine
+
+
+def _require_seats(seats: Sequence[Seat], device: Device) -> None:
+    trouble = seat_trouble(seats, device)
+    if trouble is not None:
+        raise ConfigError("; ".join(trouble))

@@ -68,5 +68,7 @@ class RetrievalLoss(nn.Module):
         # Half-precision logits lose the small differences between many identities.
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if logits.dim() > 2:
-            labels = labels[:, None].expand(-1, logits.shape[2])
+            # A row for each part: torch's loss over (B, identities, parts) is not deterministic on GPUs.
+            labels = labels[:, None].expand(-1, logits.shape[2]).flatten()
+            logits = logits.transpose(1, 2).flatten(0, 1)
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

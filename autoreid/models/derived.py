@@ -13,6 +13,7 @@ from torchvision.ops import stochastic_depth
 from autoreid.errors import ConfigError, DataError
 from autoreid.models.heads import BNNeck
 from autoreid.models.osnet import OSNet
+from autoreid.models.pooling import AveragePool
 from autoreid.search.cells import build_preprocess
 from autoreid.search.genotype import AnyGenotype, Cell, CellGenotype, Genotype, OsnetAinGenotype
 from autoreid.search.macro import STEMS, CellPlan, build_stem, plan_cells
@@ -73,7 +74,7 @@ class AuxiliaryHead(nn.Sequential):
         super().__init__()
         self.reduce = nn.Sequential(
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
+            AveragePool(2, 2),
             nn.Conv2d(channels, 128, 1, bias=False),
             nn.BatchNorm2d(128),
             nn.ReLU(inplace=True),

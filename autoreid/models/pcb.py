@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.errors import ConfigError
+from autoreid.models.pooling import average_pool
 from autoreid.models.resnet import ResNetBackbone
 from autoreid.models.weights import initialise
 
@@ -47,7 +48,7 @@ class PCB(ResNetBackbone):
             ordered by channel, then part. In training (embedding, logits (B, identities, M)), which is the
             order that `torch.nn.functional.cross_entropy` takes with labels (B, M).
         """
-        pooled_BCM1 = F.adaptive_avg_pool2d(self.feature_map(images), (self.parts, 1))
+        pooled_BCM1 = average_pool(self.feature_map(images), self.parts, 1)
         embedding = F.normalize(pooled_BCM1, dim=1).flatten(1)
         if not self.training:
             return embedding

@@ -154,6 +154,8 @@ class RunFolder:
 
 def describe_environment() -> dict[str, Any]:
     """Versions, git commit, host, devices of this process, world size and command line."""
+    # A run on CPUs does not open a GPU that happens to be there.
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
         "python": platform.python_version(),
@@ -164,8 +166,7 @@ def describe_environment() -> dict[str, Any]:
         "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
         "hostname": platform.node(),
         "platform": platform.platform(),
-        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        or ["cpu"],
+        "devices": [torch.cuda.get_device_name(index) for index in gpus] or ["cpu"],
         "world_size": torch.distributed.get_world_size() if in_group else 1,
         "argv": sys.argv,
     }

@@ -88,7 +88,7 @@ class Architect:
             return self.accumulation.gradients(partial(score, weights), batch, inputs, create_graph)
 
         levels = partial(gradient, alpha_batch), partial(gradient, weight_batch)
-        with frozen_statistics(self.supernet):
+        with frozen_statistics(self.supernet), self.objective.passes():
             if self.order == "first":
                 return self._first_order(levels[0])
             # A compiled network cannot be differentiated twice.

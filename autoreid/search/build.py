@@ -63,12 +63,19 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alpha_stream=data.alpha_stream,
         totals=torch.zeros(len(METRICS), device=world.device),
     )
-    objective = build_objective(config, world)
+    search, precision = config.search, config.training.precision
+    of_alphas = precision if search.order == "first" else search.second_order_precision
     accumulation = build_accumulation(config, world)
     architect = Architect(
-        supernet, alphas, relaxation, objective, state.weight_optimizer, config.search.order, accumulation
+        supernet,
+        alphas,
+        relaxation,
+        build_objective(config, world, of_alphas),
+        state.weight_optimizer,
+        search.order,
+        accumulation,
     )
-    if graphs and not single and config.search.order == "first":
+    if graphs and not single and search.order == "first":
         mixing = _sample_mixing(relaxation, alphas, requires_grad=True)
         architect.captured = capture_alphas(supernet, config, world, mixing)
     return SearchTask(
@@ -78,7 +85,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         space,
         relaxation,
         architect,
-        objective,
+        build_objective(config, world, precision),
         accumulation,
         network,
         lambda mixing: measure_network(

@@ -143,7 +143,8 @@ class SearchTask:
     def _backward(self, batch: Batch, alphas_move: bool) -> Tensor:
         """Gives the weights their gradient, and the alphas theirs if they move with them; this rank's METRICS."""
         self.state.weight_optimizer.zero_grad()
-        return self.accumulation.backward(self.network, partial(self._score, alphas_move), batch)
+        with self.objective.passes():
+            return self.accumulation.backward(self.network, partial(self._score, alphas_move), batch)
 
     def _score(self, alphas_move: bool, batch: Batch) -> Score:
         with torch.set_grad_enabled(alphas_move):

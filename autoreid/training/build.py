@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoreid import distributed
-from autoreid.config import Config, Training
+from autoreid.config import Config, Precision, Training
 from autoreid.data.loaders import embedding_batches
 from autoreid.data.training_data import TrainingData
 from autoreid.distributed import World
@@ -60,7 +60,10 @@ def place_network(
     if training.cuda_graphs:
         check_cuda_graphs(config, world)
         network = capture_training(network, config, world, *inputs)
-    return distributed.data_parallel(network, not shared, parts_unused)
+    # DDP puts the gradients of the first step in another order than those of later ones, but where some may be unused.
+    # A resumed run would thus add the gradients of three or more ranks in another order than one that went on.
+    fixed_order = parts_unused or config.distributed.deterministic
+    return distributed.data_parallel(network, not shared, fixed_order)
 
 
 def build_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:
@@ -79,8 +82,8 @@ def build_optimizer(training: Training, network: nn.Module) -> torch.optim.Optim
     return torch.optim.SGD(named, rate, training.momentum, weight_decay=decay, nesterov=training.nesterov)
 
 
-def build_objective(config: Config, world: World) -> Objective:
-    """The config's retrieval loss."""
+def build_objective(config: Config, world: World, precision: Precision) -> Objective:
+    """The config's retrieval loss, of a network that computes in some precision."""
     losses = config.losses
     loss = RetrievalLoss(
         losses.classification_weight,
@@ -89,7 +92,7 @@ def build_objective(config: Config, world: World) -> Objective:
         distributed.gather if losses.mine_across_ranks else None,
         world.rank,
     )
-    return Objective(loss, config.training.precision, world.device, losses.auxiliary_weight)
+    return Objective(loss, precision, world.device, losses.auxiliary_weight)
 
 
 def build_accumulation(config: Config, world: World) -> Accumulation:
@@ -139,7 +142,12 @@ def measure_network(
             return MeanRetrieval(
                 {
                     target.name: measure_retrieval(
-                        embed, target.query, target.gallery, load, world, config.evaluation.metric
+                        embed,
+                        target.query,
+                        target.gallery,
+                        load,
+                        world,
+                        config.evaluation.metric,
                     )
                     for target in data.targets
                 }

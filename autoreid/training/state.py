@@ -78,7 +78,7 @@ class RunState:
         """Tensors and plain values: weights, optimisers, positions, numbers, random state."""
         parts = {name: part.state_dict() for name, part in self._parts()}
         numbers = {name: getattr(self, name) for name in _NUMBERS}
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        cuda = torch.cuda.get_rng_state() if self._on_gpu else None
         return parts | numbers | {"totals": self.totals.cpu(), "random": [torch.get_rng_state(), cuda]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -90,8 +90,13 @@ class RunState:
         self.totals = state["totals"].to(self.totals.device)
         cpu, cuda = state["random"]
         torch.set_rng_state(cpu)
-        if cuda is not None and torch.cuda.is_available():
+        if cuda is not None and self._on_gpu:
             torch.cuda.set_rng_state(cuda)
+
+    @property
+    def _on_gpu(self) -> bool:
+        """A run on CPUs does not touch a GPU that happens to be there: asking for its random state would open it."""
+        return self.totals.device.type == "cuda"
 
     def _parts(self) -> list[tuple[str, Any]]:
         found = ((name, getattr(self, name)) for name in self.PARTS)

@@ -96,7 +96,8 @@ class TrainTask:
     def _backward(self, network: nn.Module, batch: Batch) -> Tensor:
         """Gives the weights their gradient; this rank's METRICS."""
         self.state.weight_optimizer.zero_grad()
-        return self.accumulation.backward(network, partial(self.objective, network), batch)
+        with self.objective.passes():
+            return self.accumulation.backward(network, partial(self.objective, network), batch)
 
     def _set_mode(self, frozen: bool) -> None:
         """A frozen backbone keeps its statistics as well; drop-path grows linearly over the epochs (DARTS)."""
@@ -143,7 +144,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         config,
         world,
         state,
-        build_objective(config, world),
+        build_objective(config, world, config.training.precision),
         build_accumulation(config, world),
         network,
         lambda: measure_network(config, measured, measured, data, world),

@@ -1,0 +1,112 @@
+"""What NCCL's watchdog finds ends the process with a line, though the main thread waits for the GPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import types
+
+import pytest
+import torch
+
+from autoreid.distributed import lost_peer
+from tests.ranks import free_port
+
+WAITS = """
+import logging, sys, threading, time, types
+from autoreid.distributed import lost_peer
+
+logging.basicConfig(filename=sys.argv[1], level=logging.DEBUG)
+found = iter(["SUCCESS", "SUCCESS", "TIMEOUT"])
+backend = types.SimpleNamespace(get_error=lambda: types.SimpleNamespace(name=next(found)))
+threading.Thread(target=lost_peer.watch, args=(backend, threading.Event()), daemon=True).start()
+
+def wait_for_a_kernel():
+    time.sleep(120)
+
+wait_for_a_kernel()
+"""
+
+
+def _ranks(script, *arguments, size, **settings):
+    port = free_port()
+    launch = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **settings}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            env=os.environ
+            | {name: str(value) for name, value in {**launch, "RANK": rank, "LOCAL_RANK": rank}.items()},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def test_a_line_and_status_1_while_the_main_thread_waits(tmp_path):
+    ranks = _ranks(WAITS, str(tmp_path / "log"), size=2)
+    said = [process.communicate(timeout=60)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 1]
+    assert said[0].startswith("autoreid: lost contact with another rank, whose log says why: ")
+    assert "TIMEOUT" in said[0]
+    assert len(said[0].splitlines()) == 1
+    assert said[1] == ""
+    # The log says where the run was.
+    assert "wait_for_a_kernel" in (tmp_path / "log").read_text()
+
+
+def test_nobody_watches_after_the_end(monkeypatch):
+    monkeypatch.setattr(lost_peer, "INTERVAL", 0.001)
+    asked = threading.Event()
+
+    def get_error():
+        asked.set()
+        return types.SimpleNamespace(name="SUCCESS")
+
+    left = threading.Event()
+    watcher = threading.Thread(
+        target=lost_peer.watch, args=(types.SimpleNamespace(get_error=get_error), left)
+    )
+    watcher.start()
+    assert asked.wait(10.0)
+    left.set()
+    watcher.join(10.0)
+    assert not watcher.is_alive()
+
+
+@pytest.mark.skipif(not torch.distributed.is_nccl_available(), reason="torch was built without NCCL")
+def test_which_torch_can_be_asked():
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    assert hasattr(torch.distributed.ProcessGroupNCCL, "get_error") == (version >= (2, 7))
+
+
+DIES = """
+import os, signal, sys
+import torch
+from autoreid import distributed
+from autoreid.cli import run_command
+
+def command():
+    with distributed.setup("cuda", 20.0) as world:
+        total = torch.ones(1 << 20, device=world.device)
+        torch.distributed.all_reduce(total)
+        total.sum().item()
+        if not world.is_main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        torch.distributed.all_reduce(total)
+        total.sum().item()
+    return 0
+
+sys.exit(run_command(command))
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch sees fewer than two CUDA devices")
+def test_a_killed_peer():
+    ranks = _ranks(DIES, size=2)
+    said = [process.communicate(timeout=180)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, -signal.SIGKILL]
+    assert "autoreid: " in said[0]
+    assert "lost contact with another rank" in said[0]
