@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoreid.layers.pooling import AveragePool, average_pool, pooling_matrix
 from autoreid.models import check_input_size
 from autoreid.models.pcb import PCB
-from autoreid.models.pooling import AveragePool, average_pool, pooling_matrix
 
 sizes = st.integers(1, 40)
 

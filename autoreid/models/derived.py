@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from autoreid.errors import ConfigError, DataError
+from autoreid.layers.pooling import AveragePool
 from autoreid.models.heads import BNNeck
 from autoreid.models.osnet import OSNet
-from autoreid.models.pooling import AveragePool
 from autoreid.search.cells import build_preprocess
 from autoreid.search.genotype import AnyGenotype, Cell, CellGenotype, Genotype, OsnetAinGenotype
 from autoreid.search.macro import STEMS, CellPlan, build_stem, plan_cells

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.errors import ConfigError
-from autoreid.models.pooling import average_pool
+from autoreid.layers.pooling import average_pool
 from autoreid.models.resnet import ResNetBackbone
 from autoreid.models.weights import initialise
 

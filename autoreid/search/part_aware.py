@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoreid.distributed import Norm
+from autoreid.layers.pooling import pooling_matrix
 from autoreid.search.candidate import Candidate
 from autoreid.search.edge_norm import ALL, EdgeNorm
 from autoreid.search.part_attention import PartAttention
@@ -144,10 +145,8 @@ def _membership(x: Tensor, parts: int, stride: int) -> Tensor:
 
 
 def _make_pooling(device: torch.device, dtype: torch.dtype, height: int, width: int, parts: int) -> Tensor:
-    row, part = torch.arange(height, device=device)[:, None], torch.arange(parts, device=device)
-    first, behind = part * height // parts, -(-(part + 1) * height // parts)
-    shares = ((row >= first) & (row < behind)).to(dtype) / ((behind - first) * width)
-    return shares[:, None].expand(-1, width, -1).flatten(0, 1)
+    of_rows = pooling_matrix(parts, height, device, dtype).t() / width
+    return of_rows[:, None].expand(-1, width, -1).flatten(0, 1)
 
 
 def _make_membership(

@@ -15,7 +15,7 @@ from torch import Tensor
 from autoreid import train
 from autoreid.checkpoint import CheckpointFolder
 from benchmarks.gpu.harness import Case, Check, Figures
-from benchmarks.gpu.recipes import available, overrides, recipe
+from benchmarks.gpu.recipes import overrides, recipe
 
 #: Recipes with changes that keep them short.
 PLANS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -100,6 +100,6 @@ def cases(check: Check) -> Iterator[Case]:
     """Searches in the deterministic mode."""
     for title, name, changes in check.pick(PLANS, PLANS[:1]):
         more = check.pick((), ("data.workers=0",))
-        modes = overrides(("deterministic",)) if available(("deterministic",)) else []
+        modes = overrides(("deterministic",))
         action = partial(compare, check, name, (*SHORT, *changes, *more, *modes))
         yield Case(f"{title}, deterministic", action, 15, "0 differ")

@@ -16,7 +16,7 @@ from autoreid.training.memory import measure_need
 from autoreid.training.task import TrainTask
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import synchronize
-from benchmarks.gpu.recipes import available, build, overrides, placed, recipe
+from benchmarks.gpu.recipes import build, overrides, placed, recipe
 
 ROOM = 11e9
 #: Modes and other changes of configs/darts_triplet.yaml.
@@ -97,10 +97,5 @@ def _measure(check: Check, config: Config, world: World) -> Figures:
 def cases(check: Check) -> Iterator[Case]:
     """A second-order search in several modes."""
     for name, modes, changes, goal in check.pick(PLANS, PLANS[:1]):
-        if available(modes):
-            yield Case(
-                f"darts_triplet, {name}, in 11 GB",
-                partial(measure, check, (*overrides(modes), *changes)),
-                12,
-                goal,
-            )
+        action = partial(measure, check, (*overrides(modes), *changes))
+        yield Case(f"darts_triplet, {name}, in 11 GB", action, 12, goal)

@@ -81,6 +81,26 @@ def depthwise(check: Check, dtype: torch.dtype) -> Figures:
     return inputs.times(forms)
 
 
+def separable(check: Check, dtype: torch.dtype) -> Figures:
+    """A depthwise 3×3 and a 1×1 of all edges: one after the other, or as one dense convolution of the input."""
+    inputs = Inputs(check, dtype)
+    x, depthwise, pointwise, C, E = (
+        inputs.input, inputs.depthwise, inputs.pointwise, inputs.channels, inputs.edges
+    )  # fmt: skip
+
+    def two() -> Tensor:
+        y = F.conv2d(x.repeat(1, E, 1, 1), depthwise, padding=1, groups=E * C)
+        mapped = pointwise.view(E, C, C) @ y.unflatten(1, (E, C)).flatten(3)
+        return mapped.flatten(1, 2).unflatten(2, x.shape[2:])
+
+    def dense() -> Tensor:
+        weight = pointwise.view(E, C, C, 1, 1) * depthwise.view(E, 1, C, 3, 3)
+        return F.conv2d(x, weight.flatten(0, 1), padding=1)
+
+    leaves = [x, depthwise, pointwise]
+    return inputs.times({"two": (two, leaves), "dense": (dense, leaves)})
+
+
 def pointwise(check: Check, dtype: torch.dtype) -> Figures:
     """1×1 of all edges: as a grouped convolution or a batched product."""
     inputs = Inputs(check, dtype)
@@ -100,5 +120,10 @@ def pointwise(check: Check, dtype: torch.dtype) -> Figures:
 def cases(check: Check) -> Iterator[Case]:
     """Each operation in both precisions."""
     for precision, dtype in PRECISIONS.items():
-        for name, operation in (("norms", norms), ("depthwise", depthwise), ("pointwise", pointwise)):
+        for name, operation in (
+            ("norms", norms),
+            ("depthwise", depthwise),
+            ("pointwise", pointwise),
+            ("separable", separable),
+        ):
             yield Case(f"{name}, {precision}", partial(operation, check, dtype))

@@ -11,7 +11,7 @@ from autoreid.config import Config
 from autoreid.training.build import memory_format
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import clock
-from benchmarks.gpu.recipes import available, build, overrides, placed, recipe
+from benchmarks.gpu.recipes import build, overrides, placed, recipe
 from benchmarks.gpu.steps import measure_steps
 
 #: Recipes, with what fits them to images of 256×128 and, in a dry run, of 64×32.
@@ -51,11 +51,10 @@ def cases(check: Check) -> Iterator[Case]:
     """Steps and embedding of each network, computed in each way."""
     for name in check.pick(list(RECIPES), list(RECIPES)[1:]):
         for modes in check.pick(WAYS, WAYS[:1]):
-            if available(modes):
-                title = ", ".join((name.removesuffix(".yaml"), *modes))
+            title = ", ".join((name.removesuffix(".yaml"), *modes))
 
-                def step(name: str = name, modes: tuple[str, ...] = modes) -> Figures:
-                    return measure_steps(check, config_of(check, name, modes))
+            def step(name: str = name, modes: tuple[str, ...] = modes) -> Figures:
+                return measure_steps(check, config_of(check, name, modes))
 
-                yield Case(f"{title}, batch 64", step, 8)
-                yield Case(f"{title}, embedding", partial(embed, check, name, modes))
+            yield Case(f"{title}, batch 64", step, 8)
+            yield Case(f"{title}, embedding", partial(embed, check, name, modes))

@@ -34,13 +34,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "alphas in tf32": ("search.second_order_precision=tf32",),
     "alphas in bfloat16": ("search.second_order_precision=bfloat16",),
 }
-#: Modes whose keys the config does not have yet. Cases that need one are left out.
-PENDING = frozenset(
-    ("tf32", "CUDA graphs", "deterministic", "alphas in float32", "alphas in tf32", "alphas in bfloat16")
-)
-#: Keys of `distributed` that `distributed.setup` takes by the same name; once the config has them, these are
-#: cudnn_benchmark, expandable_segments and deterministic.
-DEVICE_SETTINGS: tuple[str, ...] = ()
+#: Keys of `distributed` that `distributed.setup` takes by the same name.
+DEVICE_SETTINGS = ("cudnn_benchmark", "expandable_segments", "deterministic")
 #: What keeps a dry run short, by section of the config.
 TINY = {
     "data": ("data.height=64", "data.width=32", "data.batch_size=8", "data.workers=0"),
@@ -54,11 +49,6 @@ COPIES = 8
 def overrides(modes: Sequence[str]) -> list[str]:
     """The overrides of some modes."""
     return [override for mode in modes for override in MODES[mode]]
-
-
-def available(modes: Sequence[str]) -> bool:
-    """Whether the config has the keys of all these modes."""
-    return PENDING.isdisjoint(modes)
 
 
 def people(check: Check) -> Path:

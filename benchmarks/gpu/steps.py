@@ -13,7 +13,7 @@ from autoreid.distributed import StopSignal, World
 from autoreid.training.memory import measure_need
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import count_kernels, count_waits, synchronize
-from benchmarks.gpu.recipes import available, build, overrides, placed, recipe
+from benchmarks.gpu.recipes import build, overrides, placed, recipe
 
 #: More batches than the loaders have made ahead when the clock starts.
 WARM, MEASURED = 12, 12
@@ -76,8 +76,6 @@ def _measure(check: Check, config: Config, world: World) -> Figures:
 def cases(check: Check) -> Iterator[Case]:
     """The recipes of searches, with a batch of 128 images."""
     for name, modes, goal in check.pick(PLANS, [PLANS[place] for place in TRIED]):
-        if not available(modes):
-            continue
 
         def measure(name: str = name, modes: tuple[str, ...] = modes) -> Figures:
             return measure_steps(check, recipe(check, name, "data.batch_size=128", *overrides(modes)))

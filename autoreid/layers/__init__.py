@@ -1,0 +1,1 @@
+"""What networks are made of; knows no networks, spaces or runs."""
