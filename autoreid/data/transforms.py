@@ -54,8 +54,8 @@ class Finish(NamedTuple):
 @functools.cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """MEAN and DEVIATION (3, 1, 1) on a device: made once, as the host waits when it copies them there."""
-    mean, deviation = (torch.tensor(values).view(3, 1, 1).to(device) for values in (MEAN, DEVIATION))
-    return mean, deviation
+    mean, deviation = (torch.tensor(values, dtype=torch.float32) for values in (MEAN, DEVIATION))
+    return mean.view(3, 1, 1).to(device), deviation.view(3, 1, 1).to(device)
 
 
 def _erase_slices(images: Tensor, rectangles: Tensor) -> None:
