@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoreid.data.training_data import build_search_data, draw_people
+from autoreid.data.training_data import draw_people
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
-from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
+from autoreid.train import build_task
+from autoreid.training.task import TrainTask
 
 ROOT = Path(__file__).resolve().parent.parent
 META = torch.device("meta")
@@ -166,8 +167,8 @@ def _is_view(func: Any) -> bool:
     )
 
 
-def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> SearchTask:
-    """A recipe's search on the meta device, on a few synthetic people at the recipe's own image size."""
+def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> SearchTask | TrainTask:
+    """A recipe's task on the meta device, on a few synthetic people at the recipe's own image size."""
     people = {"train_identities": 24, "test_identities": 2, "images_per_identity": 8, "cameras": 2}
     config = load_config(
         ROOT / "configs" / recipe,
@@ -186,17 +187,19 @@ def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> Sea
         ],
     )
     draw_people(config.data)
-    world = World(0, 1, 0, META)
-    task = build_search(config, build_search_data(config, world), world)
-    for objective in (task.objective, task.architect.objective):
+    _, task = build_task(config, World(0, 1, 0, META))
+    objectives, optimizers = [task.objective], [task.state.weight_optimizer]
+    if isinstance(task, SearchTask):
+        objectives.append(task.architect.objective)
+        optimizers.append(task.state.alpha_optimizer)
+    for objective in objectives:
         objective.device = torch.device("cpu")  # for autocast, which knows no meta device; it stays off
-    for optimizer in (task.state.weight_optimizer, task.state.alpha_optimizer):
-        for group in optimizer.param_groups:
-            group["foreach"] = True  # what torch chooses on GPUs by itself
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["foreach"] = True  # what torch chooses on GPUs by itself
     return task
 
 
-def count_step(task: SearchTask) -> Launches:
+def count_step(task: SearchTask | TrainTask) -> Launches:
     """The launches of a step that is not the first: the optimisers have their buffers by then."""
     stop = StopSignal()
     with Launches():
@@ -206,8 +209,9 @@ def count_step(task: SearchTask) -> Launches:
     return found
 
 
-def count_pass(task: SearchTask) -> Launches:
-    """A forward and backward pass that trains the weights."""
+def count_pass(task: SearchTask | TrainTask) -> Launches:
+    """A forward and backward pass of a supernet that trains the weights."""
+    assert isinstance(task, SearchTask)
     batch = next(task.state.stream).to(META)
     with Launches():
         task.rehearse(iter([batch, batch]))

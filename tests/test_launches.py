@@ -46,6 +46,13 @@ def test_other_searches_wait_as_little(folder, recipe, changes, waits):
     assert sum(found.waits.values()) == waits, found.waits
 
 
+@pytest.mark.parametrize("recipe", ["baseline_resnet50.yaml", "baseline_pcb.yaml", "auto_reid_train.yaml"])
+def test_a_training_waits_once_a_step(folder, recipe):
+    small = ("data.height=128", "data.width=64", "data.batch_size=8", "model.weights=null")
+    found = count_step(build(folder, *small, recipe=recipe))
+    assert [place.partition(":")[0] for place in found.waits.elements()] == ["autoreid/training/steps.py"]
+
+
 def test_operations_are_counted_as_the_kernels_that_they_take():
     x, weight = torch.rand(2, 4, 8, 8, device=META), torch.rand(6, 4, 3, 3, device=META, requires_grad=True)
     with Launches() as found:

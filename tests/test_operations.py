@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import nn
 
 from autoreid.search.genotype import CELL_OPERATIONS
 from autoreid.search.operations import FactorizedReduce, build_operation
+from autoreid.search.separable import dense, separable
 
 SIZES = [(8, 6), (9, 7), (5, 4)]
 
@@ -145,6 +148,21 @@ def test_dil_conv_is_one_block_with_holes(name, kernel, stride):
     torch.testing.assert_close(
         operation(images()), depthwise_block(images(), depthwise, pointwise, stride, 2)
     )
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_the_dense_form_that_gpus_take_is_the_separable_one(height, width, stride, dilation):
+    x = images(height, width, channels=4).requires_grad_()
+    weights = [
+        torch.randn(12, *shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 3, 3), (4, 1, 1))
+    ]
+    found = []
+    for form in (dense, partial(separable, recompute=True)):
+        y = form(x, *weights, stride, dilation)
+        found.append([y, *torch.autograd.grad(y.sin().sum(), [x, *weights])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_an_unknown_operation_is_refused():

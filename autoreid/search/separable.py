@@ -27,13 +27,13 @@ def separable(
         (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
     """
     if x.device.type != "cpu" and x.shape[1] < len(weight) and depthwise_weight.shape[2] == 3:
-        return _dense(x, depthwise_weight, weight, stride, dilation)
+        return dense(x, depthwise_weight, weight, stride, dilation)
     operation = Separable(stride, dilation)
     inputs = (x, depthwise_weight, weight)
     return keep_inputs(operation, *inputs) if recompute else operation.compute(*inputs)
 
 
-def _dense(x: Tensor, depthwise_weight: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+def dense(x: Tensor, depthwise_weight: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """The same as one convolution, whose weights are products of both: for edges that share their input.
 
     That reads x once, where otherwise each edge has a copy of it and a map between the two convolutions. Nine times

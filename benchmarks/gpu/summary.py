@@ -65,6 +65,8 @@ FORMATS: dict[str, str] = {
     "multiplier_us": "multiplier {:.0f} µs",
     "convolution_us": "convolution {:.0f} µs",
     "product_us": "product {:.0f} µs",
+    "two_us": "one after the other {:.0f} µs",
+    "dense_us": "dense {:.0f} µs",
     "out_of_memory": "out of memory",
     "skipped": "left out: {}",
     "error": "failed: {}",
