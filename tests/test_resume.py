@@ -160,21 +160,23 @@ def test_a_stop_signal_saves_the_step_and_leaves_with_status_0(tmp_path, undistu
 
 @pytest.mark.parametrize(
     # Killed in the second epoch; single-level, an epoch is a pass over all images, of 5 steps.
-    ("changes", "killed", "steps"),
-    [({}, 5, STEPS), (OSNET, 8, 10)],
+    # Three ranks add their gradients in an order that matters.
+    ("changes", "ranks", "killed", "steps"),
+    [({"data__batch_size": 12}, 3, 5, 8), (OSNET, 2, 8, 10)],
     ids=["reid_cell", "osnet_ain"],
 )
-def test_two_ranks_stop_and_die_together_and_end_the_same(tmp_path, changes, killed, steps):
+def test_ranks_stop_and_die_together_and_end_the_same(tmp_path, changes, ranks, killed, steps):
     calm, stopped = tmp_path / "calm", tmp_path / "stopped"
     for folder in (calm, stopped):
         folder.mkdir()
-    assert start(_plain, write_tiny(calm, **changes), ranks=2) == [0, 0]
+    assert start(_plain, write_tiny(calm, **changes), ranks=ranks) == [0] * ranks
     path = write_tiny(stopped, **changes)
-    # The signal reaches one rank; both leave.
-    assert start(_strike, path, 2, signal.SIGUSR2, 1, ranks=2) == [0, 0]
-    # A rank that is killed takes the other one with it, which says why.
-    assert start(_strike, path, killed, signal.SIGKILL, 1, ranks=2) == [1, -signal.SIGKILL]
-    assert start(_plain, path, ranks=2) == [0, 0]
+    # The signal reaches one rank; all leave.
+    assert start(_strike, path, 2, signal.SIGUSR2, 1, ranks=ranks) == [0] * ranks
+    # A rank that is killed takes the others with it, which say why.
+    left = start(_strike, path, killed, signal.SIGKILL, 1, ranks=ranks)
+    assert left == [1, -signal.SIGKILL, 1][:ranks]
+    assert start(_plain, path, ranks=ranks) == [0] * ranks
     found, expected = outcome(stopped, steps), outcome(calm, steps)
     # The mean of the losses of an epoch that was cut in two is summed in another order.
     for one, other in zip(found.pop("metrics"), expected.pop("metrics"), strict=True):

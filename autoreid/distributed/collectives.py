@@ -175,7 +175,9 @@ def on_main(action: Callable[[], Anything]) -> Anything:
     return result
 
 
-def data_parallel(module: nn.Module, broadcast_buffers: bool, parts_unused: bool = False) -> nn.Module:
+def data_parallel(
+    module: nn.Module, broadcast_buffers: bool, parts_unused: bool = False, fixed_order: bool = False
+) -> nn.Module:
     """Wraps a module so that its gradients are averaged over the ranks in buckets; alone, the module itself.
 
     Args:
@@ -183,6 +185,8 @@ def data_parallel(module: nn.Module, broadcast_buffers: bool, parts_unused: bool
         broadcast_buffers: whether each forward pass starts from rank 0's running statistics; needed where they
             are not shared, so that what rank 0 saves is what every rank holds.
         parts_unused: whether a step may leave parameters without a gradient; the same ones on every rank.
+        fixed_order: whether gradients are averaged in the same order in every step. Else DDP chooses the order anew
+            after the first step: a resumed run of three or more ranks then rounds otherwise than one that went on.
     """
     if world_size() == 1:
         return module
@@ -193,7 +197,8 @@ def data_parallel(module: nn.Module, broadcast_buffers: bool, parts_unused: bool
             module,
             broadcast_buffers=broadcast_buffers,
             gradient_as_bucket_view=True,
-            find_unused_parameters=parts_unused,
+            # The setting with which DDP keeps its order.
+            find_unused_parameters=parts_unused or fixed_order,
         )
 
 

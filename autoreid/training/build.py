@@ -60,10 +60,9 @@ def place_network(
     if training.cuda_graphs:
         check_cuda_graphs(config, world)
         network = capture_training(network, config, world, *inputs)
-    # DDP puts the gradients of the first step in another order than those of later ones, but where some may be unused.
-    # A resumed run would thus add the gradients of three or more ranks in another order than one that went on.
-    fixed_order = parts_unused or config.distributed.deterministic
-    return distributed.data_parallel(network, not shared, fixed_order)
+    # A resumed run gives the bits of one that went on, on CPUs always and on GPUs if that is asked for.
+    exact = world.device.type == "cpu" or config.distributed.deterministic
+    return distributed.data_parallel(network, not shared, parts_unused, exact)
 
 
 def build_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:
