@@ -176,7 +176,7 @@ def on_main(action: Callable[[], Anything]) -> Anything:
 
 
 def data_parallel(
-    module: nn.Module, broadcast_buffers: bool, parts_unused: bool = False, fixed_order: bool = False
+    module: nn.Module, broadcast_buffers: bool, parts_unused: bool = False, in_rank_order: bool = False
 ) -> nn.Module:
     """Wraps a module so that its gradients are averaged over the ranks in buckets; alone, the module itself.
 
@@ -185,21 +185,40 @@ def data_parallel(
         broadcast_buffers: whether each forward pass starts from rank 0's running statistics; needed where they
             are not shared, so that what rank 0 saves is what every rank holds.
         parts_unused: whether a step may leave parameters without a gradient; the same ones on every rank.
-        fixed_order: whether gradients are averaged in the same order in every step. Else DDP chooses the order anew
-            after the first step: a resumed run of three or more ranks then rounds otherwise than one that went on.
+        in_rank_order: whether gradients are added rank by rank. An all-reduce adds them in an order that depends on
+            where a gradient lies in DDP's buckets, which changes after the first step: a resumed run of three or more
+            ranks would then round otherwise than one that went on.
     """
     if world_size() == 1:
         return module
     with warnings.catch_warnings():
         # torch 2.15 renames broadcast_buffers; older ones do not know the new name.
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             module,
             broadcast_buffers=broadcast_buffers,
             gradient_as_bucket_view=True,
-            # The setting with which DDP keeps its order.
-            find_unused_parameters=parts_unused or fixed_order,
+            find_unused_parameters=parts_unused,
         )
+    if in_rank_order and world_size() > 2:  # the sum of two numbers has one order
+        # In a lambda, for DDP compares annotations, which are text here, with types.
+        wrapped.register_comm_hook(None, lambda state, bucket: _average_in_rank_order(bucket.buffer()))  # noqa: ARG005
+    return wrapped
+
+
+def _average_in_rank_order(mine: Tensor) -> torch.futures.Future[Tensor]:
+    """The mean of a bucket's gradients over the ranks: gathers them, and adds them rank by rank."""
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    gathered = dist.all_gather(everyone, mine, async_op=True)
+
+    def average(_: object) -> Tensor:
+        total, *others = everyone
+        for other in others:
+            total.add_(other)
+        return total.div_(world_size())
+
+    future: torch.futures.Future[Tensor] = gathered.get_future().then(average)
+    return future
 
 
 def averaging(module: nn.Module | None, now: bool) -> AbstractContextManager[None]:
