@@ -15,7 +15,7 @@ class SharedMixture(Operation):
         """The output."""
         weights, *maps = inputs
         stacked = _stack(maps)
-        return torch.bmm(weights.to(stacked.dtype).expand(len(stacked), -1, -1), stacked)
+        return torch.bmm(weights.to(stacked.dtype).expand(stacked.shape[0], -1, -1), stacked)
 
     def gradients(
         self,
@@ -31,7 +31,7 @@ class SharedMixture(Operation):
             stacked = _stack(maps).to(gradient.dtype)
             of_weights = torch.bmm(gradient, stacked.transpose(1, 2)).sum(0).to(weights.dtype)
         if any(x.requires_grad for x in maps):
-            columns = weights.t().to(gradient.dtype).expand(len(gradient), -1, -1)
+            columns = weights.t().to(gradient.dtype).expand(gradient.shape[0], -1, -1)
             found = torch.bmm(columns, gradient).unbind(1)
             of_maps = [one.view_as(x).to(x.dtype) for one, x in zip(found, maps, strict=True)]
         return of_weights, *of_maps

@@ -48,7 +48,7 @@ class PartAttention(Operation):
         """The output, and the steps that led to it."""
         x, body_w, body_b, query_w, query_b, key_w, key_b, fuse_w = inputs
         pixels = x.flatten(2).transpose(1, 2)
-        vectors = torch.bmm(self.pooling.t().expand(len(x), -1, -1), pixels).flatten(0, 1)
+        vectors = torch.bmm(self.pooling.t().expand(x.shape[0], -1, -1), pixels).flatten(0, 1)
         body = _linear(vectors.expand(len(body_w), -1, -1), body_w, body_b)
         query, key = _linear(body, query_w, query_b), _linear(body, key_w, key_b)
         scores = torch.bmm(self._by_image(query), self._by_image(key).transpose(1, 2))
@@ -65,7 +65,7 @@ class PartAttention(Operation):
         x, body_w, _, query_w, _, key_w, _, fuse_w = inputs
         steps = _Steps(*kept)
         edges = len(body_w)
-        of_fused = gradient.transpose(0, 1).reshape(edges, -1, len(steps.vectors))  # E, C, N
+        of_fused = gradient.transpose(0, 1).reshape(edges, -1, steps.vectors.shape[0])  # E, C, N
         of_attended = torch.bmm(of_fused.transpose(1, 2), fuse_w)
         of_attended = torch.ops.aten.threshold_backward(of_attended, steps.attended, 0)
         of_both = self._through_softmax(of_attended, steps)
@@ -74,8 +74,10 @@ class PartAttention(Operation):
         of_body = torch.baddbmm(torch.baddbmm(of_body, of_query, query_w), of_key, key_w)
         of_x = None
         if x.requires_grad:
-            of_vectors = torch.bmm(of_body, body_w).sum(0).unflatten(0, (len(x), self.parts))
-            of_x = torch.bmm(of_vectors.transpose(1, 2), self.pooling.t().expand(len(x), -1, -1)).view_as(x)
+            of_vectors = torch.bmm(of_body, body_w).sum(0).unflatten(0, (x.shape[0], self.parts))
+            of_x = torch.bmm(of_vectors.transpose(1, 2), self.pooling.t().expand(x.shape[0], -1, -1)).view_as(
+                x
+            )
         if not fuse_w.requires_grad:
             return of_x, *[None] * 7
         of_biases = of_both.sum(2)

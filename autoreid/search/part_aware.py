@@ -97,7 +97,7 @@ class _Fusion(Operation):
         x, weight, parts = inputs
         rows = torch.bmm(parts, self._ones(x, parts))
         # In place: the first product keeps its inputs only.
-        return rows.baddbmm_(weight.to(rows.dtype).expand(len(x), -1, -1), self._pixels(x).to(rows.dtype))
+        return rows.baddbmm_(weight.to(rows.dtype).expand(x.shape[0], -1, -1), self._pixels(x).to(rows.dtype))
 
     def gradients(
         self,
@@ -113,7 +113,7 @@ class _Fusion(Operation):
         if parts.requires_grad:
             of_parts = torch.bmm(gradient, self._ones(x, parts).transpose(1, 2)).to(parts.dtype)
         if x.requires_grad:
-            of_x = self._spread(torch.bmm(weight.t().expand(len(x), -1, -1), gradient).to(x.dtype), x)
+            of_x = self._spread(torch.bmm(weight.t().expand(x.shape[0], -1, -1), gradient).to(x.dtype), x)
         return of_x, of_weight, of_parts
 
     def _pixels(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class _Fusion(Operation):
 
     def _ones(self, x: Tensor, parts: Tensor) -> Tensor:
         """(B, M, H'·W'): a one for each pixel at its part, for every image."""
-        return _membership(x, parts.shape[2], self.stride).expand(len(x), -1, -1)
+        return _membership(x, parts.shape[2], self.stride).expand(x.shape[0], -1, -1)
 
     def _spread(self, pixels: Tensor, x: Tensor) -> Tensor:
         """(B, C, H'·W') back to x's size, with zeros between."""
