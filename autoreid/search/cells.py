@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.distributed import Norm
-from autoreid.search.candidate import Candidate, Shared
+from autoreid.search.candidate import Candidate
 from autoreid.search.edge_norm import normalise_level
-from autoreid.search.mixture import SharedMixture
-from autoreid.search.operations import FactorizedReduce, ReluConvNorm, build_operation
+from autoreid.search.fan_out import FanOut
+from autoreid.search.operations import FactorizedReduce, ReluConvNorm
 from autoreid.search.partial_channels import join, pass_by, weighted_sum
-from autoreid.search.recompute import keep_inputs
 
 
 class _Mixing(NamedTuple):
@@ -44,115 +43,10 @@ def edges_from(source: int, nodes: int) -> list[int]:
     return [count_edges(node) + source for node in range(max(0, source - 1), nodes)]
 
 
-def build_preprocess(in_channels: int, channels: int, halve: bool, affine: bool) -> nn.Module:
+def build_preprocess(in_channels: int, channels: int, halve: bool, affine: bool) -> Candidate:
     """Brings a cell's input to its channels, and to half the resolution if it is from before a reduction."""
     build = FactorizedReduce if halve else ReluConvNorm
     return build(in_channels, channels, affine)
-
-
-class FanOut(nn.Module):
-    """All edges that leave one source: what each of them adds to its node."""
-
-    def __init__(self, operations: Sequence[str], edges: int, channels: int, stride: int, parts: int) -> None:
-        super().__init__()
-        self.edges, self.stride = edges, stride
-        self.operations = tuple(operations)
-        # `none` takes a share of the weight and adds nothing.
-        self.candidates = nn.ModuleDict(
-            {
-                name: build_operation(name, channels, stride, affine=False, parts=parts, edges=edges)
-                for name in operations
-                if name != "none"
-            }
-        )
-        #: Of the mixing weights.
-        self.shared_columns = tuple(self.operations.index(name) for name in self.shared)
-
-    @property
-    def weighted(self) -> dict[str, Candidate]:
-        """The candidates that have weights of their own for each edge."""
-        return {name: one for name, one in self.candidates.items() if isinstance(one, Candidate)}
-
-    @property
-    def shared(self) -> dict[str, Shared]:
-        """The candidates whose map is the same on each edge."""
-        return {name: one for name, one in self.candidates.items() if isinstance(one, Shared)}
-
-    def middles(self, rectified: Tensor) -> dict[str, Norm]:
-        """The norms halfway, of the candidates that have one; from ReLU(x)."""
-        norms = {name: candidate.middle(rectified) for name, candidate in self.weighted.items()}
-        return {name: norm for name, norm in norms.items() if norm is not None}
-
-    def lasts(
-        self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Mapping[str, Tensor]
-    ) -> dict[str, Norm]:
-        """The norms at the end, of the candidates that have one.
-
-        Args:
-            x: (B, C, H, W).
-            rectified: ReLU(x).
-            middles: what the norms halfway gave.
-            scales: each candidate's mixing weights, for the channels of its norm, (E·C,).
-        """
-        found = {
-            name: candidate.last(x, rectified, middles.get(name), scales[name])
-            for name, candidate in self.weighted.items()
-        }
-        for name, one in self.shared.items():
-            if one.norm is not None:
-                found[name] = one.norm.of(one.shared_map(x))
-        return found
-
-    def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing_EK: Tensor) -> list[Tensor]:
-        """What each edge adds to its node, (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
-
-        Args:
-            x: (B, C, H, W).
-            lasts: what the norms at the end gave.
-            mixing_EK: weights of the K candidates whose map all edges share.
-        """
-        parts = [lasts[name].flatten(1).unflatten(1, (self.edges, -1)) for name in self.weighted]
-        maps = [lasts[name] if name in lasts else one.shared_map(x) for name, one in self.shared.items()]
-        if maps:
-            total = keep_inputs(SharedMixture(), mixing_EK, *maps)
-        else:
-            # A new tensor, to which the others can be added in place.
-            total = parts.pop() + parts.pop() if len(parts) > 1 else parts.pop()
-        for part in parts:
-            # Nothing keeps the sum for its backward pass.
-            total = total.add_(part)
-        size = next(iter(lasts.values())).shape[2:] if lasts else x.shape[2:]
-        return list(total.unflatten(2, (x.shape[1], *size)).unbind(1))
-
-    def sampled(self, x: Tensor, columns: Sequence[int]) -> list[Tensor]:
-        """One operation for each edge; those without weights are computed once for all that chose them."""
-        outputs: list[Tensor] = []
-        shared: dict[str, Tensor] = {}
-        for edge, name in enumerate(self.operations[column] for column in columns):
-            if name == "none":
-                outputs.append(torch.zeros_like(x[:, :, :: self.stride, :: self.stride]))
-            elif name in self.shared:
-                if name not in shared:
-                    shared[name] = self.candidates[name](x)
-                outputs.append(shared[name])
-            else:
-                outputs.append(self.candidates[name](x, slice(edge, edge + 1)))
-        return outputs
-
-    def weights_of(self, name: str, edge: int, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One edge's share of an operation's entries in a state, by the names that the operation alone has for them.
-
-        Args:
-            prefix: of this module's entries in the state.
-        """
-        before = f"{prefix}candidates.{name}."
-        entries = {key.removeprefix(before): value for key, value in state.items() if key.startswith(before)}
-        if name in self.shared:
-            return entries
-        return {
-            key: value.unflatten(0, (self.edges, -1))[edge] if value.dim() else value
-            for key, value in entries.items()
-        }
 
 
 class SearchCell(nn.Module):
@@ -214,24 +108,12 @@ class SearchCell(nn.Module):
                 states.append(_node(arrived[level[0] - 2], passing, edge_weights_E))
             inputs = [states[source] for source in level]
             if edge_weights_E is not None:
-                split = [x.split([self.mixed, self.passed], dim=1) for x in inputs]
-                inputs = [mixed for mixed, _ in split]
-                passing += [
-                    pass_by(rest, self.fan(source).stride)
-                    for source, (_, rest) in zip(level, split, strict=True)
-                ]
-            if columns:
-                outputs = [
-                    self.fan(source).sampled(x, [columns[edge] for edge in self.sources[source]])
-                    for source, x in zip(level, inputs, strict=True)
-                ]
-            else:
-                outputs = self._mix(level, inputs, by_source)
+                inputs = self._part(level, inputs, passing)
+            outputs = self._sample(level, inputs, columns) if columns else self._mix(level, inputs, by_source)
             for added in outputs:
-                # Each source feeds all nodes that are not yet complete, by one launch for all of them.
-                arrived[-len(added) :] = (
-                    torch._foreach_add(arrived[-len(added) :], added) if arrived else added
-                )
+                # Each source feeds all nodes that are not complete yet: one launch for all of them.
+                fed = slice(-len(added), None)
+                arrived[fed] = torch._foreach_add(arrived[fed], added) if arrived else added
         return torch.cat([*states[2:], _node(arrived[-1], passing, edge_weights_E)], dim=1)
 
     def fan(self, source: int) -> FanOut:
@@ -261,12 +143,27 @@ class SearchCell(nn.Module):
         return found
 
     def _preprocess(self, *inputs: Tensor) -> list[Tensor]:
-        modules = cast(Sequence[Candidate], (self.preprocess0, self.preprocess1))
-        norms = {
-            str(place): module.last(x, F.relu(x))
-            for place, (module, x) in enumerate(zip(modules, inputs, strict=True))
-        }
-        return list(self._normalise([norms])[0].values())
+        """The cell's inputs, with its channels and resolution."""
+        modules = (self.preprocess0, self.preprocess1)
+        norms = [module.last(x, F.relu(x)) for module, x in zip(modules, inputs, strict=True)]
+        return normalise_level(norms, self.training, self.shares_statistics)
+
+    def _part(self, level: Sequence[int], inputs: Sequence[Tensor], passing: list[Tensor]) -> list[Tensor]:
+        """The channels that go through the candidates; appends what the others become to `passing`."""
+        split = [x.split([self.mixed, self.passed], dim=1) for x in inputs]
+        passing += [
+            pass_by(rest, self.fan(source).stride) for source, (_, rest) in zip(level, split, strict=True)
+        ]
+        return [mixed for mixed, _ in split]
+
+    def _sample(
+        self, level: Sequence[int], inputs: Sequence[Tensor], columns: Sequence[int]
+    ) -> list[list[Tensor]]:
+        """What each edge adds to its node by its one operation, for each source of a level."""
+        return [
+            self.fan(source).sampled(x, [columns[edge] for edge in self.sources[source]])
+            for source, x in zip(level, inputs, strict=True)
+        ]
 
     def _mix(
         self, level: Sequence[int], inputs: Sequence[Tensor], by_source: Sequence[_Mixing]

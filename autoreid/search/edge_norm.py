@@ -63,4 +63,4 @@ def normalise_level(norms: Sequence[Norm], training: bool, shared: bool) -> list
         training: whether by batch statistics.
         shared: whether these are of all ranks, which then takes one collective for all maps.
     """
-    return normalise_together(norms, training, _MOMENTUM, _EPSILON, shared) if norms else []
+    return normalise_together(norms, training, _MOMENTUM, _EPSILON, shared)
