@@ -1,0 +1,140 @@
+"""docs/extend.md: its code, put where it says, does what it says."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from autoreid.data import datasets
+from autoreid.data.datasets import read_dataset
+from autoreid.models import NETWORKS, build_model
+from autoreid.search import fan_out
+from autoreid.search.alphas import Alphas
+from tests import per_edge
+from tests.test_fused_cell import EXACT, build, draw_mixing, images
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs/extend.md").read_text()
+BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.DOTALL)
+#: Paths that the page has its reader create.
+CREATED = {"autoreid/data/datasets/campus.py", "autoreid/models/tiny.py", "autoreid/losses/compactness.py"}
+
+
+def code(path: str) -> SimpleNamespace:
+    """What the block for a file defines."""
+    (source,) = [source for name, source in BLOCKS if name == path]
+    names: dict = {"__name__": path.removesuffix(".py").replace("/", ".")}
+    exec(compile(source, path, "exec"), names)  # noqa: S102
+    return SimpleNamespace(**names)
+
+
+def test_every_file_that_it_names_is_there():
+    named = set(re.findall(r"`?((?:autoreid|tests|scripts)/[\w/]+\.py)", TEXT))
+    missing = {path for path in named if not (ROOT / path).exists()}
+    assert missing == CREATED
+
+
+def test_every_name_that_it_says_to_edit_is_in_that_file():
+    places = re.findall(r"`(\w+)`(?: in|, which.*? in)\s+`((?:autoreid|tests)/[\w/]+\.py)`", TEXT)
+    assert Counter(path for _, path in places).total() >= 10
+    for name, path in places:
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{path}: no {name}"
+
+
+def test_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.setitem(datasets.BENCHMARKS, "campus", code("autoreid/data/datasets/campus.py").CAMPUS)
+    for split, names in (
+        ("train", ["17-2-0001.jpg", "18-1-0001.jpg"]),
+        ("query", ["3-1-0001.jpg"]),
+        ("gallery", ["0-1-0001.jpg", "3-3-0002.jpg"]),
+    ):
+        folder = tmp_path / "Campus-v1" / split
+        folder.mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (8, 16)).save(folder / name)
+    dataset = read_dataset(tmp_path, "campus")
+    assert (dataset.train.identities.tolist(), dataset.train.cameras.tolist()) == ([17, 18], [2, 1])
+    assert (dataset.gallery.identities.tolist(), dataset.query.cameras.tolist()) == ([0, 3], [1])
+    assert "2 train images, not 1,500" in dataset.notes[0]
+
+
+def test_a_network(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny", code("autoreid/models/tiny.py").TinyNet)
+    network = build_model("tiny", 5, channels=8)
+    embedding, logits = network(torch.randn(4, 3, 64, 32))
+    assert (embedding.shape, logits.shape) == ((4, 8), (4, 5))
+    assert network.eval()(torch.randn(1, 3, 48, 40)).shape == (1, 8)
+
+
+def test_a_loss_term():
+    compactness = code("autoreid/losses/compactness.py").compactness
+    embeddings = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([4, 1, 4, 1, 2, 1, 4])
+    value = compactness(embeddings, labels)
+    x, distances = embeddings.detach().numpy(), []
+    for row, label in zip(x, labels.numpy(), strict=True):
+        mean = np.mean(
+            [other for other, same in zip(x, labels.numpy(), strict=True) if same == label], axis=0
+        )
+        distances.append(sum((row - mean) ** 2))
+    assert value.item() == pytest.approx(math.fsum(distances) / 7, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda e: compactness(e, labels), embeddings)
+
+
+def test_a_relaxation():
+    relaxation = code("autoreid/search/relaxations.py").TemperedSoftmax(temperature=0.5)
+    alphas = Alphas({"blocks": (6, 4)}, torch.Generator().manual_seed(0))
+    mixing = relaxation.mixing(alphas)["blocks"]
+    expected = (2 * alphas.groups["blocks"]).exp()
+    torch.testing.assert_close(mixing, expected / expected.sum(1, keepdim=True))
+    assert torch.autograd.grad(mixing[:, 0].sum(), alphas.groups["blocks"])[0].abs().min() > 0
+    for found in (relaxation.evaluation(alphas), relaxation.probabilities(alphas)):
+        assert torch.equal(found["blocks"], mixing.detach())
+        assert not found["blocks"].requires_grad
+
+
+@pytest.mark.parametrize("reduction", [False, True])
+def test_an_operation(monkeypatch, reduction):
+    """In a cell it is what one plain module an edge computes, mixed and sampled."""
+    convolution = code("autoreid/search/operations.py").Convolution
+    known, plain = fan_out.build_operation, per_edge.build_operation
+
+    def fused(name, channels, stride, affine, parts, edges=1):
+        if name == "conv_3x3":
+            return convolution(channels, stride, affine, edges)
+        return known(name, channels, stride, affine, parts, edges)
+
+    def one_edge(name, channels, stride, affine, parts):
+        if name == "conv_3x3":
+            layers = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+            return nn.Sequential(nn.ReLU(), layers, nn.BatchNorm2d(channels, affine=affine))
+        return plain(name, channels, stride, affine, parts)
+
+    monkeypatch.setattr(fan_out, "build_operation", fused)
+    monkeypatch.setattr(per_edge, "build_operation", one_edge)
+    operations = ("none", "skip_connect", "conv_3x3")
+    cell, oracle = build(operations, 2, 4, reduction)
+    inputs, (mixing,) = images(9, 6), draw_mixing(operations, 2, 1)
+    found, expected = cell(*inputs, mixing), oracle(*inputs, mixing)
+    torch.testing.assert_close(found, expected, **EXACT)
+    leaves = [*inputs, mixing]
+    for one, other in zip(
+        torch.autograd.grad(found.sin().sum(), leaves),
+        torch.autograd.grad(expected.sin().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, **EXACT)
+    columns = torch.tensor([2, 1, 2, 2, 0])
+    one_hot = F.one_hot(columns, 3).double()
+    cell.eval(), oracle.eval()
+    torch.testing.assert_close(cell(*inputs, columns), oracle(*inputs, one_hot), **EXACT)
