@@ -36,8 +36,6 @@ NOT_RUN = {
     "python3 -m venv .venv": _INSTALLS,
     "source .venv/bin/activate": _INSTALLS,
     "pip install --editable '.[tensorboard,export,mat]'": _INSTALLS,
-    "conda create --name autoreid --channel conda-forge python=3.12 graphviz": _INSTALLS,
-    "conda activate autoreid": _INSTALLS,
     "scripts/local_slurm.sh start": _CLUSTER,
     "scripts/local_slurm.sh stop": _CLUSTER,
 }
