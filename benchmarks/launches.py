@@ -123,8 +123,11 @@ class Launches(TorchDispatchMode):
         if name == "convolution_backward":
             kernels = sum(args[-1])  # one for each gradient that is wanted
         elif name.startswith("_foreach"):
-            lists = [value for value in args if isinstance(value, list | tuple) and tensors_in(value)]
-            kernels = -(-len(made or lists[0]) // FOREACH_DEPTH[min(4, len(lists) + bool(made))])
+            lists = [value for value in args if isinstance(value, list | tuple) and [*tensors_in(value)]]
+            count = len(made or lists[0])
+            depth = FOREACH_DEPTH[min(4, len(lists) + bool(made))]
+            # Of maps with gaps between their values, torch launches a kernel each.
+            kernels = -(-count // depth) if all(map(_is_dense, tensors_in(lists))) else count
         self.operations[name] += kernels
         self.bytes += sum(tensor.nbytes for tensor in given) + sum(tensor.nbytes for tensor in made)
 
@@ -158,6 +161,16 @@ class _HostData(TorchFunctionMode):
 
 def _on_host(key: object) -> bool:
     return isinstance(key, Tensor) and key.device != META
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the values lie without gaps, in whatever order of the dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _is_view(func: Any) -> bool:

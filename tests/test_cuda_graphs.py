@@ -7,19 +7,23 @@ gives the same tensors as gradients each time. tests/test_gpu.py runs the real o
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
 from autoreid import distributed
-from autoreid.data.training_data import build_training_data
+from autoreid.data.training_data import build_search_data, build_training_data
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
+from autoreid.search.build import build_search
 from autoreid.training import build as training_build
 from autoreid.training.cuda_graphs import check_cuda_graphs
 from autoreid.training.task import build_training
 from tests import test_search_steps
+from tests.ranks import run_ranks
 from tests.test_training import OSNET
 from tests.tiny import tiny_config, write_tiny
 
@@ -96,6 +100,43 @@ def test_a_search_with_graphs_is_the_search_without(tmp_path, captures, changes,
     assert plain.keys() == replayed.keys()
     for name, value in plain.items():
         assert torch.equal(replayed[name], value), name
+
+
+def test_a_search_resumes_with_graphs_as_without(tmp_path, captures):
+    calm = test_search_steps.build(tmp_path, search__order="first")
+    for _ in range(3):
+        calm.step(StopSignal())
+    struck = test_search_steps.build(tmp_path, search__order="first", **GRAPHS)
+    struck.step(StopSignal())
+    state = copy.deepcopy(struck.state.state_dict())
+    resumed = test_search_steps.build(tmp_path, search__order="first", **GRAPHS)
+    resumed.state.load_state_dict(state)
+    for _ in range(2):
+        resumed.step(StopSignal())
+    assert len(captures) == 4
+    assert resumed.state.alphas.digest() == calm.state.alphas.digest()
+    for name, value in calm.state.network.state_dict().items():
+        assert torch.equal(resumed.state.network.state_dict()[name], value), name
+
+
+def _steps_of_rank(world, path):
+    training_build.check_cuda_graphs = lambda *_: None
+    torch.cuda.make_graphed_callables = stand_in
+    config = load_config(path)
+    task = build_search(config, build_search_data(config, world), world)
+    for _ in range(3):
+        task.step(StopSignal())
+    return task.state.network.state_dict() | task.state.alphas.state_dict()
+
+
+def test_ddp_averages_what_is_replayed(tmp_path):
+    changes = {"search__order": "first", "distributed__share_batch_statistics": False}
+    tiny_config(tmp_path, **changes)
+    plain = run_ranks(_steps_of_rank, 2, write_tiny(tmp_path, **changes))
+    replayed = run_ranks(_steps_of_rank, 2, write_tiny(tmp_path, **changes, **GRAPHS))
+    for one, other in zip(plain, replayed, strict=True):
+        for name, value in one.items():
+            assert torch.equal(other[name], value), name
 
 
 def test_so_is_a_training(tmp_path, captures):

@@ -121,6 +121,25 @@ def test_second_derivatives(reduction, partial):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
 
 
+def test_in_bfloat16_it_is_as_close_to_float32_as_the_oracle():
+    cell, oracle = build(CELL_OPERATIONS, 3, 8)
+    cell, oracle = cell.float(), oracle.float()
+    inputs = [x.detach().float() for x in images(12, 8, batch=6)]
+    mixing = torch.rand(count_edges(3), len(CELL_OPERATIONS), requires_grad=True)
+    found = {}
+    for name, net in (("cell", cell), ("oracle", oracle)):
+        for half in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                output = net(*inputs, mixing)
+            (gradient,) = torch.autograd.grad(output.float().tanh().sum(), mixing)
+            found[name, half] = output.float(), gradient
+    for place in (0, 1):
+        exact = found["oracle", False][place]
+        torch.testing.assert_close(found["cell", False][place], exact, rtol=1e-3, atol=1e-3)
+        errors = {name: (found[name, True][place] - exact).norm() for name in ("cell", "oracle")}
+        assert errors["cell"] < 1.5 * errors["oracle"] < 0.2 * exact.norm()
+
+
 @pytest.mark.parametrize("reduction", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_one_operation_an_edge(reduction, seed):

@@ -6,7 +6,7 @@ edges have in common is done once. A level is what is computed together: both in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -85,8 +85,10 @@ class SearchCell(nn.Module):
             for source, edges in enumerate(self.sources)
         )
         self.levels = [(0, 1), *((source,) for source in range(2, nodes + 1))]
-        by_source = [edge for edges in self.sources for edge in edges]
-        self.register_buffer("edges_by_source", torch.tensor(by_source), persistent=False)
+        picks = list(self._picks())
+        self.picked_sizes = [len(places) for places in picks]
+        every = [place for places in picks for place in places]
+        self.register_buffer("picked", torch.tensor(every, dtype=torch.int64), persistent=False)
 
     def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor, edge_weights_E: Tensor | None = None) -> Tensor:
         """The outputs of the cell before the last and of the last -> (B, N·C, H', W').
@@ -109,11 +111,12 @@ class SearchCell(nn.Module):
             inputs = [states[source] for source in level]
             if edge_weights_E is not None:
                 inputs = self._part(level, inputs, passing)
-            outputs = self._sample(level, inputs, columns) if columns else self._mix(level, inputs, by_source)
-            for added in outputs:
-                # Each source feeds all nodes that are not complete yet: one launch for all of them.
-                fed = slice(-len(added), None)
-                arrived[fed] = torch._foreach_add(arrived[fed], added) if arrived else added
+            added = self._sample(level, inputs, columns) if columns else self._mix(level, inputs, by_source)
+            # It feeds all nodes that are not complete yet.
+            fed = slice(-len(added), None)
+            arrived[fed] = (
+                [old + new for old, new in zip(arrived[fed], added, strict=True)] if arrived else added
+            )
         return torch.cat([*states[2:], _node(arrived[-1], passing, edge_weights_E)], dim=1)
 
     def fan(self, source: int) -> FanOut:
@@ -122,25 +125,24 @@ class SearchCell(nn.Module):
 
     def _by_source(self, mixing: Tensor) -> list[_Mixing]:
         """The mixing weights (E, O) of the edges that leave each source."""
-        ordered = mixing.index_select(0, self.get_buffer("edges_by_source"))
-        counts = [len(edges) for edges in self.sources]
-        columns = ordered.unbind(1)
-        # Of candidates that may share a map; where they do not, in reductions, there are fewer.
-        kinds = {self.fan(source).shared_columns for source in range(len(counts))}
-        shared = {kind: torch.stack([columns[k] for k in kind], 1).split(counts) for kind in kinds if kind}
-        # Once for all norms of a candidate: a scale for each of their channels.
-        channels = [count * self.mixed for count in counts]
-        scales = {
-            name: columns[k].repeat_interleave(self.mixed).split(channels)
-            for k, name in enumerate(self.operations)
-            if any(name in self.fan(source).weighted for source in range(len(counts)))
-        }
+        picked = mixing.flatten().index_select(0, self.get_buffer("picked"))
+        pieces = iter(picked.split(self.picked_sizes))
         found = []
-        for source in range(len(counts)):
-            kind, own = self.fan(source).shared_columns, self.fan(source).weighted
-            of_shared = shared[kind][source] if kind else ordered
-            found.append(_Mixing(of_shared, {name: scales[name][source] for name in own}))
+        for source, edges in enumerate(self.sources):
+            shared = next(pieces).view(len(edges), -1)
+            found.append(_Mixing(shared, {name: next(pieces) for name in self.fan(source).weighted}))
         return found
+
+    def _picks(self) -> Iterator[list[int]]:
+        """Places in the flattened mixing weights (E, O): for each source those of its `_Mixing`, piece by piece."""
+        columns = len(self.operations)
+        for source, edges in enumerate(self.sources):
+            fan = self.fan(source)
+            yield [edge * columns + self.operations.index(name) for edge in edges for name in fan.shared]
+            for name in fan.weighted:
+                places = [edge * columns + self.operations.index(name) for edge in edges]
+                # One for each channel of the candidate's norm.
+                yield [place for place in places for _ in range(self.mixed)]
 
     def _preprocess(self, *inputs: Tensor) -> list[Tensor]:
         """The cell's inputs, with its channels and resolution."""
@@ -156,19 +158,18 @@ class SearchCell(nn.Module):
         ]
         return [mixed for mixed, _ in split]
 
-    def _sample(
-        self, level: Sequence[int], inputs: Sequence[Tensor], columns: Sequence[int]
-    ) -> list[list[Tensor]]:
-        """What each edge adds to its node by its one operation, for each source of a level."""
-        return [
+    def _sample(self, level: Sequence[int], inputs: Sequence[Tensor], columns: Sequence[int]) -> list[Tensor]:
+        """What a level adds to each node that it feeds, each edge by its one operation."""
+        by_source = [
             self.fan(source).sampled(x, [columns[edge] for edge in self.sources[source]])
             for source, x in zip(level, inputs, strict=True)
         ]
+        return [sum(maps[1:], start=maps[0]) for maps in zip(*by_source, strict=True)]
 
     def _mix(
         self, level: Sequence[int], inputs: Sequence[Tensor], by_source: Sequence[_Mixing]
-    ) -> list[list[Tensor]]:
-        """What each edge adds to its node, for each source of a level."""
+    ) -> list[Tensor]:
+        """What a level adds to each node that it feeds."""
         fans = [self.fan(source) for source in level]
         mixing = [by_source[source] for source in level]
         rectified = [F.relu(x) for x in inputs]
@@ -178,7 +179,9 @@ class SearchCell(nn.Module):
             fan.lasts(x, positive, middle, weights.scales) for fan, x, positive, middle, weights in every
         ]
         lasts = zip(fans, inputs, self._normalise(norms), mixing, strict=True)
-        return [fan.combine(x, last, weights.shared) for fan, x, last, weights in lasts]
+        totals = [fan.combine(x, last, weights.shared) for fan, x, last, weights in lasts]
+        # Sources of a level feed the same nodes.
+        return list(sum(totals[1:], start=totals[0]).unbind(1))
 
     def _normalise(self, groups: Sequence[Mapping[str, Norm]]) -> list[dict[str, Tensor]]:
         """Groups of norms that do not depend on each other, all at once."""

@@ -29,8 +29,6 @@ class FanOut(nn.Module):
                 if name != "none"
             }
         )
-        #: Of the mixing weights.
-        self.shared_columns = tuple(self.operations.index(name) for name in self.shared)
 
     @property
     def weighted(self) -> dict[str, Candidate]:
@@ -67,8 +65,8 @@ class FanOut(nn.Module):
                 found[name] = one.norm.of(one.shared_map(x))
         return found
 
-    def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing_EK: Tensor) -> list[Tensor]:
-        """What each edge adds to its node, (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+    def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing_EK: Tensor) -> Tensor:
+        """What each edge adds to its node, (B, E, C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Args:
             x: (B, C, H, W).
@@ -86,7 +84,7 @@ class FanOut(nn.Module):
             # Nothing keeps the sum for its backward pass.
             total = total.add_(part)
         size = next(iter(lasts.values())).shape[2:] if lasts else x.shape[2:]
-        return list(total.unflatten(2, (x.shape[1], *size)).unbind(1))
+        return total.unflatten(2, (x.shape[1], *size))
 
     def sampled(self, x: Tensor, columns: Sequence[int]) -> list[Tensor]:
         """One operation for each edge; those without weights are computed once for all that chose them."""
