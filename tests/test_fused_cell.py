@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import Search
-from autoreid.distributed import frozen_statistics
+from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.search.cells import SearchCell, count_edges, edges_from
 from autoreid.search.genotype import CELL_OPERATIONS
 from autoreid.search.reid_cell import ReidCellSpace

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import Search
-from autoreid.distributed import frozen_statistics
+from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.search.osnet_ain import OsnetAinSpace
 from autoreid.search.osnet_blocks import MixedBlock
 from tests.per_block import PerBlock

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from autoreid.errors import ConfigError, DataError
+from autoreid.layers.heads import BNNeck
 from autoreid.layers.pooling import AveragePool
-from autoreid.models.heads import BNNeck
 from autoreid.models.osnet import OSNet
 from autoreid.search.cells import build_preprocess
 from autoreid.search.genotype import AnyGenotype, Cell, CellGenotype, Genotype, OsnetAinGenotype

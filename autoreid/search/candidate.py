@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm
+from autoreid.layers.batch_norm import Norm
 from autoreid.search.edge_norm import ALL, EdgeNorm, normalise_level
 
 

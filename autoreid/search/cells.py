@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm
+from autoreid.layers.batch_norm import Norm
 from autoreid.search.candidate import Candidate
 from autoreid.search.edge_norm import normalise_level
 from autoreid.search.fan_out import FanOut

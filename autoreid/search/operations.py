@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm
+from autoreid.layers.batch_norm import Norm
+from autoreid.layers.pointwise import Pointwise, rows_of
+from autoreid.layers.recompute import Operation, keep_inputs
+from autoreid.layers.separable import separable
 from autoreid.search.candidate import Candidate, Shared
 from autoreid.search.edge_norm import ALL, EdgeNorm
 from autoreid.search.part_aware import PartAware
-from autoreid.search.pointwise import Pointwise, rows_of
-from autoreid.search.recompute import Operation, keep_inputs
-from autoreid.search.separable import separable
 
 
 class Zero(nn.Module):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from autoreid.config import Search
+from autoreid.layers.recompute import recompute
 from autoreid.models.osnet import OmniScaleFrame
 from autoreid.search.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from autoreid.search.osnet_blocks import MixedBlock
-from autoreid.search.recompute import recompute
 from autoreid.search.space import Choices
 
 #: The one group of alphas.

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from autoreid.config import Search
 from autoreid.errors import DataError
-from autoreid.models.heads import BNNeck
+from autoreid.layers.heads import BNNeck
+from autoreid.layers.recompute import recompute
 from autoreid.search.cells import SearchCell
 from autoreid.search.collapse import count_skips
 from autoreid.search.fan_out import FanOut
 from autoreid.search.genotype import Cell, CellGenotype, Edge
 from autoreid.search.macro import CellPlan, build_stem, plan_cells
 from autoreid.search.partial_channels import edge_choices, edge_weights
-from autoreid.search.recompute import recompute
 from autoreid.search.space import Choices
 
 _KINDS = ("normal", "reduce")

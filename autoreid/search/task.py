@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from autoreid.config import Config
 from autoreid.data.loaders import Batch, BatchStream
-from autoreid.distributed import StopSignal, World, check_agreement, frozen_statistics
+from autoreid.distributed import StopSignal, World, check_agreement
 from autoreid.evaluation import MeanRetrieval
+from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.collapse import search_signs
