@@ -9,13 +9,25 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autoreid.data.synthetic_people import SyntheticPeople
-from autoreid.search.genotype import CELL_OPERATIONS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 #: Of a data set: a folder's name, and no path.
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+#: Operations that a cell of the `reid_cell` space may use, in the order of the alphas' columns.
+#: `none` may take an edge's weight during the search but never an edge of a genotype.
+CELL_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "part_aware",
+    "sep_conv_5x5",
+    "dil_conv_5x5",
+)
 #: Of what a network computes; its weights are float32 with each.
 Precision = Literal["float32", "tf32", "bfloat16"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from autoreid.errors import AutoreidError, DataError
 from autoreid.files import make_folder
 from autoreid.reporting.genotype_graph import draw_graph, write_graphs
-from autoreid.search.genotype import Genotype
+from autoreid.spaces import Genotype
 
 _DESCRIPTION = """\
 Draws genotypes as pictures, of cells one for the normal and one for the reduction cell; needs Graphviz's `dot`.

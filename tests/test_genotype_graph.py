@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoreid import render
+from autoreid.config import CELL_OPERATIONS
 from autoreid.errors import RunError
 from autoreid.reporting import genotype_graph
 from autoreid.reporting.genotype_graph import cell_graph, draw_genotype
 from autoreid.reporting.osnet_graph import blocks_graph
-from autoreid.search.genotype import CELL_OPERATIONS, OSNET_BLOCKS, CellGenotype, OsnetAinGenotype
+from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
+from autoreid.spaces.reid_cell.genotype import CellGenotype
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_genotypes.json").read_text())["reid_cell"]
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz's dot")

@@ -13,7 +13,9 @@ import graphviz
 from autoreid.errors import RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.osnet_graph import blocks_graph
-from autoreid.search.genotype import AnyGenotype, Cell, OsnetAinGenotype
+from autoreid.spaces.genotype import Genotype
+from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
+from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +119,15 @@ def _add_edge(graph: graphviz.Digraph, tail: str, head: str, name: str, operatio
     graph.edge(name, head, **line)
 
 
-def genotype_graphs(genotype: AnyGenotype, caption: str) -> dict[str, graphviz.Digraph]:
+def genotype_graphs(genotype: Genotype, caption: str) -> dict[str, graphviz.Digraph]:
     """A genotype's graphs by what they show: "normal" and "reduce" of cells, "blocks" of OSNet."""
     if isinstance(genotype, OsnetAinGenotype):
         return {"blocks": blocks_graph(genotype, caption)}
+    assert isinstance(genotype, CellGenotype)  # noqa: S101 (there are two spaces)
     return {kind: cell_graph(cell, kind, caption) for kind, cell in genotype.cells()}
 
 
-def write_graphs(genotype: AnyGenotype, folder: Path, stem: str, caption: str) -> list[Path]:
+def write_graphs(genotype: Genotype, folder: Path, stem: str, caption: str) -> list[Path]:
     """Writes the graph texts, such as `<stem>-normal.gv` and `<stem>-reduce.gv`, each replaced in one step.
 
     Makes the folder where it is missing. Raises ConfigError or RunError, naming the path, when it cannot.
@@ -158,7 +161,7 @@ def draw_graph(gv_path: Path, folder: Path) -> Path:
     return picture
 
 
-def draw_genotype(genotype: AnyGenotype, folder: Path, stem: str, caption: str) -> list[Path]:
+def draw_genotype(genotype: Genotype, folder: Path, stem: str, caption: str) -> list[Path]:
     """Writes a genotype's graphs, such as `<stem>-normal.gv` and `<stem>-reduce.gv`, with a .png beside each.
 
     Returns the pictures that could be drawn.

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from autoreid.models import count_macs, count_parameters
-from autoreid.models.derived import DerivedNetwork, DerivedOSNet
 from autoreid.reporting.osnet_graph import blocks_graph
+from autoreid.spaces.osnet_ain.derived import DerivedOSNet
+from autoreid.spaces.reid_cell.derived import DerivedNetwork
+from autoreid.spaces.space import Derived
 
 _PAGE = {"rankdir": "LR", "ranksep": "0.2", "nodesep": "0.2", "bgcolor": "white", "dpi": "100", "pad": "0.15"}
 _PAGE |= {"labelloc": "t", "fontname": "Helvetica", "fontsize": "16", "newrank": "true"}
@@ -26,9 +28,7 @@ _FILL = {"normal": "#e3f2fd", "reduce": "#ffe0b2", "input": "white", "head": "#c
 _OLDER = {"color": "#b0bec5", "style": "dashed", "arrowsize": "0.6"}
 
 
-def network_graph(
-    network: DerivedNetwork | DerivedOSNet, height: int, width: int, caption: str
-) -> graphviz.Digraph:
+def network_graph(network: Derived, height: int, width: int, caption: str) -> graphviz.Digraph:
     """The graph of a whole derived network for images of height × width pixels, left to right.
 
     Each box says what it is and the (C, H, W) that it gives. Above stand the caption, all parameters but the
@@ -40,6 +40,7 @@ def network_graph(
     shapes = _output_shapes(network, height, width)
     if isinstance(network, DerivedOSNet):
         return blocks_graph(network.genotype, f"{caption}   {size}", shapes)
+    assert isinstance(network, DerivedNetwork)  # noqa: S101 (there are two spaces)
     return _cells_graph(network, shapes, caption, size)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import graphviz
 
-from autoreid.search.genotype import OsnetAinGenotype
+from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 
 _PAGE = {
     "rankdir": "LR",

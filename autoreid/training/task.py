@@ -17,9 +17,10 @@ from autoreid.data.training_data import TrainingData
 from autoreid.distributed import StopSignal, World
 from autoreid.evaluation import MeanRetrieval
 from autoreid.layers.batch_norm import frozen_statistics
-from autoreid.models import build_model, check_input_size
-from autoreid.search.inheritance import load_start
+from autoreid.models import check_input_size
 from autoreid.seeding import derive_seed
+from autoreid.spaces import build_model
+from autoreid.spaces.inheritance import load_start
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import (
     HEADS,

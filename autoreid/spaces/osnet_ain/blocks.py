@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from autoreid.layers.batch_norm import normalise
 from autoreid.layers.pointwise import pointwise
 from autoreid.models.osnet import OSBLOCKS, STREAMS, OSBlock
-from autoreid.search.genotype import OSNET_BLOCKS
+from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 
 
 class MixedBlock(nn.ModuleDict):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.layers.batch_norm import Norm
-from autoreid.search.edge_norm import ALL, EdgeNorm, normalise_level
+from autoreid.spaces.reid_cell.edge_norm import ALL, EdgeNorm, normalise_level
 
 
 class Candidate(nn.Module, ABC):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from autoreid.layers.batch_norm import Norm
 from autoreid.layers.mixture import SharedMixture
 from autoreid.layers.recompute import keep_inputs
-from autoreid.search.candidate import Candidate, Shared
-from autoreid.search.operations import build_operation
+from autoreid.spaces.reid_cell.candidate import Candidate, Shared
+from autoreid.spaces.reid_cell.operations import build_operation
 
 
 class FanOut(nn.Module):
