@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from autoreid.models import count_parameters
-from autoreid.reporting.genotype_graph import draw_graph
+from autoreid.reporting.dot import draw_graph
 from autoreid.reporting.network_graph import network_graph
 from autoreid.spaces import build_model
 from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from autoreid.errors import DataError
 from autoreid.files import write_atomically
+from autoreid.spaces.drawing import Drawing
 
 AnyGenotype = TypeVar("AnyGenotype", bound="Genotype")
 
@@ -37,6 +38,10 @@ class Genotype(BaseModel, ABC):
     @abstractmethod
     def draw_like(self, rng: np.random.Generator) -> Genotype:
         """Draws a genotype of the same space and shape uniformly: the baseline that a search has to beat."""
+
+    @abstractmethod
+    def drawings(self, caption: str) -> dict[str, Drawing]:
+        """Describes the genotype's pictures, by what each shows; the caption is part of their titles."""
 
     @staticmethod
     def load(path: Path) -> Genotype:

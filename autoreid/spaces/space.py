@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from autoreid.config import Search
+from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
 
 
@@ -39,6 +40,16 @@ class Derived(nn.Module):
     """
 
     genotype: Genotype
+
+    def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
+        """Describes the network's picture.
+
+        Args:
+            shapes: C × H × W of what each module gives, by its name; of the images under "".
+            caption: what the network is called.
+            size: its parameters and multiply-accumulates.
+        """
+        raise NotImplementedError
 
 
 class Space(ABC):

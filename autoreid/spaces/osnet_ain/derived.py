@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from autoreid.errors import ConfigError
 from autoreid.models.osnet import OSNet
+from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import read_genotype_of
+from autoreid.spaces.osnet_ain.drawing import blocks_drawing
 from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 from autoreid.spaces.space import Derived
 
@@ -28,3 +32,7 @@ class DerivedOSNet(OSNet, Derived):
         found = read_genotype_of(OsnetAinGenotype, genotype)
         super().__init__(found.blocks, True, width, num_identities)
         self.genotype: OsnetAinGenotype = found
+
+    def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
+        """Of all blocks."""
+        return blocks_drawing(self.genotype.stages, f"{caption}   {size}", shapes)

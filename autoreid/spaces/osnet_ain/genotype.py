@@ -7,7 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
+from autoreid.spaces.osnet_ain.drawing import blocks_drawing
 
 #: Blocks of the `osnet_ain` space, in the order of the alphas' columns: where instance norm stands.
 OSNET_BLOCKS = ("plain", "in_inside", "in_after", "in_both")
@@ -32,6 +34,10 @@ class OsnetAinGenotype(Genotype):
     def of_blocks(cls, blocks: Sequence[str]) -> OsnetAinGenotype:
         """The genotype of six blocks in order."""
         return cls(stages=tuple(zip(blocks[::2], blocks[1::2], strict=True)))  # type: ignore[arg-type]
+
+    def drawings(self, caption: str) -> dict[str, Drawing]:
+        """Of all blocks."""
+        return {"blocks": blocks_drawing(self.stages, caption)}
 
     def draw_like(self, rng: np.random.Generator) -> OsnetAinGenotype:
         """Any of the 4⁶."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from torchvision.ops import stochastic_depth
 from autoreid.errors import ConfigError
 from autoreid.layers.heads import BNNeck
 from autoreid.layers.pooling import AveragePool
+from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import read_genotype_of
 from autoreid.spaces.reid_cell.cells import build_preprocess
+from autoreid.spaces.reid_cell.drawing import network_drawing
 from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype
 from autoreid.spaces.reid_cell.macro import STEMS, CellPlan, build_stem, plan_cells
 from autoreid.spaces.reid_cell.operations import Skip, build_operation
@@ -147,6 +149,10 @@ class DerivedNetwork(Derived):
             return embedding, self.neck(embedding), *auxiliary
         ranked: Tensor = self.neck.norm(embedding)
         return ranked
+
+    def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
+        """Of the row of cells."""
+        return network_drawing(self, shapes, caption, size)
 
 
 def _check(channels: int, cells_per_stage: Sequence[int], stem: str, parts: int, drop_path: float) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 from pydantic import StrictInt, field_validator
 
 from autoreid.config import CELL_OPERATIONS
+from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
+from autoreid.spaces.reid_cell.drawing import cell_drawing
 
 
 class Edge(NamedTuple):
@@ -51,6 +53,10 @@ class CellGenotype(Genotype):
         """The two kinds of cell, by name."""
         yield "normal", self.normal
         yield "reduce", self.reduce
+
+    def drawings(self, caption: str) -> dict[str, Drawing]:
+        """Of the normal and the reduction cell."""
+        return {kind: cell_drawing(cell, kind, caption) for kind, cell in self.cells()}
 
     def draw_like(self, rng: np.random.Generator) -> CellGenotype:
         """With as many nodes, of Auto-ReID's operations."""
