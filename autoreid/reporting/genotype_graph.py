@@ -11,7 +11,7 @@ import graphviz
 from autoreid.errors import RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.dot import draw_graph
-from autoreid.spaces.drawing import Drawing, Edge, Group, Node
+from autoreid.spaces.drawing import Arrow, Drawing, Group, Node
 from autoreid.spaces.genotype import Genotype
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def as_graph(drawing: Drawing) -> graphviz.Digraph:
         drawing.name,
         graph_attr={**drawing.page, "label": f"<{drawing.title}>"},
         node_attr=dict(drawing.nodes),
-        edge_attr=dict(drawing.edges),
+        edge_attr=dict(drawing.arrows),
     )
     for item in drawing.items:
         if isinstance(item, Group):
@@ -37,7 +37,7 @@ def as_graph(drawing: Drawing) -> graphviz.Digraph:
     return graph
 
 
-def _add(graph: graphviz.Digraph, item: Node | Edge) -> None:
+def _add(graph: graphviz.Digraph, item: Node | Arrow) -> None:
     if isinstance(item, Node):
         graph.node(item.name, item.label, **item.attributes)
     else:

@@ -1,4 +1,4 @@
-"""Pictures of genotypes and networks as plain nodes and edges.
+"""Pictures of genotypes and networks as plain nodes and arrows.
 
 Spaces describe what is to be seen, and `autoreid.reporting` draws it. Attributes and labels are those of Graphviz's DOT
 language: a label between `<` and `>` is markup.
@@ -27,7 +27,7 @@ class Node(NamedTuple):
     attributes: Mapping[str, str] = {}
 
 
-class Edge(NamedTuple):
+class Arrow(NamedTuple):
     """An arrow from one node to another, with the attributes in which it differs from the others."""
 
     tail: str
@@ -36,13 +36,13 @@ class Edge(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Nodes and edges that belong together.
+    """Nodes and arrows that belong together.
 
     Attributes:
         name: a name that begins with "cluster" puts a frame around the group.
     """
 
-    items: Sequence[Node | Edge]
+    items: Sequence[Node | Arrow]
     attributes: Mapping[str, str]
     name: str | None = None
 
@@ -54,15 +54,15 @@ class Drawing:
     Attributes:
         title: markup that stands above it.
         items: what it consists of, in the order in which it is laid out.
-        page, nodes, edges: attributes of the picture, of all nodes and of all edges.
+        page, nodes, arrows: attributes of the picture, of all nodes and of all arrows.
     """
 
     name: str
     title: str
-    items: Sequence[Node | Edge | Group]
+    items: Sequence[Node | Arrow | Group]
     page: Mapping[str, str]
     nodes: Mapping[str, str]
-    edges: Mapping[str, str] = field(default_factory=dict)
+    arrows: Mapping[str, str] = field(default_factory=dict)
 
 
 def title(head: str, note: str) -> str:

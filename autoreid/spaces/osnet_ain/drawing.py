@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from autoreid.spaces.drawing import BOX, FRAME, PAGE, Drawing, Edge, Group, Node, title
+from autoreid.spaces.drawing import BOX, FRAME, PAGE, Arrow, Drawing, Group, Node, title
 
 _PAGE = PAGE | {"ranksep": "0.25", "nodesep": "0.2", "newrank": "true"}
 _NODE = BOX | {"fontname": "Helvetica", "fontsize": "13", "margin": "0.1,0.06", "fillcolor": "#f5f5f5"}
@@ -27,7 +27,7 @@ def blocks_drawing(
         shapes: C × H × W of what each module gives, by its name; None to leave them out.
     """
     notes = shapes or {}
-    items: list[Node | Edge | Group] = [
+    items: list[Node | Arrow | Group] = [
         Node("stem", _lines("7×7, IN\nmax pool", notes.get("maxpool")), {"fillcolor": "#ffe0b2"})
     ]
     chain = ["stem"]
@@ -46,7 +46,7 @@ def blocks_drawing(
         items.append(Node(f"after{number}", _lines(text, notes.get(transition))))
         chain += [*(block.name for block in blocks), f"after{number}"]
     items.append(Node("embedding", "average\nlinear, 512", {"fillcolor": "#c8e6c9"}))
-    items += [Edge(tail, head) for tail, head in pairwise([*chain, "embedding"])]
+    items += [Arrow(tail, head) for tail, head in pairwise([*chain, "embedding"])]
     count = sum(block != "plain" for stage in stages for block in stage)
     heading = title(f"OSNet · IN in {count} of 6 blocks", caption)
     return Drawing("blocks", heading, items, _PAGE, _NODE, {"arrowsize": "0.7"})

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from torch import nn
+
 from autoreid.models import count_parameters
-from autoreid.spaces.drawing import BOX, FRAME, PAGE, Drawing, Edge, Group, Node, abbreviate, title
+from autoreid.spaces.drawing import BOX, FRAME, PAGE, Arrow, Drawing, Group, Node, abbreviate, title
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from autoreid.spaces.reid_cell.derived import DerivedNetwork
 
 #: A cell's inputs and output, named as in the DARTS paper.
@@ -63,6 +63,8 @@ _NETWORK_NODE = BOX | {
     "fillcolor": "#f5f5f5",
 }
 _FILL = {"normal": "#e3f2fd", "reduce": "#ffe0b2", "input": "white", "head": "#c8e6c9"}
+#: What follows the last cell.
+_ENDS = {"embedding": "average", "neck": "BNNeck"}
 #: A cell's older input is drawn fainter, so that the row of cells is what is seen.
 _OLDER = {"color": "#b0bec5", "style": "dashed", "arrowsize": "0.6"}
 
@@ -76,9 +78,9 @@ def cell_drawing(cell: Sequence[Sequence[tuple[str, int]]], kind: str, caption: 
     """
     inputs = [Node(f"input{source}", label, {"fillcolor": "#ffe0b2"}) for source, label in enumerate(_INPUTS)]
     # The unseen edge keeps the inputs in this order, so that pictures of successive epochs compare.
-    order = Edge("input0", "input1", {"style": "invis"})
+    order = Arrow("input0", "input1", {"style": "invis"})
     circle = {"fillcolor": "#e3f2fd", "shape": "circle", "margin": "0"}
-    items: list[Node | Edge | Group] = [
+    items: list[Node | Arrow | Group] = [
         Group([*inputs, order], {"rank": "same"}),
         *(Node(f"node{node}", str(node), circle) for node in range(len(cell))),
         Node("output", _OUTPUT, {"fillcolor": "#c8e6c9"}),
@@ -87,12 +89,12 @@ def cell_drawing(cell: Sequence[Sequence[tuple[str, int]]], kind: str, caption: 
         for place, (operation, source) in enumerate(edges):
             tail = f"input{source}" if source < len(_INPUTS) else f"node{source - len(_INPUTS)}"
             items += _operation(tail, f"node{node}", f"edge{node}{'ab'[place]}", operation)
-        items.append(Edge(f"node{node}", "output", {"color": "#b0bec5", "penwidth": "1.2"}))
+        items.append(Arrow(f"node{node}", "output", {"color": "#b0bec5", "penwidth": "1.2"}))
     name = f"{kind} cell"
     return Drawing(name, title(name, caption), items, _CELL_PAGE, _CELL_NODE, {"arrowsize": "0.8"})
 
 
-def _operation(tail: str, head: str, name: str, operation: str) -> tuple[Node, Edge, Edge]:
+def _operation(tail: str, head: str, name: str, operation: str) -> tuple[Node, Arrow, Arrow]:
     """An edge with its operation in a box on the line.
 
     Graphviz's own edge labels float beside the lines, where it is not clear to which of two they belong.
@@ -101,7 +103,11 @@ def _operation(tail: str, head: str, name: str, operation: str) -> tuple[Node, E
     box = {"fillcolor": look.fill, "color": look.colour, "fontcolor": look.ink, "fontname": look.font}
     box |= {"fontsize": "13", "height": "0.26", "width": "0", "margin": "0.07,0.02"}
     line = {"color": look.colour, "penwidth": look.width, "style": look.line}
-    return Node(name, operation, box), Edge(tail, name, {"arrowhead": "none"} | line), Edge(name, head, line)
+    return (
+        Node(name, operation, box),
+        Arrow(tail, name, {"arrowhead": "none"} | line),
+        Arrow(name, head, line),
+    )
 
 
 def network_drawing(network: DerivedNetwork, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
@@ -114,7 +120,7 @@ def network_drawing(network: DerivedNetwork, shapes: Mapping[str, str], caption:
         size: of the whole network, behind the caption.
     """
     head = {"fillcolor": _FILL["head"]}
-    items: list[Node | Edge | Group] = [
+    items: list[Node | Arrow | Group] = [
         Node("images", f"images\n{shapes['']}", {"fillcolor": _FILL["input"]}),
         _frame("stem", [network.stem], [Node("stem", f"stem\n{shapes['stem']}")]),
     ]
@@ -127,12 +133,8 @@ def network_drawing(network: DerivedNetwork, shapes: Mapping[str, str], caption:
         items.append(_frame(f"stage {stage + 1}", [network.cells[index] for index, _ in cells], nodes))
     ends = [Node(name, f"{text}\n{network.embedding_size}", head) for name, text in _ENDS.items()]
     items += [_frame("head", [network.neck], ends), *_arrows(network)]
-    page, nodes_look = _NETWORK_PAGE, _NETWORK_NODE
-    return Drawing("network", title(caption, size), items, page, nodes_look, {"arrowsize": "0.8"})
-
-
-#: What follows the last cell.
-_ENDS = {"embedding": "average", "neck": "BNNeck"}
+    heading = title(caption, size)
+    return Drawing("network", heading, items, _NETWORK_PAGE, _NETWORK_NODE, {"arrowsize": "0.8"})
 
 
 def _frame(name: str, modules: Sequence[nn.Module], nodes: Sequence[Node]) -> Group:
@@ -141,15 +143,15 @@ def _frame(name: str, modules: Sequence[nn.Module], nodes: Sequence[Node]) -> Gr
     return Group(nodes, FRAME | {"label": f"{name} · {parameters}"}, f"cluster {name}")
 
 
-def _arrows(network: DerivedNetwork) -> Iterator[Node | Edge]:
+def _arrows(network: DerivedNetwork) -> Iterator[Node | Arrow]:
     names = ["images", "stem", *(f"cell{index}" for index in range(len(network.cells))), *_ENDS]
     for last, name in pairwise(names):
-        yield Edge(last, name, {"weight": "20"})
+        yield Arrow(last, name, {"weight": "20"})
     # The first cell takes the stem twice, the second one the stem and the first cell.
     for older, cell in zip(["stem", *names[1:-4]], names[2:-2], strict=True):
-        yield Edge(older, cell, _OLDER)
+        yield Arrow(older, cell, _OLDER)
     if network.auxiliary is not None:
         parameters = abbreviate(count_parameters(network.auxiliary))
         text = f"auxiliary head\n{parameters}, training only"
         yield Node("auxiliary", text, {"style": "rounded,dashed"})
-        yield Edge(f"cell{network.auxiliary_after}", "auxiliary", {"style": "dashed"})
+        yield Arrow(f"cell{network.auxiliary_after}", "auxiliary", {"style": "dashed"})
