@@ -8,14 +8,25 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from autoreid.data.synthetic_people import SyntheticPeople
-from autoreid.search.genotype import CELL_OPERATIONS
-
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 #: Of a data set: a folder's name, and no path.
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+#: Operations that a cell of the `reid_cell` space may use, in the order of the alphas' columns.
+#: `none` may take an edge's weight during the search but never an edge of a genotype.
+CELL_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "part_aware",
+    "sep_conv_5x5",
+    "dil_conv_5x5",
+)
 #: Of what a network computes; its weights are float32 with each.
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -26,6 +37,40 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class SyntheticPeople(Section):
+    """Synthetic people to draw; equal settings give equal files."""
+
+    train_identities: Count = 64
+    """People to train on."""
+    test_identities: Count = 32
+    """Other people, to be found."""
+    images_per_identity: Count = 16
+    """Images of a person: all in the training set, or in query and gallery together."""
+    cameras: Annotated[int, Field(ge=2)] = 4
+    """Cameras, each of which sees every person."""
+    distractors: CountOrZero = 32
+    """Gallery images of people who are no query."""
+    junk: CountOrZero = 16
+    """Badly cropped gallery images, which a ranking must ignore."""
+    height: Annotated[int, Field(ge=32)] = 128
+    """Image height in pixels."""
+    width: Annotated[int, Field(ge=16)] = 64
+    """Image width in pixels."""
+    domain: CountOrZero = 0
+    """Shifts the style of all cameras, and shows other people."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides everything that is left to chance."""
+
+    @model_validator(mode="after")
+    def _queries_have_matches(self) -> SyntheticPeople:
+        if self.images_per_identity < self.cameras + 2:
+            raise ValueError(
+                f"images_per_identity {self.images_per_identity} leaves queries without a match:"
+                f" with {self.cameras} cameras expected at least {self.cameras + 2}"
+            )
+        return self
 
 
 class Data(Section):
@@ -53,7 +98,7 @@ class Data(Section):
     """Share of each identity's training images that only the alphas see."""
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training identities kept from the search, to measure its retrieval on."""
-    padding: Annotated[int, Field(ge=0)] = 10
+    padding: CountOrZero = 10
     """Pixels of padding on every side before a random crop back to height × width."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
@@ -67,7 +112,7 @@ class Data(Section):
     """Folder of images decoded and resized once, below `root` unless it is absolute; null decodes them each time."""
     on_broken_image: Literal["error", "skip"] = "error"
     """An image that cannot be read when the run starts ends it, or is left out, which the log says."""
-    workers: Annotated[int, Field(ge=0)] = 4
+    workers: CountOrZero = 4
     """Loader processes a rank, for each of the two training streams; 0 loads in the main process."""
 
     @model_validator(mode="after")
@@ -150,7 +195,7 @@ class Search(Section):
     """bilevel, order second and exact: as training.precision, for the passes that give the alphas' gradient.
     It rests on small differences between gradients, which tf32 and bfloat16 round away. Order first computes in
     training.precision."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: CountOrZero = 0
     """Epochs in which only the weights are trained."""
     alpha_optimizer: Literal["adam", "sgd"] = "adam"
     """adam has a constant learning rate; sgd follows the weights' schedule, with their momentum."""
@@ -236,11 +281,11 @@ class Training(Section):
     """Epochs after which the step schedule decays."""
     decay: Positive = 0.1
     """Factor of the step schedule."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: CountOrZero = 0
     """Epochs over which the learning rate grows linearly to where the schedule has it."""
     backbone_scale: Fraction = 1.0
     """Learning rate of all but the head, as a share of the head's."""
-    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    frozen_epochs: CountOrZero = 0
     """First epochs in which only the head is trained."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD."""
@@ -342,7 +387,7 @@ class Config(Section):
     """search finds a genotype in a space; train trains the fixed network of `model`."""
     task_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the run's folders; a second run of the same name resumes."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: CountOrZero = 0
     """Seed of everything random."""
     output_dir: Path = Path("runs")
     """Where run folders go."""

@@ -18,12 +18,11 @@ from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.errors import ConfigError, DataError
 from autoreid.files import make_folder, write_atomically
-from autoreid.models import build_model, check_input_size, count_macs, count_parameters
-from autoreid.models.derived import DerivedNetwork, DerivedOSNet
+from autoreid.models import check_input_size, count_macs, count_parameters
 from autoreid.recipes import load_config
 from autoreid.reporting.genotype_graph import draw_genotype, draw_where_possible
 from autoreid.reporting.network_graph import network_graph
-from autoreid.search.genotype import AnyGenotype, Genotype
+from autoreid.spaces import Derived, Genotype, build_model
 
 _EXAMPLES = """\
 examples:
@@ -71,7 +70,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def read_source(source: Path) -> AnyGenotype:
+def read_source(source: Path) -> Genotype:
     """The genotype in a file, or in the result of a search's run folder.
 
     Raises:
@@ -107,8 +106,8 @@ def best_of(runs: Sequence[Path]) -> Path:
 
 
 def derive(
-    genotype: AnyGenotype, recipe: Path, output: Path, overrides: Sequence[str]
-) -> tuple[Config, DerivedNetwork | DerivedOSNet]:
+    genotype: Genotype, recipe: Path, output: Path, overrides: Sequence[str]
+) -> tuple[Config, Derived]:
     """Writes genotype, config and pictures to a folder.
 
     Returns:
@@ -136,10 +135,10 @@ def derive(
     return config, network
 
 
-def random_of_size(like: AnyGenotype, seed: int, options: dict[str, Any]) -> AnyGenotype:
+def random_of_size(like: Genotype, seed: int, options: dict[str, Any]) -> Genotype:
     """The first random genotype drawn by the seed whose network is as large as another's, or else the nearest."""
 
-    def parameters(genotype: AnyGenotype) -> int:
+    def parameters(genotype: Genotype) -> int:
         with torch.device("meta"):
             return count_parameters(_build({**options, "genotype": str(genotype)}))
 
@@ -156,8 +155,8 @@ def random_of_size(like: AnyGenotype, seed: int, options: dict[str, Any]) -> Any
     return best
 
 
-def _build(options: Mapping[str, Any]) -> DerivedNetwork | DerivedOSNet:
-    return cast(DerivedNetwork | DerivedOSNet, build_model("derived", 1, **options))
+def _build(options: Mapping[str, Any]) -> Derived:
+    return cast(Derived, build_model("derived", 1, **options))
 
 
 def summary(config: Config, network: nn.Module) -> str:

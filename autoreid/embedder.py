@@ -18,9 +18,9 @@ from autoreid.config import Config, Precision
 from autoreid.data.decoding import decode, resize
 from autoreid.data.transforms import normalise
 from autoreid.errors import ConfigError, DataError, RunError
-from autoreid.models import build_model
 from autoreid.models.weights import trained_weights
 from autoreid.recipes import parse_config
+from autoreid.spaces import build_model
 from autoreid.training.build import memory_format
 from autoreid.training.embedding import embedding_in
 

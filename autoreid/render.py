@@ -10,8 +10,7 @@ from pathlib import Path
 
 from autoreid.errors import AutoreidError, DataError
 from autoreid.files import make_folder
-from autoreid.reporting.genotype_graph import draw_graph, write_graphs
-from autoreid.search.genotype import Genotype
+from autoreid.reporting.dot import draw_graph
 
 _DESCRIPTION = """\
 Draws genotypes as pictures, of cells one for the normal and one for the reduction cell; needs Graphviz's `dot`.
@@ -77,6 +76,10 @@ def _render(path: Path, folder: Path) -> Iterator[Path]:
     elif path.suffix == ".gv":
         yield draw_graph(path, folder)
     elif path.suffix == ".json":
+        # Imported here because they need torch, which takes seconds to import.
+        from autoreid.reporting.genotype_graph import write_graphs
+        from autoreid.spaces import Genotype
+
         caption = f"{path.absolute().parent.name} · {path.stem}"
         # The text that a run kept beside its genotype tells epoch and mAP: this one must not replace it.
         with tempfile.TemporaryDirectory() as scratch:

@@ -23,7 +23,6 @@ from autoreid.data.training_data import (
 )
 from autoreid.distributed import StopSignal, World, gather_objects, naming_nondeterminism, on_main
 from autoreid.errors import AutoreidError, RunError
-from autoreid.models.derived import with_genotype_text
 from autoreid.recipes import describe_options, load_config
 from autoreid.reporting.history import Kind, record
 from autoreid.reporting.logs import start_logging
@@ -33,6 +32,7 @@ from autoreid.reporting.search_report import SearchReport
 from autoreid.reporting.train_report import TrainReport
 from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
+from autoreid.spaces import with_genotype_text
 from autoreid.training.loop import run_epochs
 from autoreid.training.memory import log_memory
 from autoreid.training.state import RunState

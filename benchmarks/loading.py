@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from autoreid.config import Data
+from autoreid.config import Data, SyntheticPeople
 from autoreid.data.datasets import read_dataset
 from autoreid.data.images import Images, prepare_images
 from autoreid.data.loaders import BatchStream
 from autoreid.data.records import Split
 from autoreid.data.sampler import IdentityBalancedSampler
-from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import DEVIATION, MEAN, Augmentation
 from autoreid.distributed import World
 

@@ -21,7 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from autoreid.search.genotype import Genotype, OsnetAinGenotype
+from autoreid.spaces import Genotype
+from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH, TRAINING = (ROOT / "configs" / f"osnet_ain_quickstart{which}.yaml" for which in ("", "_train"))

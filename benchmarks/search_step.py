@@ -31,10 +31,11 @@ from autoreid.data.images import Images
 from autoreid.data.training_data import build_search_data, draw_people
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
-from autoreid.search.build import build_search, build_space
-from autoreid.search.osnet_blocks import MixedBlock
-from autoreid.search.reid_cell import ReidCellSpace
+from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
+from autoreid.spaces import build_space
+from autoreid.spaces.osnet_ain.blocks import MixedBlock
+from autoreid.spaces.reid_cell.space import ReidCellSpace
 from tests.per_block import PerBlock
 from tests.per_edge import per_edge_cell
 

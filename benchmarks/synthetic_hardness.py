@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from autoreid.config import SyntheticPeople
 from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.records import ReidDataset, Split
-from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.evaluation import evaluate_retrieval
 
 HEIGHT, WIDTH = 64, 32

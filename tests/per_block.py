@@ -6,8 +6,8 @@ import copy
 
 from torch import Tensor, nn
 
-from autoreid.search.genotype import OSNET_BLOCKS
-from autoreid.search.osnet_blocks import MixedBlock
+from autoreid.spaces.osnet_ain.blocks import MixedBlock
+from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 
 
 class PerBlock(nn.ModuleDict):

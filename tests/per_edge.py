@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.search.cells import SearchCell
+from autoreid.spaces.reid_cell.cells import SearchCell
 
 
 class PartAware(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from autoreid.errors import RunError
-from autoreid.models import build_model
 from autoreid.reporting.activation_maps import activation_maps, draw_activation_maps, rainbow
+from autoreid.spaces import build_model
 from tests.trained import HEIGHT, OPTIONS, WIDTH
 
 

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoreid.config import Search
+from autoreid.config import CELL_OPERATIONS, Search
 from autoreid.data.loaders import Batch
 from autoreid.losses import LossTerms, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
-from autoreid.search.genotype import CELL_OPERATIONS
-from autoreid.search.reid_cell import ReidCellSpace
 from autoreid.search.relaxations import Softmax
+from autoreid.spaces.reid_cell.space import ReidCellSpace
 from autoreid.training.objective import Objective
 
 SHAPES = {"normal": (2, 3), "reduce": (1, 3)}

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.distributed import batch_norm_passes as passes
-from autoreid.distributed import normalise
-from autoreid.distributed.batch_norm_functions import normalise_over_ranks
+from autoreid.layers import batch_norm_passes as passes
+from autoreid.layers.batch_norm import normalise
+from autoreid.layers.batch_norm_functions import normalise_over_ranks
 
 MOMENTUM, EPS = 0.1, 1e-5
 

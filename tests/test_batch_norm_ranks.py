@@ -10,8 +10,9 @@ from torch import distributed as dist
 
 from autoreid import distributed
 from autoreid.config import Search
-from autoreid.distributed import Norm, normalise_together, share_batch_statistics, sum_over_ranks
-from autoreid.search.reid_cell import ReidCellSpace
+from autoreid.distributed import sum_over_ranks
+from autoreid.layers.batch_norm import Norm, normalise_together, share_batch_statistics
+from autoreid.spaces.reid_cell.space import ReidCellSpace
 from tests.ranks import run_ranks
 
 MOMENTUM, EPS = 0.3, 1e-3

@@ -8,6 +8,7 @@ from torch import nn
 
 from autoreid import distributed
 from autoreid.errors import DataError, DisagreementError, RunError
+from autoreid.layers.batch_norm import frozen_statistics, share_batch_statistics
 from tests.ranks import run_ranks
 
 
@@ -35,7 +36,7 @@ def _share(world, batch):
 
 def _train_statistics(world):
     """Loss gradients, the gradient of their norm (a second derivative), and running statistics."""
-    network = distributed.share_batch_statistics(_network())
+    network = share_batch_statistics(_network())
     x = _share(world, _batch()).requires_grad_()
     loss = network(x).square().mean()
     weights = list(network.parameters())
@@ -66,7 +67,7 @@ def test_shared_statistics_equal_one_process_twice_differentiated():
 def test_sharing_keeps_state_and_alone_it_is_batch_norm():
     network = _network()
     network(_batch())
-    shared = distributed.share_batch_statistics(copy.deepcopy(network))
+    shared = share_batch_statistics(copy.deepcopy(network))
     assert list(shared.state_dict()) == list(network.state_dict())
     # In float64; torch's own sums are in another order.
     torch.testing.assert_close(shared(_batch()), network(_batch()), rtol=1e-12, atol=1e-14)
@@ -76,9 +77,9 @@ def test_sharing_keeps_state_and_alone_it_is_batch_norm():
 
 
 def test_frozen_statistics_normalise_by_the_batch_and_keep_the_running_ones():
-    network = distributed.share_batch_statistics(_network())
+    network = share_batch_statistics(_network())
     before = copy.deepcopy(network.state_dict())
-    with distributed.frozen_statistics(network):
+    with frozen_statistics(network):
         frozen = network(_batch())
     assert all(value.equal(before[name]) for name, value in network.state_dict().items())
     assert frozen.equal(network(_batch()))

@@ -9,11 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import Config
+from autoreid.config import CELL_OPERATIONS, Config
 from autoreid.errors import ConfigError
 from autoreid.recipes import describe_options, load_config, option_names
-from autoreid.search.genotype import CELL_OPERATIONS
-from autoreid.search.osnet_ain import OsnetAinSpace
+from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 
 RECIPES = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(RECIPES.glob("*.yaml"))

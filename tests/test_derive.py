@@ -7,10 +7,11 @@ import pytest
 
 from autoreid import derive, train
 from autoreid.config import Config
-from autoreid.models import build_model, count_parameters
-from autoreid.models.derived import DerivedNetwork
+from autoreid.models import count_parameters
 from autoreid.recipes import load_config
-from autoreid.search.genotype import Genotype, random_genotype
+from autoreid.spaces import Genotype, build_model
+from autoreid.spaces.reid_cell.derived import DerivedNetwork
+from autoreid.spaces.reid_cell.genotype import random_genotype
 from tests.tiny import tiny_config, write_tiny
 
 RECIPE = {

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from autoreid.config import Search
+from autoreid.config import CELL_OPERATIONS, Search
 from autoreid.errors import ConfigError, DataError
-from autoreid.models import build_model, count_parameters
-from autoreid.models.derived import DerivedNetwork, read_genotype, with_genotype_text
-from autoreid.search.cells import count_edges
-from autoreid.search.genotype import CELL_OPERATIONS, CellGenotype, Edge, random_genotype
-from autoreid.search.reid_cell import ReidCellSpace
+from autoreid.models import count_parameters
+from autoreid.spaces import build_model, read_genotype, with_genotype_text
+from autoreid.spaces.reid_cell.cells import count_edges
+from autoreid.spaces.reid_cell.derived import DerivedNetwork
+from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge, random_genotype
+from autoreid.spaces.reid_cell.space import ReidCellSpace
 
 DATA = json.loads((Path(__file__).parent / "data/published_genotypes.json").read_text())
 PUBLISHED = {

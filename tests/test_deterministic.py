@@ -13,8 +13,8 @@ from autoreid import distributed, train
 from autoreid.data.training_data import build_search_data
 from autoreid.distributed.device import device_settings, naming_nondeterminism
 from autoreid.errors import ConfigError
-from autoreid.models import NETWORKS
 from autoreid.search.build import build_search
+from autoreid.spaces import NETWORKS
 from autoreid.training.build import place_network
 from tests import test_resume, test_training
 from tests.ranks import run_ranks

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import autoreid
-from autoreid.config import Training
+from autoreid.config import SyntheticPeople, Training
 from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.images import Images
-from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import normalise
 from autoreid.evaluate import evaluate, main, parse
 from autoreid.evaluation import evaluate_distances, evaluate_retrieval

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from autoreid.config import SyntheticPeople
 from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.images import Images
 from autoreid.data.loaders import embedding_batches
-from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.distributed import World
 from autoreid.errors import DataError, RunError
 from autoreid.evaluation.features import FeatureSet, extract_features, flip_test

@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import Search
-from autoreid.distributed import frozen_statistics
-from autoreid.search.cells import SearchCell, count_edges, edges_from
-from autoreid.search.genotype import CELL_OPERATIONS
-from autoreid.search.reid_cell import ReidCellSpace
+from autoreid.config import CELL_OPERATIONS, Search
+from autoreid.layers.batch_norm import frozen_statistics
+from autoreid.spaces.reid_cell.cells import SearchCell, count_edges, edges_from
+from autoreid.spaces.reid_cell.space import ReidCellSpace
 from tests.per_edge import per_edge_cell
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

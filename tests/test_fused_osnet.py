@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import Search
-from autoreid.distributed import frozen_statistics
-from autoreid.search.osnet_ain import OsnetAinSpace
-from autoreid.search.osnet_blocks import MixedBlock
+from autoreid.layers.batch_norm import frozen_statistics
+from autoreid.spaces.osnet_ain.blocks import MixedBlock
+from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 from tests.per_block import PerBlock
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

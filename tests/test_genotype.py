@@ -8,16 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoreid.config import CELL_OPERATIONS
 from autoreid.errors import DataError, RunError
 from autoreid.models.osnet import OSBLOCKS
-from autoreid.search.genotype import (
-    CELL_OPERATIONS,
-    OSNET_BLOCKS,
-    CellGenotype,
-    Edge,
-    Genotype,
-    OsnetAinGenotype,
-)
+from autoreid.spaces import Genotype
+from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
+from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 
 
 @st.composite

@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoreid import render
+from autoreid.config import CELL_OPERATIONS
 from autoreid.errors import RunError
 from autoreid.reporting import genotype_graph
-from autoreid.reporting.genotype_graph import cell_graph, draw_genotype
-from autoreid.reporting.osnet_graph import blocks_graph
-from autoreid.search.genotype import CELL_OPERATIONS, OSNET_BLOCKS, CellGenotype, OsnetAinGenotype
+from autoreid.reporting.genotype_graph import as_graph, draw_genotype
+from autoreid.spaces.osnet_ain.drawing import blocks_drawing
+from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
+from autoreid.spaces.reid_cell.drawing import cell_drawing
+from autoreid.spaces.reid_cell.genotype import CellGenotype
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_genotypes.json").read_text())["reid_cell"]
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz's dot")
@@ -62,7 +65,7 @@ def edges_of(text: str) -> set[tuple[str, str, str]]:
 @settings(deadline=None)
 @given(cell=cells())
 def test_graph_text_holds_every_edge_of_the_cell_and_nothing_else(cell):
-    text = cell_graph(cell, "normal", "a caption").source
+    text = as_graph(cell_drawing(cell, "normal", "a caption")).source
     names = ["input0", "input1", *(f"node{node}" for node in range(len(cell)))]
     expected = {
         (names[source], operation, f"node{node}")
@@ -71,11 +74,11 @@ def test_graph_text_holds_every_edge_of_the_cell_and_nothing_else(cell):
     }
     assert edges_of(text) == expected
     assert set(re.findall(r"(\w+) -> output", text)) == {f"node{node}" for node in range(len(cell))}
-    assert text == cell_graph(cell, "normal", "a caption").source
+    assert text == as_graph(cell_drawing(cell, "normal", "a caption")).source
 
 
 def test_part_aware_edges_alone_are_thick():
-    text = cell_graph(published().reduce, "reduce", "").source
+    text = as_graph(cell_drawing(published().reduce, "reduce", "")).source
     thick = [line for line in text.splitlines() if "penwidth=4" in line]
     assert len(thick) == 2  # the one part_aware edge: into its box and out of it
     assert edges_of(text) >= {("input1", "part_aware", "node0")}
@@ -87,7 +90,7 @@ def test_part_aware_edges_alone_are_thick():
 @given(caption=st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn", "Co"]), max_size=40))
 def test_dot_accepts_any_caption(caption):
     cell = ((("part_aware", 0), ("skip_connect", 1)),)
-    text = cell_graph(cell, "normal", caption).source
+    text = as_graph(cell_drawing(cell, "normal", caption)).source
     done = subprocess.run(["dot", "-Tplain"], input=text.encode(), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -228,7 +231,7 @@ PLACEMENTS = {
 @given(st.lists(st.sampled_from(OSNET_BLOCKS), min_size=6, max_size=6))
 def test_blocks_say_where_instance_norm_stands(blocks):
     genotype = OsnetAinGenotype.of_blocks(blocks)
-    text = blocks_graph(genotype, "a caption").source
+    text = as_graph(blocks_drawing(genotype.stages, "a caption")).source
     tables = re.findall(r"^\t+block\d\d \[label=<<table(.*?)</table>>", text, re.MULTILINE)
     assert [re.search(r"<b>(\w+)</b>", table)[1] for table in tables] == blocks
     for block, table in zip(blocks, tables, strict=True):
@@ -239,7 +242,7 @@ def test_blocks_say_where_instance_norm_stands(blocks):
         placement = (any(i < addition for i in highlighted), any(i > addition for i in highlighted))
         assert placement == PLACEMENTS[block]
     assert f"IN in {sum(block != 'plain' for block in blocks)} of 6 blocks" in text
-    assert text == blocks_graph(genotype, "a caption").source
+    assert text == as_graph(blocks_drawing(genotype.stages, "a caption")).source
 
 
 @needs_dot

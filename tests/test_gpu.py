@@ -9,8 +9,8 @@ import torch
 from autoreid import distributed, train
 from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal
+from autoreid.layers.separable import separable
 from autoreid.search.build import build_search
-from autoreid.search.separable import separable
 from autoreid.training.memory import measure_need
 from tests.tiny import tiny_config, write_tiny
 

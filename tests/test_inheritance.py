@@ -10,18 +10,13 @@ import pytest
 import torch
 
 from autoreid import derive, train
+from autoreid.config import CELL_OPERATIONS
 from autoreid.errors import DataError
-from autoreid.models import build_model
 from autoreid.recipes import load_config
-from autoreid.search.build import build_space
-from autoreid.search.genotype import (
-    CELL_OPERATIONS,
-    CellGenotype,
-    Genotype,
-    OsnetAinGenotype,
-    random_genotype,
-)
-from autoreid.search.inheritance import load_start
+from autoreid.spaces import Genotype, build_model, build_space
+from autoreid.spaces.inheritance import load_start
+from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
+from autoreid.spaces.reid_cell.genotype import CellGenotype, random_genotype
 from tests.tiny import OSNET, write_tiny
 from tests.trained import small_network, write_checkpoint
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoreid.errors import ConfigError
-from autoreid.models import NETWORKS, build_model, count_macs, count_parameters
-from autoreid.search.genotype import CellGenotype, Edge
+from autoreid.models import count_macs, count_parameters
+from autoreid.spaces import NETWORKS, build_model
+from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 
 _CELL = (
     (Edge("part_aware", 0), Edge("sep_conv_5x5", 1)),

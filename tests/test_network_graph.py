@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from autoreid.models import build_model, count_parameters
-from autoreid.reporting.genotype_graph import draw_graph
+from autoreid.models import count_parameters
+from autoreid.reporting.dot import draw_graph
 from autoreid.reporting.network_graph import network_graph
-from autoreid.search.genotype import CellGenotype, Edge, OsnetAinGenotype
+from autoreid.spaces import build_model
+from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
+from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 
 CELL = ((Edge("sep_conv_3x3", 0), Edge("part_aware", 1)), (Edge("skip_connect", 0), Edge("max_pool_3x3", 2)))
 GENOTYPE = str(CellGenotype(normal=CELL, reduce=CELL[:1]))

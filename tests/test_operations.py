@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoreid.search.genotype import CELL_OPERATIONS
-from autoreid.search.operations import FactorizedReduce, build_operation
-from autoreid.search.separable import dense, separable
+from autoreid.config import CELL_OPERATIONS
+from autoreid.layers.separable import dense, separable
+from autoreid.spaces.reid_cell.operations import FactorizedReduce, build_operation
 
 SIZES = [(8, 6), (9, 7), (5, 4)]
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoreid.errors import ConfigError
-from autoreid.models import build_model
 from autoreid.models.osnet import OSBLOCKS, OSBlock, OSNet
+from autoreid.spaces import build_model
 
 
 def block_by_definition(block, x, in_inside, in_after):

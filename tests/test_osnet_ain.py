@@ -13,11 +13,13 @@ from torch import nn
 
 from autoreid.config import Search
 from autoreid.errors import ConfigError, DataError
-from autoreid.models import build_model, count_macs, count_parameters, load_weights
-from autoreid.models.derived import DerivedOSNet
-from autoreid.search.genotype import OSNET_BLOCKS, CellGenotype, Genotype, OsnetAinGenotype
-from autoreid.search.osnet_ain import OsnetAinSpace
-from autoreid.search.osnet_blocks import MixedBlock
+from autoreid.models import count_macs, count_parameters, load_weights
+from autoreid.spaces import Genotype, build_model
+from autoreid.spaces.osnet_ain.blocks import MixedBlock
+from autoreid.spaces.osnet_ain.derived import DerivedOSNet
+from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
+from autoreid.spaces.osnet_ain.space import OsnetAinSpace
+from autoreid.spaces.reid_cell.genotype import CellGenotype
 from tests.test_weights import fixtures, their_images, their_state
 
 PUBLISHED = OsnetAinGenotype(

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autoreid.search.part_aware import PartAware
+from autoreid.spaces.reid_cell.part_aware import PartAware
 
 
 def by_loops(module, x):

@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import Search
+from autoreid.config import CELL_OPERATIONS, Search
 from autoreid.reporting.genotype_graph import draw_genotype
 from autoreid.search.alphas import Alphas
-from autoreid.search.cells import count_edges
 from autoreid.search.collapse import search_signs
-from autoreid.search.genotype import CELL_OPERATIONS, Edge
-from autoreid.search.partial_channels import join, pass_by, weighted_sum
-from autoreid.search.reid_cell import ReidCellSpace
 from autoreid.search.relaxations import Softmax
+from autoreid.spaces.reid_cell.cells import count_edges
+from autoreid.spaces.reid_cell.genotype import Edge
+from autoreid.spaces.reid_cell.partial_channels import join, pass_by, weighted_sum
+from autoreid.spaces.reid_cell.space import ReidCellSpace
 
 OPERATIONS = CELL_OPERATIONS[:7]
 

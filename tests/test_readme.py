@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from autoreid.config import SyntheticPeople
 from autoreid.data.datasets import read_dataset
-from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from autoreid.data.synthetic.people import write_synthetic_people
 from tests import miniatures
 from tests.test_prepare import pack
 

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import Search
-from autoreid.search.cells import count_edges
-from autoreid.search.genotype import CELL_OPERATIONS, Edge
-from autoreid.search.operations import FactorizedReduce
-from autoreid.search.reid_cell import ReidCellSpace
+from autoreid.config import CELL_OPERATIONS, Search
+from autoreid.spaces.reid_cell.cells import count_edges
+from autoreid.spaces.reid_cell.genotype import Edge
+from autoreid.spaces.reid_cell.operations import FactorizedReduce
+from autoreid.spaces.reid_cell.space import ReidCellSpace
 from tests.per_edge import MixedOperation, PerEdgeCell
 
 OPERATIONS = CELL_OPERATIONS[:7]

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from autoreid.config import Temperature
 from autoreid.search.alphas import Alphas, entropies
-from autoreid.search.collapse import count_skips, search_signs
+from autoreid.search.collapse import search_signs
 from autoreid.search.relaxations import GumbelSoftmax, Softmax, temperature_at
-from autoreid.search.space import Choices
+from autoreid.spaces.reid_cell.genotype import count_skips
+from autoreid.spaces.space import Choices
 
 SHAPES = {"reduce": (5, 7), "normal": (14, 7)}
 

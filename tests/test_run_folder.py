@@ -22,7 +22,8 @@ from autoreid.files import write_atomically
 from autoreid.recipes import load_config
 from autoreid.reporting import run_folder
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.search.genotype import CellGenotype, Genotype
+from autoreid.spaces import Genotype
+from autoreid.spaces.reid_cell.genotype import CellGenotype
 
 CONFIG = {"task_name": "demo", "data": {"batch_size": 64, "workers": 2}, "losses": {"margin": 0.3}}
 

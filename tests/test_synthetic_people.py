@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from autoreid.data import synthetic_people
+from autoreid.config import SyntheticPeople
 from autoreid.data.datasets.market1501 import read_market1501
-from autoreid.data.people_cameras import pick_camera
-from autoreid.data.people_drawing import (
+from autoreid.data.records import DISTRACTOR
+from autoreid.data.synthetic import people as synthetic_people
+from autoreid.data.synthetic.cameras import pick_camera
+from autoreid.data.synthetic.drawing import (
     PALETTE,
     PATTERNS,
     Pose,
@@ -21,8 +23,7 @@ from autoreid.data.people_drawing import (
     pick_person,
     pick_pose,
 )
-from autoreid.data.records import DISTRACTOR
-from autoreid.data.synthetic_people import SETTINGS_FILE, SyntheticPeople, write_synthetic_people
+from autoreid.data.synthetic.people import SETTINGS_FILE, write_synthetic_people
 from autoreid.errors import DataError, RunError
 
 SMALL = SyntheticPeople(

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from autoreid import train
 from autoreid.checkpoint import load_checkpoint
 from autoreid.recipes import load_config, option_names
-from autoreid.search.genotype import Genotype
+from autoreid.spaces import Genotype
 from tests.tiny import OSNET, TINY, tiny_config, write_tiny
 
 

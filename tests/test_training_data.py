@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from autoreid.config import Config, Data, Evaluation, Search
+from autoreid.config import Config, Data, Evaluation, Search, SyntheticPeople
 from autoreid.data import training_data
 from autoreid.data.datasets import read_dataset
 from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
-from autoreid.data.synthetic_people import SyntheticPeople
 from autoreid.data.training_data import build_search_data, build_training_data, draw_people, run_images
 from autoreid.distributed import World
 from autoreid.errors import DataError

@@ -11,7 +11,8 @@ import torch
 import torchvision
 
 from autoreid.errors import DataError
-from autoreid.models import build_model, count_parameters, load_weights
+from autoreid.models import count_parameters, load_weights
+from autoreid.spaces import build_model
 
 FIXTURE = Path(__file__).parent / "data" / "torchreid_models.json"
 # torchreid's network -> ours with the same layers.

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from autoreid.config import Config
-from autoreid.models import build_model
-from autoreid.search.genotype import CellGenotype, Edge
+from autoreid.spaces import build_model
+from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 
 CELL = ((Edge("sep_conv_3x3", 0), Edge("part_aware", 1)), (Edge("skip_connect", 0), Edge("max_pool_3x3", 2)))
 OPTIONS = {

@@ -17,7 +17,7 @@ from autoreid.data.loaders import BatchStream
 from autoreid.data.records import ReidDataset, Split, combine
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.splits import bilevel, hold_out
-from autoreid.data.synthetic_people import write_synthetic_people
+from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import Augmentation
 from autoreid.distributed import World
 from autoreid.errors import DataError

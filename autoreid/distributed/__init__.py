@@ -1,15 +1,8 @@
-"""Process groups, collectives, shared batch statistics and the stop signal.
+"""Process groups, collectives and the stop signal.
 
 Knows nothing of re-ID. Every function works without a process group as well, so that callers never branch.
 """
 
-from autoreid.distributed.batch_norm import (
-    Norm,
-    frozen_statistics,
-    normalise,
-    normalise_together,
-    share_batch_statistics,
-)
 from autoreid.distributed.collectives import (
     average_and_agree,
     averaging,
@@ -28,7 +21,6 @@ from autoreid.distributed.process_group import World, setup
 from autoreid.distributed.stop import StopSignal, ignore_stop_signals
 
 __all__ = [
-    "Norm",
     "StopSignal",
     "World",
     "average_and_agree",
@@ -37,16 +29,12 @@ __all__ = [
     "broadcast_buffers",
     "check_agreement",
     "data_parallel",
-    "frozen_statistics",
     "gather",
     "gather_objects",
     "ignore_stop_signals",
     "naming_nondeterminism",
-    "normalise",
-    "normalise_together",
     "on_main",
     "setup",
-    "share_batch_statistics",
     "sum_over_ranks",
     "world_size",
 ]

@@ -1,1 +1,1 @@
-"""What networks are made of; knows no networks, spaces or runs."""
+"""Building blocks of networks: norms, pooling, 1×1 products, recomputation, heads. Knows no network, space or run."""

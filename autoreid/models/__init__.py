@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from autoreid.errors import ConfigError
-from autoreid.models.derived import DERIVED, DerivedNetwork, read_genotype
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
@@ -21,6 +20,7 @@ from autoreid.models.weights import LoadReport, load_weights
 __all__ = [
     "NETWORKS",
     "LoadReport",
+    "build_from",
     "build_model",
     "check_input_size",
     "count_macs",
@@ -45,37 +45,48 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "osnet_ain_x0_75": partial(OSNet, _AIN, True, 0.75),
     "osnet_ain_x0_5": partial(OSNet, _AIN, True, 0.5),
     "osnet_ain_x0_25": partial(OSNet, _AIN, True, 0.25),
-    "derived": DerivedNetwork,  # of cells; another space's genotype asks for its own
 }
 
 
 def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
     """Builds a network with fresh weights from torch's generator.
 
-    In training mode it gives (embedding, logits), then an auxiliary head's logits if there is one; in evaluation
-    mode the embedding (B, D) that is ranked. Modules named `classifier` hold what depends on the identities.
+    In training mode it gives (embedding, logits), in evaluation mode the embedding (B, D) that is ranked. Modules
+    named `classifier` hold what depends on the identities.
 
     Args:
         name: one of `NETWORKS`.
         num_identities: of the training set.
-        options: of the network: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb), those of
-            `DerivedNetwork` or `DerivedOSNet`, as the genotype's space says.
+        options: of the network: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb).
 
     Raises:
         ConfigError: there is no such network or option, one is missing, or a value is out of range.
-        DataError: the file that an option names cannot be read.
     """
-    if name not in NETWORKS:
-        nearest = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0)[0]
+    return build_from(NETWORKS, name, num_identities, options)
+
+
+def build_from(
+    networks: Mapping[str, Callable[..., nn.Module]],
+    name: str,
+    num_identities: int,
+    options: Mapping[str, Any],
+) -> nn.Module:
+    """Builds one of several networks by name; `build_model` for networks that this package does not know.
+
+    Args:
+        networks: called with the number of identities and the network's own options.
+
+    Raises:
+        ConfigError: as `build_model`.
+    """
+    if name not in networks:
+        nearest = difflib.get_close_matches(name, networks, n=1, cutoff=0)[0]
         raise ConfigError(
-            f"unknown network {name!r}; did you mean {nearest}? Known are {', '.join(NETWORKS)}"
+            f"unknown network {name!r}; did you mean {nearest}? Known are {', '.join(networks)}"
         )
     if num_identities < 1:
         raise ConfigError(f"{name}: num_identities = {num_identities}: must be 1 or more")
-    build = NETWORKS[name]
-    if name == "derived" and "genotype" in options:
-        genotype = read_genotype(options["genotype"])
-        name, build = f"derived ({genotype.space})", DERIVED[genotype.space]
+    build = networks[name]
     known = {
         key: value for key, value in inspect.signature(build).parameters.items() if key != "num_identities"
     }

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from autoreid.errors import ConfigError
-from autoreid.models.heads import BNNeck
+from autoreid.layers.heads import BNNeck
 from autoreid.models.weights import initialise
 
 

@@ -16,7 +16,8 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from autoreid.data.loaders import Batch
-from autoreid.distributed import average_and_agree, frozen_statistics, sum_over_ranks, world_size
+from autoreid.distributed import average_and_agree, sum_over_ranks, world_size
+from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.search.alphas import Alphas
 from autoreid.search.relaxations import Relaxation
 from autoreid.training.accumulation import Accumulation

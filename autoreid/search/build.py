@@ -5,17 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoreid.config import Config, Search
+from autoreid.config import Config
 from autoreid.data.training_data import SearchData
 from autoreid.distributed import World
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
-from autoreid.search.osnet_ain import OsnetAinSpace
-from autoreid.search.reid_cell import ReidCellSpace
 from autoreid.search.relaxations import Relaxation, build_relaxation
-from autoreid.search.space import Space
 from autoreid.search.task import SearchState, SearchTask
 from autoreid.seeding import derive_seed
+from autoreid.spaces import build_space
 from autoreid.training.build import (
     build_accumulation,
     build_objective,
@@ -25,11 +23,6 @@ from autoreid.training.build import (
 )
 from autoreid.training.cuda_graphs import capture_alphas
 from autoreid.training.state import METRICS
-
-
-def build_space(search: Search) -> Space:
-    """The config's space."""
-    return ReidCellSpace(search) if search.space == "reid_cell" else OsnetAinSpace(search)
 
 
 def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimizer:

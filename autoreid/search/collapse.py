@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autoreid.search.alphas import entropies
-from autoreid.search.space import Choices
+from autoreid.spaces.space import Choices
 
 
 def search_signs(
@@ -38,8 +38,3 @@ def search_signs(
             if columns:
                 signs[f"{group}/{name}"] = probabilities[group][:, columns].sum(-1).mean().item()
     return signs
-
-
-def count_skips(cell: Sequence[Sequence[tuple[str, int]]]) -> int:
-    """skip_connect edges in a genotype's cell: DARTS+ stops when the normal cell has two."""
-    return sum(operation == "skip_connect" for node in cell for operation, _ in node)

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from autoreid.config import Config
 from autoreid.data.loaders import Batch, BatchStream
-from autoreid.distributed import StopSignal, World, check_agreement, frozen_statistics
+from autoreid.distributed import StopSignal, World, check_agreement
 from autoreid.evaluation import MeanRetrieval
+from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.collapse import search_signs
-from autoreid.search.genotype import AnyGenotype
 from autoreid.search.relaxations import Relaxation
-from autoreid.search.space import Space
+from autoreid.spaces.genotype import Genotype
+from autoreid.spaces.space import Space
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import memory_format
 from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
@@ -53,7 +54,7 @@ class SearchResult(EpochResult):
         probabilities: of each choice, (E, O) a group.
     """
 
-    genotype: AnyGenotype
+    genotype: Genotype
     probabilities: dict[str, Tensor]
 
 
@@ -169,7 +170,7 @@ class SearchTask:
         state.alpha_optimizer.step()
         return [norms_of(names, gradients)]
 
-    def genotype(self) -> AnyGenotype:
+    def genotype(self) -> Genotype:
         """What the alphas say now."""
         return self.space.genotype(self.relaxation.probabilities(self.state.alphas))
 

@@ -15,7 +15,7 @@ from autoreid.data.datasets import read_folder
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
-from autoreid.models import build_model, check_input_size
+from autoreid.models import check_input_size
 from autoreid.recipes import load_config
 from autoreid.reporting.history import record
 from autoreid.search.task import SearchTask
@@ -34,6 +34,7 @@ from autoreid.slurm.submit import (
     test_only,
 )
 from autoreid.slurm.tasks import PackageCommand
+from autoreid.spaces import build_model
 from autoreid.train import build_task
 
 _EXAMPLES = """\

@@ -16,6 +16,7 @@ from autoreid.data.training_data import TrainingData
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.evaluation import MeanRetrieval, measure_retrieval
+from autoreid.layers.batch_norm import share_batch_statistics
 from autoreid.losses import RetrievalLoss
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.cuda_graphs import capture_training, check_cuda_graphs
@@ -53,7 +54,7 @@ def place_network(
             f"collective for each norm would cut the compiled network to pieces"
         )
     if shared:
-        distributed.share_batch_statistics(network)
+        share_batch_statistics(network)
     network.to(device=world.device, memory_format=memory_format(training))  # type: ignore[call-overload]
     if training.compile:
         network.compile()

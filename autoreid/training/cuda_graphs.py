@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from autoreid.config import Config
-from autoreid.distributed import World, frozen_statistics
+from autoreid.distributed import World
 from autoreid.errors import ConfigError
+from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.training.precision import allowing_tf32
 
 

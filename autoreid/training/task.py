@@ -14,11 +14,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from autoreid.config import Config
 from autoreid.data.loaders import Batch
 from autoreid.data.training_data import TrainingData
-from autoreid.distributed import StopSignal, World, frozen_statistics
+from autoreid.distributed import StopSignal, World
 from autoreid.evaluation import MeanRetrieval
-from autoreid.models import build_model, check_input_size
-from autoreid.search.inheritance import load_start
+from autoreid.layers.batch_norm import frozen_statistics
+from autoreid.models import check_input_size
 from autoreid.seeding import derive_seed
+from autoreid.spaces import build_model
+from autoreid.spaces.inheritance import load_start
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import (
     HEADS,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from autoreid import distributed
-from autoreid.config import Config
+from autoreid.config import Config, SyntheticPeople
 from autoreid.data.datasets.market1501 import FOLDERS
-from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
+from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.training_data import run_images
 from autoreid.distributed import World
 from autoreid.recipes import load_config

@@ -1,13 +1,16 @@
-"""What every space that can be searched offers; the search itself never asks which one it runs."""
+"""What every search space offers, so that nothing outside its folder has to ask which space it is."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from autoreid.search.genotype import AnyGenotype
+from autoreid.config import Search
+from autoreid.spaces.drawing import Drawing
+from autoreid.spaces.genotype import Genotype
 
 
 class Choices(NamedTuple):
@@ -29,15 +32,49 @@ class Choices(NamedTuple):
         return len(self.rows), len(self.columns)
 
 
-class Space(Protocol):
-    """What can be chosen, the supernet that mixes it, and how a choice is read."""
+class Derived(nn.Module):
+    """The network that a genotype describes; it is built from the number of identities and options.
 
+    Attributes:
+        genotype: what it was built from.
+    """
+
+    genotype: Genotype
+
+    def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
+        """Describes the network's picture.
+
+        Args:
+            shapes: C × H × W of what each module gives, by its name; of the images under "".
+            caption: what the network is called.
+            size: its parameters and multiply-accumulates.
+        """
+        raise NotImplementedError
+
+
+class Space(ABC):
+    """What can be chosen, the supernet that mixes it, and how a choice is read.
+
+    Attributes:
+        genotype_type: class of the space's genotypes.
+        network_type: class of the networks that they describe.
+    """
+
+    genotype_type: ClassVar[type[Genotype]]
+    network_type: ClassVar[type[Derived]]
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+
+    @abstractmethod
     def choices(self) -> dict[str, Choices]:
         """The groups of alphas, by name."""
 
+    @abstractmethod
     def watched(self) -> dict[str, tuple[str, ...]]:
         """Candidates whose share of the mixture tells of a search, under a name for the curve."""
 
+    @abstractmethod
     def build_supernet(self, num_identities: int) -> nn.Module:
         """The supernet, with fresh weights from torch's generator.
 
@@ -46,12 +83,15 @@ class Space(Protocol):
         before the neck and logits (B, identities), in training and in evaluation.
         """
 
-    def genotype(self, probabilities: Mapping[str, Tensor]) -> AnyGenotype:
+    @abstractmethod
+    def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
         """Reads out the most probable choices from (E, O) a group; equal ones are ranked by position."""
 
+    @abstractmethod
     def has_collapsed(self, genotype: Any) -> bool:
         """Whether the search should stop here, because what it found is degenerate."""
 
+    @abstractmethod
     def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
         """The entries of a supernet's weights that a genotype's derived network has too, by its names for them.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoreid.search.recompute import Operation
+from autoreid.layers.recompute import Operation
 
 
 class SharedMixture(Operation):

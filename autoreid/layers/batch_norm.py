@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autoreid.distributed.batch_norm_functions import (
+from autoreid.distributed.collectives import world_size
+from autoreid.layers.batch_norm_functions import (
     BatchNormOnCpu,
     count_over_ranks,
     normalise_over_ranks,
 )
-from autoreid.distributed.collectives import world_size
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

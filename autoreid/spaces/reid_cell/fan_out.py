@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm
-from autoreid.search.candidate import Candidate, Shared
-from autoreid.search.mixture import SharedMixture
-from autoreid.search.operations import build_operation
-from autoreid.search.recompute import keep_inputs
+from autoreid.layers.batch_norm import Norm
+from autoreid.layers.mixture import SharedMixture
+from autoreid.layers.recompute import keep_inputs
+from autoreid.spaces.reid_cell.candidate import Candidate, Shared
+from autoreid.spaces.reid_cell.operations import build_operation
 
 
 class FanOut(nn.Module):

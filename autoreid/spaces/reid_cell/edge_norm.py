@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm, normalise_together
-from autoreid.search.pointwise import rows_of
+from autoreid.layers.batch_norm import Norm, normalise_together
+from autoreid.layers.pointwise import rows_of
 
 #: All edges; a slice of one chooses it.
 ALL = slice(None)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoreid.distributed import normalise
+from autoreid.layers.batch_norm import normalise
+from autoreid.layers.pointwise import pointwise
 from autoreid.models.osnet import OSBLOCKS, STREAMS, OSBlock
-from autoreid.search.genotype import OSNET_BLOCKS
-from autoreid.search.pointwise import pointwise
+from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 
 
 class MixedBlock(nn.ModuleDict):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoreid.search.space import Choices
+from autoreid.spaces.space import Choices
 
 
 def pass_by(x: Tensor, stride: int) -> Tensor:

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from autoreid.errors import DataError
-from autoreid.models.derived import DerivedNetwork, DerivedOSNet
 from autoreid.models.weights import LoadReport, fill, read_weights, state_dict_of
 from autoreid.recipes import parse_config
-from autoreid.search.build import build_space
+from autoreid.spaces import build_space
+from autoreid.spaces.space import Derived
 
 
 def load_start(network: nn.Module, path: Path) -> LoadReport:
@@ -27,7 +27,7 @@ def load_start(network: nn.Module, path: Path) -> LoadReport:
     state = content.get("state") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "alphas" not in state:
         return fill(network, state_dict_of(content, path), path)
-    if not isinstance(network, DerivedNetwork | DerivedOSNet):
+    if not isinstance(network, Derived):
         raise DataError(f"{path}: the checkpoint of a search: only model.name: derived can start from it")
     search = parse_config(content["config"], f"{path}: config").search
     if search.space != network.genotype.space:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from autoreid.distributed import batch_norm_passes as passes
 from autoreid.distributed.collectives import gather, sum_over_ranks, world_size
+from autoreid.layers import batch_norm_passes as passes
 
 Anything = TypeVar("Anything")
 Parameters = Sequence[Tensor | None]

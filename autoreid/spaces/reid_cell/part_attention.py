@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoreid.search.recompute import Operation
+from autoreid.layers.recompute import Operation
 
 
 class _Steps(NamedTuple):

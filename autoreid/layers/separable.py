@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoreid.search.pointwise import pointwise
-from autoreid.search.recompute import Operation, keep_inputs
+from autoreid.layers.pointwise import pointwise
+from autoreid.layers.recompute import Operation, keep_inputs
 
 
 def separable(

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm
-from autoreid.search.edge_norm import ALL, EdgeNorm, normalise_level
+from autoreid.layers.batch_norm import Norm
+from autoreid.spaces.reid_cell.edge_norm import ALL, EdgeNorm, normalise_level
 
 
 class Candidate(nn.Module, ABC):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from autoreid.data.people_drawing import Colour
+from autoreid.data.synthetic.drawing import Colour
 
 BACKGROUNDS = ("street", "brick", "park", "hall", "shop", "harbour")
 

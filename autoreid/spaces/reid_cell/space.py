@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from autoreid.config import Search
 from autoreid.errors import DataError
-from autoreid.models.heads import BNNeck
-from autoreid.search.cells import SearchCell
-from autoreid.search.collapse import count_skips
-from autoreid.search.fan_out import FanOut
-from autoreid.search.genotype import Cell, CellGenotype, Edge
-from autoreid.search.macro import CellPlan, build_stem, plan_cells
-from autoreid.search.partial_channels import edge_choices, edge_weights
-from autoreid.search.recompute import recompute
-from autoreid.search.space import Choices
+from autoreid.spaces.reid_cell.cells import SearchCell
+from autoreid.spaces.reid_cell.derived import DerivedNetwork
+from autoreid.spaces.reid_cell.fan_out import FanOut
+from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype, Edge, count_skips
+from autoreid.spaces.reid_cell.macro import CellPlan, plan_cells
+from autoreid.spaces.reid_cell.partial_channels import edge_choices, edge_weights
+from autoreid.spaces.reid_cell.supernet import ReidCellSupernet
+from autoreid.spaces.space import Choices, Space
 
 _KINDS = ("normal", "reduce")
 #: A candidate's entries among a supernet's weights.
 _CANDIDATE = re.compile(r"cells\.\d+\.fans\.\d+\.candidates\.")
 
 
-class ReidCellSpace:
+class ReidCellSpace(Space):
     """What can be chosen (alphas of a normal and a reduction cell), and the supernet that mixes it."""
 
-    def __init__(self, search: Search) -> None:
-        self.search = search
+    genotype_type = CellGenotype
+    network_type = DerivedNetwork
 
     def choices(self) -> dict[str, Choices]:
         """A row for each edge, such as "node2_from_c_k-1"; all cells of a kind share their alphas.
@@ -123,50 +121,3 @@ class ReidCellSpace:
     def _plans(self) -> list[CellPlan]:
         nodes = {"normal": self.search.nodes, "reduce": self.search.nodes}
         return plan_cells(self.search.channels, self.search.cells_per_stage, nodes)
-
-
-class ReidCellSupernet(nn.Module):
-    """All networks of the space at once; the mixing weights come from outside."""
-
-    def __init__(self, search: Search, plans: Sequence[CellPlan], num_identities: int) -> None:
-        super().__init__()
-        self.stem = build_stem(search.stem, search.channels)
-        self.kinds = [plan.kind for plan in plans]
-        self.nodes, self.weighs_edges = search.nodes, search.partial_channels > 1
-        self.recomputes = search.activation_checkpointing == "cell"
-        self.cells = nn.ModuleList(
-            SearchCell(
-                search.operations,
-                search.nodes,
-                search.parts,
-                plan.in_channels,
-                plan.channels,
-                plan.kind == "reduce",
-                plan.after_reduction,
-                search.partial_channels,
-            )
-            for plan in plans
-        )
-        self.embedding_size = plans[-1].out_channels
-        self.neck = BNNeck(self.embedding_size, num_identities)
-
-    def forward(self, images: Tensor, mixing: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Embeds images.
-
-        Args:
-            images: (B, 3, H, W).
-            mixing: for each kind of cell (E, O) weights, or (E,) the columns of the only operations to compute; with
-                partial channels (E, O) weights, and (1, 2 + node) of each node's inputs.
-
-        Returns:
-            The embedding (B, D) before the neck, and logits (B, identities).
-        """
-        x0 = x1 = self.stem(images)
-        recomputes = self.recomputes and torch.is_grad_enabled()
-        for kind, cell in zip(self.kinds, self.cells, strict=True):
-            inputs = [x0, x1, mixing[kind]]
-            if self.weighs_edges:
-                inputs.append(edge_weights(mixing, kind, self.nodes))
-            x0, x1 = x1, recompute(cell, *inputs) if recomputes else cell(*inputs)
-        embedding = x1.mean(dim=(2, 3))
-        return embedding, self.neck(embedding)

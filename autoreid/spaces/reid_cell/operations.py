@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm
-from autoreid.search.candidate import Candidate, Shared
-from autoreid.search.edge_norm import ALL, EdgeNorm
-from autoreid.search.part_aware import PartAware
-from autoreid.search.pointwise import Pointwise, rows_of
-from autoreid.search.recompute import Operation, keep_inputs
-from autoreid.search.separable import separable
+from autoreid.layers.batch_norm import Norm
+from autoreid.layers.pointwise import Pointwise, rows_of
+from autoreid.layers.recompute import Operation, keep_inputs
+from autoreid.layers.separable import separable
+from autoreid.spaces.reid_cell.candidate import Candidate, Shared
+from autoreid.spaces.reid_cell.edge_norm import ALL, EdgeNorm
+from autoreid.spaces.reid_cell.part_aware import PartAware
 
 
 class Zero(nn.Module):
@@ -217,7 +217,7 @@ def build_operation(
     """One candidate by name.
 
     Args:
-        name: one of `genotype.CELL_OPERATIONS`.
+        name: one of `config.CELL_OPERATIONS`.
         channels: C, of input and output.
         stride: 1, or 2 on a reduction cell's edges from its inputs.
         affine: whether norms learn a scale and shift; False in a search.

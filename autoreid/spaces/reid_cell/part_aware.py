@@ -11,13 +11,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm
+from autoreid.layers.batch_norm import Norm
+from autoreid.layers.pointwise import rows_of
 from autoreid.layers.pooling import pooling_matrix
-from autoreid.search.candidate import Candidate
-from autoreid.search.edge_norm import ALL, EdgeNorm
-from autoreid.search.part_attention import PartAttention
-from autoreid.search.pointwise import rows_of
-from autoreid.search.recompute import Operation, keep_inputs
+from autoreid.layers.recompute import Operation, keep_inputs
+from autoreid.spaces.reid_cell.candidate import Candidate
+from autoreid.spaces.reid_cell.edge_norm import ALL, EdgeNorm
+from autoreid.spaces.reid_cell.part_attention import PartAttention
 
 
 class PartAware(Candidate):

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoreid.distributed import Norm
-from autoreid.search.candidate import Candidate
-from autoreid.search.edge_norm import normalise_level
-from autoreid.search.fan_out import FanOut
-from autoreid.search.operations import FactorizedReduce, ReluConvNorm
-from autoreid.search.partial_channels import join, pass_by, weighted_sum
+from autoreid.layers.batch_norm import Norm
+from autoreid.spaces.reid_cell.candidate import Candidate
+from autoreid.spaces.reid_cell.edge_norm import normalise_level
+from autoreid.spaces.reid_cell.fan_out import FanOut
+from autoreid.spaces.reid_cell.operations import FactorizedReduce, ReluConvNorm
+from autoreid.spaces.reid_cell.partial_channels import join, pass_by, weighted_sum
 
 
 class _Mixing(NamedTuple):

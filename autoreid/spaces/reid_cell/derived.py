@@ -1,25 +1,24 @@
-"""The network that a genotype describes: its cells in a row, or OSNet with its blocks, trained on its own."""
+"""The network that a genotype of the `reid_cell` space describes: its cells in a row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
-from autoreid.errors import ConfigError, DataError
+from autoreid.errors import ConfigError
+from autoreid.layers.heads import BNNeck
 from autoreid.layers.pooling import AveragePool
-from autoreid.models.heads import BNNeck
-from autoreid.models.osnet import OSNet
-from autoreid.search.cells import build_preprocess
-from autoreid.search.genotype import AnyGenotype, Cell, CellGenotype, Genotype, OsnetAinGenotype
-from autoreid.search.macro import STEMS, CellPlan, build_stem, plan_cells
-from autoreid.search.operations import Skip, build_operation
-
-KindOfGenotype = TypeVar("KindOfGenotype", CellGenotype, OsnetAinGenotype)
+from autoreid.spaces.drawing import Drawing
+from autoreid.spaces.genotype import read_genotype_of
+from autoreid.spaces.reid_cell.cells import build_preprocess
+from autoreid.spaces.reid_cell.drawing import network_drawing
+from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype
+from autoreid.spaces.reid_cell.macro import STEMS, CellPlan, build_stem, plan_cells
+from autoreid.spaces.reid_cell.operations import Skip, build_operation
+from autoreid.spaces.space import Derived
 
 _STAGES = "must be a list of the cells in each stage, each 1 or more, such as [2, 2, 2, 2]"
 
@@ -86,7 +85,7 @@ class AuxiliaryHead(nn.Sequential):
         self.classifier = nn.Linear(768, num_identities)
 
 
-class DerivedNetwork(nn.Module):
+class DerivedNetwork(Derived):
     """A genotype's normal and reduction cells, stacked as the supernet stacks them, with a BNNeck.
 
     Args:
@@ -118,7 +117,7 @@ class DerivedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         _check(channels, cells_per_stage, stem, parts, drop_path)
-        self.genotype = _of_space(genotype, CellGenotype)
+        self.genotype: CellGenotype = read_genotype_of(CellGenotype, genotype)
         self.drop_path = drop_path
         cells = dict(self.genotype.cells())
         nodes = {kind: len(cell) for kind, cell in cells.items()}
@@ -151,56 +150,9 @@ class DerivedNetwork(nn.Module):
         ranked: Tensor = self.neck.norm(embedding)
         return ranked
 
-
-class DerivedOSNet(OSNet):
-    """OSNet with a genotype's six blocks, and instance norm after the first convolution.
-
-    Args:
-        num_identities: outputs of the classifier.
-        genotype: path of the genotype's JSON file, or its text.
-        width: multiplies all channels but the embedding's.
-
-    Raises:
-        ConfigError: an option is out of range.
-        DataError: the genotype cannot be read.
-    """
-
-    def __init__(self, num_identities: int, genotype: str, width: float = 1.0) -> None:
-        if not isinstance(width, int | float) or width < 0.25:
-            raise ConfigError(f"derived: width = {width!r}: must be at least 0.25")
-        found = _of_space(genotype, OsnetAinGenotype)
-        super().__init__(found.blocks, True, width, num_identities)
-        self.genotype = found
-
-
-#: The class of each space's derived networks.
-DERIVED: dict[str, type[DerivedNetwork] | type[DerivedOSNet]] = {
-    "reid_cell": DerivedNetwork,
-    "osnet_ain": DerivedOSNet,
-}
-
-
-def read_genotype(genotype: str) -> AnyGenotype:
-    """A genotype from the path of its file or from its JSON text.
-
-    Raises:
-        DataError: it cannot be read, or is not a genotype.
-    """
-    if genotype.lstrip().startswith("{"):
-        return Genotype.parse(genotype, "model.options.genotype")
-    return Genotype.load(Path(genotype))
-
-
-def _of_space(genotype: str, kind: type[KindOfGenotype]) -> KindOfGenotype:
-    found = read_genotype(genotype)
-    if not isinstance(found, kind):
-        raise DataError(f"model.options.genotype: of space {found.space}: not one that this network has")
-    return found
-
-
-def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A derived network's options with the genotype's text for its path, so that they need no other file."""
-    return {**options, "genotype": str(read_genotype(options["genotype"]))}
+    def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
+        """Of the row of cells."""
+        return network_drawing(self, shapes, caption, size)
 
 
 def _check(channels: int, cells_per_stage: Sequence[int], stem: str, parts: int, drop_path: float) -> None:

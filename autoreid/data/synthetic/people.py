@@ -12,16 +12,15 @@ import uuid
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from autoreid.config import SyntheticPeople
 from autoreid.data.datasets.market1501 import FOLDERS
-from autoreid.data.people_cameras import BACKGROUNDS, Camera, draw_obstacle, pick_camera
-from autoreid.data.people_drawing import Person, draw_person, pick_colours, pick_person, pick_pose
 from autoreid.data.records import DISTRACTOR, JUNK
+from autoreid.data.synthetic.cameras import BACKGROUNDS, Camera, draw_obstacle, pick_camera
+from autoreid.data.synthetic.drawing import Person, draw_person, pick_colours, pick_person, pick_pose
 from autoreid.errors import DataError, RunError
 
 SETTINGS_FILE = "synthetic.json"
@@ -42,50 +41,6 @@ class _Stream(IntEnum):
     IMAGE = 4
     STRANGER = 5
     JUNK = 6
-
-
-_Count = Annotated[int, Field(ge=1)]
-_CountOrNone = Annotated[int, Field(ge=0)]
-
-
-class SyntheticPeople(BaseModel):
-    """What to draw; equal settings give equal files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-    train_identities: _Count = 64
-    """People to train on."""
-    test_identities: _Count = 32
-    """Other people, to be found."""
-    images_per_identity: _Count = 16
-    """Images of a person: all in the training set, or in query and gallery together."""
-    cameras: Annotated[int, Field(ge=2)] = 4
-    """Cameras, each of which sees every person."""
-    distractors: _CountOrNone = 32
-    """Gallery images of people who are no query."""
-    junk: _CountOrNone = 16
-    """Badly cropped gallery images, which a ranking must ignore."""
-    height: Annotated[int, Field(ge=32)] = 128
-    """Image height in pixels."""
-    width: Annotated[int, Field(ge=16)] = 64
-    """Image width in pixels."""
-    domain: _CountOrNone = 0
-    """Shifts the style of all cameras, and shows other people."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides everything that is left to chance."""
-
-    @model_validator(mode="after")
-    def _queries_have_matches(self) -> SyntheticPeople:
-        if self.images_per_identity < self.cameras + 2:
-            raise ValueError(
-                f"images_per_identity {self.images_per_identity} leaves queries without a match:"
-                f" with {self.cameras} cameras expected at least {self.cameras + 2}"
-            )
-        return self
-
-    def _rng(self, stream: _Stream, number: int = 0, image: int = 0) -> np.random.Generator:
-        # Always five numbers: numpy takes [1, 2] and [1, 2, 0] for the same seed.
-        return np.random.default_rng([self.seed, self.domain, stream, number, image])
 
 
 def write_synthetic_people(root: Path, people: SyntheticPeople) -> None:
@@ -118,6 +73,11 @@ def write_synthetic_people(root: Path, people: SyntheticPeople) -> None:
         raise RunError(f"{root}: cannot write the synthetic people: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _rng(people: SyntheticPeople, stream: _Stream, number: int = 0, image: int = 0) -> np.random.Generator:
+    # Always five numbers: numpy takes [1, 2] and [1, 2, 0] for the same seed.
+    return np.random.default_rng([people.seed, people.domain, stream, number, image])
 
 
 def _settings(people: SyntheticPeople) -> dict[str, int]:
@@ -155,17 +115,17 @@ def _pictures(people: SyntheticPeople) -> Iterator[tuple[str, Image.Image]]:
                 folder = FOLDERS["train"]
             else:  # the first image of each camera is the query
                 folder = FOLDERS["query"] if i < people.cameras else FOLDERS["gallery"]
-            picture = studio.picture(people._rng(_Stream.IMAGE, identity, i), camera, person)
+            picture = studio.picture(_rng(people, _Stream.IMAGE, identity, i), camera, person)
             yield f"{folder}/{_name(identity, camera, frame)}", picture
     for i in range(people.distractors):
         camera, frame = i % people.cameras, frame + 1
         stranger = studio.person(_Stream.STRANGER, i)
-        picture = studio.picture(people._rng(_Stream.STRANGER, i, 1), camera, stranger)
+        picture = studio.picture(_rng(people, _Stream.STRANGER, i, 1), camera, stranger)
         yield f"{FOLDERS['gallery']}/{_name(DISTRACTOR, camera, frame)}", picture
     for i in range(people.junk):
         camera, frame = i % people.cameras, frame + 1
         person = studio.person(_Stream.PERSON, last - i % people.test_identities)
-        picture = studio.picture(people._rng(_Stream.JUNK, i), camera, person, badly_cropped=True)
+        picture = studio.picture(_rng(people, _Stream.JUNK, i), camera, person, badly_cropped=True)
         yield f"{FOLDERS['gallery']}/{_name(JUNK, camera, frame)}", picture
 
 
@@ -180,17 +140,17 @@ class _Studio:
     def __init__(self, people: SyntheticPeople) -> None:
         self.people = people
         self.size = (people.width * _OVERSIZE, people.height * _OVERSIZE)
-        rng = people._rng(_Stream.WARDROBES)
+        rng = _rng(people, _Stream.WARDROBES)
         self.wardrobes = [pick_colours(rng, 3) for _ in range(_WARDROBES)]
         self.cameras = [self._camera(index) for index in range(people.cameras)]
 
     def person(self, stream: _Stream, number: int) -> Person:
-        return pick_person(self.people._rng(stream, number), self.wardrobes)
+        return pick_person(_rng(self.people, stream, number), self.wardrobes)
 
     def _camera(self, index: int) -> Camera:
         domain = self.people.domain
         background = BACKGROUNDS[(2 * domain + index % 2) % len(BACKGROUNDS)]
-        rng = self.people._rng(_Stream.CAMERA, index)
+        rng = _rng(self.people, _Stream.CAMERA, index)
         return pick_camera(rng, background, 2.4 * domain if domain else None, self.size)
 
     def picture(

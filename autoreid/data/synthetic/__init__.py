@@ -1,0 +1,1 @@
+"""Synthetic pedestrians: how they and their cameras look, and the data sets that are drawn of them."""

@@ -1,0 +1,44 @@
+"""The genotype of the `osnet_ain` space: a block for each of six places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from autoreid.spaces.drawing import Drawing
+from autoreid.spaces.genotype import Genotype
+from autoreid.spaces.osnet_ain.drawing import blocks_drawing
+
+#: Blocks of the `osnet_ain` space, in the order of the alphas' columns: where instance norm stands.
+OSNET_BLOCKS = ("plain", "in_inside", "in_after", "in_both")
+
+
+_Block = Literal[OSNET_BLOCKS]  # type: ignore[valid-type]
+_Stage = tuple[_Block, _Block]
+
+
+class OsnetAinGenotype(Genotype):
+    """Where OSNet's six blocks have instance norm: three stages of two blocks, each one of OSNET_BLOCKS."""
+
+    space: Literal["osnet_ain"] = "osnet_ain"
+    stages: tuple[_Stage, _Stage, _Stage]
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The six blocks in order."""
+        return tuple(block for stage in self.stages for block in stage)
+
+    @classmethod
+    def of_blocks(cls, blocks: Sequence[str]) -> OsnetAinGenotype:
+        """The genotype of six blocks in order."""
+        return cls(stages=tuple(zip(blocks[::2], blocks[1::2], strict=True)))  # type: ignore[arg-type]
+
+    def drawings(self, caption: str) -> dict[str, Drawing]:
+        """Of all blocks."""
+        return {"blocks": blocks_drawing(self.stages, caption)}
+
+    def draw_like(self, rng: np.random.Generator) -> OsnetAinGenotype:
+        """Any of the 4⁶."""
+        return self.of_blocks([OSNET_BLOCKS[index] for index in rng.integers(len(OSNET_BLOCKS), size=6)])
