@@ -17,9 +17,9 @@ from torch import nn
 
 from autoreid.data import datasets
 from autoreid.data.datasets import read_dataset
-from autoreid.models import NETWORKS, build_model
-from autoreid.search import fan_out
 from autoreid.search.alphas import Alphas
+from autoreid.spaces import NETWORKS, build_model
+from autoreid.spaces.reid_cell import fan_out
 from tests import per_edge
 from tests.test_fused_cell import EXACT, build, draw_mixing, images
 
@@ -106,7 +106,7 @@ def test_a_relaxation():
 @pytest.mark.parametrize("reduction", [False, True])
 def test_an_operation(monkeypatch, reduction):
     """In a cell it is what one plain module an edge computes, mixed and sampled."""
-    convolution = code("autoreid/search/operations.py").Convolution
+    convolution = code("autoreid/spaces/reid_cell/operations.py").Convolution
     known, plain = fan_out.build_operation, per_edge.build_operation
 
     def fused(name, channels, stride, affine, parts, edges=1):
