@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.slurm_cluster import faulty_cluster, slurm_cluster
+from tests.helpers.slurm_cluster import faulty_cluster, slurm_cluster
 
 __all__ = ["faulty_cluster", "slurm_cluster"]
 

@@ -12,7 +12,7 @@ from autoreid import distributed
 from autoreid.config import Search
 from autoreid.distributed import Norm, normalise_together, share_batch_statistics, sum_over_ranks
 from autoreid.search.reid_cell import ReidCellSpace
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 MOMENTUM, EPS = 0.3, 1e-3
 SHAPES = ((8, 3, 5, 4), (8, 2, 4, 6), (8, 5), (8, 3, 5, 4))

@@ -8,7 +8,7 @@ from torch import nn
 
 from autoreid import distributed
 from autoreid.errors import DataError, DisagreementError, RunError
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def _batch(rows: int = 8) -> torch.Tensor:

@@ -15,10 +15,18 @@ from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.training.memory import log_memory
-from tests import test_resume, test_search_ranks, test_search_steps
-from tests.float64 import compute_in_float64
-from tests.ranks import run_ranks
-from tests.tiny import tiny_config, write_tiny
+from tests.helpers.float64 import compute_in_float64
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import (
+    assert_equal,
+    restarts,
+    run_processes,
+    run_train,
+    run_train_with_signal,
+    search_outcome,
+)
+from tests.helpers.tasks import build_search_task, search_task_of
+from tests.helpers.tiny import tiny_config, write_tiny
 
 COMPILED = {"training__compile": True}
 FEW = {"search__operations": ["none", "sep_conv_3x3", "part_aware"]}
@@ -32,7 +40,7 @@ def _steps(world, path):
     """What two steps make of the weights and the alphas, and how many graphs were compiled for them."""
     _without_inductor()
     compute_in_float64()
-    task = test_search_ranks._build(path, world)
+    task = search_task_of(path, world)
     log_memory(task, task.config, world)
     for _ in range(2):
         task.step(StopSignal())
@@ -63,12 +71,12 @@ def test_steps_are_those_of_the_network_as_it_is(tmp_path, changes, ranks, wante
 
 def _train(path):
     _without_inductor()
-    test_resume._plain(path)
+    run_train(path)
 
 
 def _die(path, step):
     _without_inductor()
-    test_resume._strike(path, step, signal.SIGKILL, 0)
+    run_train_with_signal(path, step, signal.SIGKILL, 0)
 
 
 def test_killed_it_ends_bit_for_bit_the_same(tmp_path):
@@ -76,13 +84,13 @@ def test_killed_it_ends_bit_for_bit_the_same(tmp_path):
     for folder in (calm, struck):
         folder.mkdir()
     changes = FEW | COMPILED | {"search__level": "single"}
-    assert test_resume.start(_train, write_tiny(calm, **changes)) == [0]
+    assert run_processes(_train, write_tiny(calm, **changes)) == [0]
     path = write_tiny(struck, **changes, checkpoint__every_steps=1)
-    assert test_resume.start(_die, path, 5) == [-signal.SIGKILL]
-    assert test_resume.start(_train, path) == [0]
-    assert test_resume.restarts(struck) == 1
-    found, expected = (test_resume.outcome(folder, steps=10) for folder in (struck, calm))
-    test_resume.assert_equal(found, expected)
+    assert run_processes(_die, path, 5) == [-signal.SIGKILL]
+    assert run_processes(_train, path) == [0]
+    assert restarts(struck) == 1
+    found, expected = (search_outcome(folder, steps=10) for folder in (struck, calm))
+    assert_equal(found, expected)
 
 
 def test_by_inductor(tmp_path):
@@ -90,7 +98,7 @@ def test_by_inductor(tmp_path):
     changes = {"search__operations": ["skip_connect", "avg_pool_3x3"], "search__level": "single"}
     networks = []
     for compiled in (False, True):
-        task = test_search_steps.build(tmp_path, **changes, training__compile=compiled)
+        task = build_search_task(tmp_path, **changes, training__compile=compiled)
         task.step(StopSignal())
         networks.append(task.state.network.state_dict())
     for name, value in networks[0].items():

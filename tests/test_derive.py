@@ -11,7 +11,7 @@ from autoreid.models import build_model, count_parameters
 from autoreid.models.derived import DerivedNetwork
 from autoreid.recipes import load_config
 from autoreid.search.genotype import Genotype, random_genotype
-from tests.tiny import tiny_config, write_tiny
+from tests.helpers.tiny import tiny_config, write_tiny
 
 RECIPE = {
     "task": "train",

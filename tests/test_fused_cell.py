@@ -12,7 +12,7 @@ from autoreid.distributed import frozen_statistics
 from autoreid.search.cells import SearchCell, count_edges, edges_from
 from autoreid.search.genotype import CELL_OPERATIONS
 from autoreid.search.reid_cell import ReidCellSpace
-from tests.per_edge import per_edge_cell
+from tests.helpers.per_edge import per_edge_cell
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

@@ -10,7 +10,7 @@ from autoreid.config import Search
 from autoreid.distributed import frozen_statistics
 from autoreid.search.osnet_ain import OsnetAinSpace
 from autoreid.search.osnet_blocks import MixedBlock
-from tests.per_block import PerBlock
+from tests.helpers.per_block import PerBlock
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

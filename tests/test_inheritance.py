@@ -22,8 +22,8 @@ from autoreid.search.genotype import (
     random_genotype,
 )
 from autoreid.search.inheritance import load_start
-from tests.tiny import OSNET, write_tiny
-from tests.trained import small_network, write_checkpoint
+from tests.helpers.tiny import OSNET, write_tiny
+from tests.helpers.trained import small_network, write_checkpoint
 
 BLOCKS = OsnetAinGenotype.of_blocks(["in_both", "in_after", "plain", "in_inside", "plain", "plain"])
 CELLS = random_genotype(np.random.default_rng(1), nodes=2)

@@ -15,18 +15,18 @@ from autoreid import train
 from autoreid.cli import LESS_MEMORY
 from autoreid.config import Config
 from autoreid.data.training_data import build_search_data
-from autoreid.distributed import StopSignal, World
+from autoreid.distributed import StopSignal
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
 from autoreid.training import memory
 from autoreid.training.free_memory import available_memory, free_bytes
 from autoreid.training.memory import MemoryNeed, log_memory, measure_need
-from tests import test_accumulation, test_search_steps, test_training
-from tests.ranks import run_ranks
-from tests.test_resume import assert_equal
-from tests.tiny import OSNET, tiny_config, write_tiny
+from tests.helpers.image_folder import ALONE
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import assert_equal
+from tests.helpers.tasks import build_search_task, build_training_task
+from tests.helpers.tiny import OSNET, OSNET_HARD, OSNET_TRAINING, tiny_config, write_tiny
 
-ALONE = World(0, 1, 0, torch.device("cpu"))
 #: As in configs/quickstart.yaml.
 QUICKSTART = {
     "search__stem": "resnet",
@@ -35,7 +35,7 @@ QUICKSTART = {
     "data__height": 96,
     "data__width": 48,
 }
-TRAIN = test_training.OSNET
+TRAIN = OSNET_TRAINING
 SHAPES = {
     "quickstart": QUICKSTART,
     "second order": {"search__order": "second"},
@@ -45,7 +45,7 @@ SHAPES = {
     "micro-batches": QUICKSTART | {"training__accumulation": 2},
     "partial channels": QUICKSTART | {"search__partial_channels": 4},
     "osnet_ain": OSNET,
-    "osnet_ain hard": test_accumulation.HARD,
+    "osnet_ain hard": OSNET_HARD,
     "osnet_ain recomputed": OSNET | {"search__activation_checkpointing": "cell"},
     "resnet50": TRAIN | {"model": {"name": "resnet50"}},
     "pcb, amsgrad, average": TRAIN
@@ -54,9 +54,7 @@ SHAPES = {
 
 
 def build(folder, changes):
-    return (test_training._task if changes.get("task") == "train" else test_search_steps.build)(
-        folder, **changes
-    )
+    return (build_training_task if changes.get("task") == "train" else build_search_task)(folder, **changes)
 
 
 def allocated(action) -> int:
@@ -177,7 +175,7 @@ def test_as_many_images_fit_as_do_not_need_more_than_the_room():
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_the_log_says_it_in_a_line_and_warns(tmp_path, monkeypatch, caplog, fits):
-    task = test_search_steps.build(tmp_path, training__accumulation=2)
+    task = build_search_task(tmp_path, training__accumulation=2)
     said = MemoryNeed(fixed=0.4e9, per_image=39.5e6)
     monkeypatch.setattr(memory, "measure_need", lambda *_: said)
     monkeypatch.setattr(memory, "free_bytes", lambda *_, **__: 10.6e9 if fits else 1e9)

@@ -18,7 +18,7 @@ from autoreid.models.derived import DerivedOSNet
 from autoreid.search.genotype import OSNET_BLOCKS, CellGenotype, Genotype, OsnetAinGenotype
 from autoreid.search.osnet_ain import OsnetAinSpace
 from autoreid.search.osnet_blocks import MixedBlock
-from tests.test_weights import fixtures, their_images, their_state
+from tests.helpers.torchreid import fixtures, their_images, their_state
 
 PUBLISHED = OsnetAinGenotype(
     stages=(("in_inside", "in_inside"), ("plain", "in_inside"), ("in_inside", "plain"))

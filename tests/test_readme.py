@@ -12,8 +12,8 @@ import pytest
 
 from autoreid.data.datasets import read_dataset
 from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_people
-from tests import miniatures
-from tests.test_prepare import pack
+from tests.helpers import miniatures
+from tests.helpers.archives import pack
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [

@@ -11,7 +11,7 @@ from autoreid.search.cells import count_edges
 from autoreid.search.genotype import CELL_OPERATIONS, Edge
 from autoreid.search.operations import FactorizedReduce
 from autoreid.search.reid_cell import ReidCellSpace
-from tests.per_edge import MixedOperation, PerEdgeCell
+from tests.helpers.per_edge import MixedOperation, PerEdgeCell
 
 OPERATIONS = CELL_OPERATIONS[:7]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from autoreid.reporting.history import read_history
-from tests.commands import ROOT
-from tests.slurm_lab import FOUR_RANKS, PATIENCE, TWO_RANKS, lab, undisturbed
-from tests.tiny import OSNET, write_tiny
+from tests.helpers.commands import ROOT
+from tests.helpers.slurm_lab import FOUR_RANKS, PATIENCE, TWO_RANKS, lab, undisturbed
+from tests.helpers.tiny import OSNET, write_tiny
 
 __all__ = ["lab", "undisturbed"]
 

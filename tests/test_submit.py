@@ -12,8 +12,8 @@ from autoreid.data.training_data import draw_people
 from autoreid.recipes import load_config
 from autoreid.slurm.request import JobRequest
 from autoreid.slurm.submit import plan_run
-from tests.commands import ROOT, run_job_script
-from tests.tiny import write_tiny
+from tests.helpers.commands import ROOT, run_job_script
+from tests.helpers.tiny import write_tiny
 
 RECORDED = Path(__file__).parent / "data" / "sbatch"
 

@@ -18,7 +18,7 @@ from autoreid import train
 from autoreid.checkpoint import load_checkpoint
 from autoreid.recipes import load_config, option_names
 from autoreid.search.genotype import Genotype
-from tests.tiny import OSNET, TINY, tiny_config, write_tiny
+from tests.helpers.tiny import OSNET, TINY, tiny_config, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_torchrun_finds_what_one_process_finds(tmp_path, changes):
     for name, launcher in launchers.items():
         (tmp_path / name).mkdir()
         path = write_tiny(tmp_path / name, **changes)
-        command = [*launcher, "-m", "tests.float64", "--config", path]
+        command = [*launcher, "-m", "tests.helpers.float64", "--config", path]
         root = Path(__file__).parents[1]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300)
         assert done.returncode == 0, done.stderr

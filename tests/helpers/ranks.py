@@ -15,6 +15,8 @@ import torch
 from autoreid import distributed
 
 TIMEOUT_SECONDS = 60.0
+#: A process that is not part of a group, on the CPU.
+ALONE = distributed.World(0, 1, 0, torch.device("cpu"))
 
 
 def free_port() -> int:
