@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 from collections import Counter
 
 import pytest
@@ -19,7 +18,6 @@ from autoreid.search.build import build_search
 from autoreid.search.relaxations import Softmax
 from autoreid.training.accumulation import Accumulation
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import assert_equal, run_processes, run_train, run_train_with_signal, search_outcome
 from tests.helpers.tasks import (
     build_search_task,
     build_training_task,
@@ -197,8 +195,8 @@ def assert_all_close(found, expected, tolerance):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"search__order": "first"}, {"search__order": "second"}, {"search__order": "exact"}, OSNET, OSNET_HARD],
-    ids=["first", "second", "exact", "osnet_ain single", "osnet_ain hard"],
+    [{"search__order": "second"}, {"search__order": "exact"}, OSNET, OSNET_HARD],
+    ids=["second", "exact", "osnet_ain single", "osnet_ain hard, first"],
 )
 def test_ranks_accumulate_what_one_process_accumulates(tmp_path, changes):
     tiny_config(tmp_path, **changes, **TWICE)
@@ -284,18 +282,6 @@ def test_a_micro_batch_is_all_that_is_kept_at_a_time(tmp_path, changes):
         peaks[count] = ledger.peak
     assert peaks[2] < 0.6 * peaks[1]
     assert peaks[4] < 0.6 * peaks[2]
-
-
-def test_killed_in_the_middle_of_an_epoch_it_ends_bit_for_bit_the_same(tmp_path):
-    folders = [tmp_path / "calm", tmp_path / "killed"]
-    for folder in folders:
-        folder.mkdir()
-        write_tiny(folder, **TWICE, checkpoint__every_steps=2)
-    assert run_processes(run_train, folders[0] / "tiny.yaml") == [0]
-    struck = run_processes(run_train_with_signal, folders[1] / "tiny.yaml", 5, signal.SIGKILL, 0)
-    assert struck == [-signal.SIGKILL]
-    assert run_processes(run_train, folders[1] / "tiny.yaml") == [0]
-    assert_equal(*map(search_outcome, reversed(folders)))
 
 
 def test_identities_that_cannot_be_dealt_are_refused(tmp_path, capsys):

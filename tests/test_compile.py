@@ -6,6 +6,7 @@ whose compilation takes minutes on CPUs, in one small test.
 
 from __future__ import annotations
 
+import copy
 import signal
 
 import pytest
@@ -14,8 +15,11 @@ import torch
 from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
+from autoreid.search.cells import SearchCell, count_edges
+from autoreid.training.build import place_network
 from autoreid.training.memory import log_memory
 from tests.helpers.float64 import compute_in_float64
+from tests.helpers.image_folder import ALONE
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import (
     assert_equal,
@@ -25,7 +29,7 @@ from tests.helpers.runs import (
     run_train_with_signal,
     search_outcome,
 )
-from tests.helpers.tasks import build_search_task, search_task_of
+from tests.helpers.tasks import search_task_of
 from tests.helpers.tiny import tiny_config, write_tiny
 
 COMPILED = {"training__compile": True}
@@ -94,15 +98,21 @@ def test_killed_it_ends_bit_for_bit_the_same(tmp_path):
 
 
 def test_by_inductor(tmp_path):
-    """The kernels that inductor makes compute the same; few, for each takes seconds to compile."""
-    changes = {"search__operations": ["skip_connect", "avg_pool_3x3"], "search__level": "single"}
-    networks = []
+    """The kernels that inductor makes of a cell compute the same; few, for each takes seconds to compile."""
+    torch.manual_seed(0)
+    cell = SearchCell(["avg_pool_3x3"], 2, 2, (6, 6), 4, reduction=False, after_reduction=False)
+    images = [torch.randn(4, 6, 8, 4, requires_grad=True) for _ in range(2)]
+    mixing = torch.rand(count_edges(2), 1, requires_grad=True)
+    found = []
     for compiled in (False, True):
-        task = build_search_task(tmp_path, **changes, training__compile=compiled)
-        task.step(StopSignal())
-        networks.append(task.state.network.state_dict())
-    for name, value in networks[0].items():
-        torch.testing.assert_close(networks[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+        config = load_config(write_tiny(tmp_path, training__compile=compiled))
+        network = place_network(copy.deepcopy(cell), config, ALONE)
+        outputs = network(*images, mixing)
+        gradients = torch.autograd.grad(outputs.sin().sum(), [*images, mixing, *network.parameters()])
+        found.append([outputs, *gradients, *network.buffers()])
+    assert torch._dynamo.utils.counters["inductor"], "inductor has compiled"
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

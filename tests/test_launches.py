@@ -33,7 +33,11 @@ def test_a_step_waits_once_and_launches_few_kernels(folder, order, kernels):
     ("recipe", "changes", "waits"),
     [
         ("osnet_ain_search.yaml", (), 1),
-        ("darts_triplet.yaml", ("data.erasing=0.5", "data.brightness=0.2", "search.relaxation=gumbel"), 1),
+        (
+            "darts_triplet.yaml",
+            ("data.erasing=0.5", "data.brightness=0.2", "search.relaxation=gumbel", "search.order=first"),
+            1,
+        ),
         # Which candidates a step computes depends on the alphas.
         ("darts_triplet.yaml", ("search.relaxation=gumbel_hard", "search.order=first"), 3),
     ],
@@ -41,7 +45,11 @@ def test_a_step_waits_once_and_launches_few_kernels(folder, order, kernels):
 )
 def test_other_searches_wait_as_little(folder, recipe, changes, waits):
     small = ("data.height=64", "data.width=32", "data.batch_size=16", "search.activation_checkpointing=none")
-    space = ("search.width=0.25",) if "osnet" in recipe else ("search.parts=2", "search.channels=4")
+    space = (
+        ("search.width=0.25",)
+        if "osnet" in recipe
+        else ("search.parts=2", "search.channels=4", "search.cells_per_stage=[1, 1]")
+    )
     found = count_step(build(folder, *small, *space, *changes, recipe=recipe))
     assert sum(found.waits.values()) == waits, found.waits
 

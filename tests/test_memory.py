@@ -14,18 +14,16 @@ import torch
 from autoreid import train
 from autoreid.cli import LESS_MEMORY
 from autoreid.config import Config
-from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal
-from autoreid.recipes import load_config
-from autoreid.search.build import build_search
 from autoreid.training import memory
 from autoreid.training.free_memory import available_memory, free_bytes
 from autoreid.training.memory import MemoryNeed, log_memory, measure_need
 from tests.helpers.image_folder import ALONE
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import assert_equal
-from tests.helpers.tasks import build_search_task, build_training_task
+from tests.helpers.tasks import build_search_task, build_training_task, search_task_of
 from tests.helpers.tiny import OSNET, OSNET_HARD, OSNET_TRAINING, tiny_config, write_tiny
+from tests.helpers.trained import OPTIONS
 
 #: As in configs/quickstart.yaml.
 QUICKSTART = {
@@ -37,17 +35,13 @@ QUICKSTART = {
 }
 TRAIN = OSNET_TRAINING
 SHAPES = {
-    "quickstart": QUICKSTART,
     "second order": {"search__order": "second"},
     "exact": {"search__order": "exact", "search__relaxation": "gumbel"},
-    "recomputed cells": QUICKSTART | {"search__activation_checkpointing": "cell"},
-    "bfloat16": QUICKSTART | {"training__precision": "bfloat16"},
-    "micro-batches": QUICKSTART | {"training__accumulation": 2},
-    "partial channels": QUICKSTART | {"search__partial_channels": 4},
-    "osnet_ain": OSNET,
+    "partial channels, recomputed cells": QUICKSTART
+    | {"search__partial_channels": 4, "search__activation_checkpointing": "cell"},
+    "bfloat16, micro-batches": QUICKSTART | {"training__precision": "bfloat16", "training__accumulation": 2},
     "osnet_ain hard": OSNET_HARD,
     "osnet_ain recomputed": OSNET | {"search__activation_checkpointing": "cell"},
-    "resnet50": TRAIN | {"model": {"name": "resnet50"}},
     "pcb, amsgrad, average": TRAIN
     | {"model": {"name": "pcb"}, "training__optimizer": "amsgrad", "training__ema_decay": 0.9},
 }
@@ -89,9 +83,9 @@ def needs(folder, changes):
 
 def test_settings_that_save_memory_are_seen_to(tmp_path):
     plain = needs(tmp_path, QUICKSTART)
-    recomputed = needs(tmp_path, SHAPES["recomputed cells"])
-    half = needs(tmp_path, SHAPES["bfloat16"])
-    dealt = needs(tmp_path, SHAPES["micro-batches"])
+    recomputed = needs(tmp_path, QUICKSTART | {"search__activation_checkpointing": "cell"})
+    half = needs(tmp_path, QUICKSTART | {"training__precision": "bfloat16"})
+    dealt = needs(tmp_path, QUICKSTART | {"training__accumulation": 2})
     assert recomputed.per_image < 0.8 * plain.per_image
     assert half.per_image < 0.8 * plain.per_image
     pixels = 4 * 3 * 96 * 48
@@ -115,10 +109,10 @@ def _fingerprint(task):
         {"search__order": "second"},
         {"search__order": "exact", "search__activation_checkpointing": "cell"},
         OSNET,
-        SHAPES["osnet_ain hard"],
-        TRAIN | {"model": {"name": "pcb", "options": {"dropout": 0.5}}},
+        OSNET_HARD,
+        TRAIN | {"model": {"name": "derived", "options": OPTIONS | {"parts": 2, "drop_path": 0.5}}},
     ],
-    ids=["second", "exact", "osnet_ain", "osnet_ain hard", "pcb with dropout"],
+    ids=["second", "exact", "osnet_ain", "osnet_ain hard", "derived with dropped paths"],
 )
 def test_nothing_is_moved_and_the_run_goes_as_without(tmp_path, changes):
     ends = []
@@ -140,25 +134,27 @@ def test_nothing_is_moved_and_the_run_goes_as_without(tmp_path, changes):
         assert torch.equal(plain, told)
 
 
-def _search(world, path, told):
-    config = load_config(path)
-    task = build_search(config, build_search_data(config, world), world)
-    if told:
-        log_memory(task, config, world)
-    need = measure_need(task, config, world) if told else None
-    task.step(StopSignal())
-    task.step(StopSignal())
-    return task.state.alphas.digest(), need
+def _search(world, path):
+    """The digests of two searches, one of which is measured before, and what that one needs."""
+    digests = []
+    for told in (False, True):
+        task = search_task_of(path, world)
+        if told:
+            log_memory(task, task.config, world)
+            need = measure_need(task, task.config, world)
+        task.step(StopSignal())
+        task.step(StopSignal())
+        digests.append(task.state.alphas.digest())
+    return digests, need
 
 
 def test_ranks_measure_together_and_search_as_without(tmp_path):
     changes = {"search__order": "second"}
     tiny_config(tmp_path, **changes)
     path = write_tiny(tmp_path, **changes)
-    told, plain = (run_ranks(_search, 2, path, flag) for flag in (True, False))
-    assert [digest for digest, _ in told] == [digest for digest, _ in plain]
-    ((_, alone),) = run_ranks(_search, 1, path, True)
-    for _, need in told:
+    ((_, alone),) = run_ranks(_search, 1, path)
+    for (plain, told), need in run_ranks(_search, 2, path):
+        assert told == plain
         assert need.per_image == pytest.approx(alone.per_image, rel=0.05), (
             "shared statistics keep nothing more"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from autoreid import train
 from autoreid.checkpoint import load_checkpoint
 from autoreid.search.task import SearchTask
 from tests.helpers.float64 import compute_in_float64
-from tests.helpers.ranks import free_port
+from tests.helpers.ranks import forkserver, free_port
 
 #: Of the tiny search: 3 steps an epoch, 2 epochs.
 STEPS = 6
@@ -52,9 +51,7 @@ def run_processes(
     function: Callable[..., None], *arguments: Any, ranks: int = 1, float64: bool = False
 ) -> list[int | None]:
     """Runs a function in one process for each rank; their exit codes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "autoreid.train"])
-    port, processes = free_port(), []
+    context, port, processes = forkserver(), free_port(), []
     for rank in range(ranks):
         environment = {"AUTOREID_TEST_FLOAT64": "1" if float64 else ""}
         if ranks > 1:
