@@ -34,6 +34,8 @@ from tests.helpers.tiny import tiny_config, write_tiny
 
 COMPILED = {"training__compile": True}
 FEW = {"search__operations": ["none", "sep_conv_3x3", "part_aware"]}
+#: Traced in a third of the time.
+LIGHT = {"search__operations": ["skip_connect", "avg_pool_3x3"]}
 
 
 def _without_inductor() -> None:
@@ -56,10 +58,11 @@ def _steps(world, path):
 @pytest.mark.parametrize(
     ("changes", "ranks", "wanted"),
     [
-        (FEW | {"distributed__share_batch_statistics": False}, 2, 2),
+        (LIGHT | {"distributed__share_batch_statistics": False}, 2, 2),
         (FEW | {"search__order": "exact", "training__accumulation": 2}, 1, 1),
+        (FEW | {"search__order": "first"}, 1, 2),
     ],
-    ids=["first order on two ranks", "second order"],
+    ids=["first order on two ranks", "second order", "first order"],
 )
 def test_steps_are_those_of_the_network_as_it_is(tmp_path, changes, ranks, wanted):
     tiny_config(tmp_path, **changes)
@@ -87,7 +90,7 @@ def test_killed_it_ends_bit_for_bit_the_same(tmp_path):
     calm, struck = tmp_path / "calm", tmp_path / "struck"
     for folder in (calm, struck):
         folder.mkdir()
-    changes = FEW | COMPILED | {"search__level": "single"}
+    changes = LIGHT | COMPILED | {"search__level": "single"}
     assert run_processes(_train, write_tiny(calm, **changes)) == [0]
     path = write_tiny(struck, **changes, checkpoint__every_steps=1)
     assert run_processes(_die, path, 5) == [-signal.SIGKILL]
