@@ -32,6 +32,8 @@ from tests.helpers.runs import (
 from tests.helpers.tasks import search_task_of
 from tests.helpers.tiny import tiny_config, write_tiny
 
+pytestmark = pytest.mark.slow
+
 COMPILED = {"training__compile": True}
 FEW = {"search__operations": ["none", "sep_conv_3x3", "part_aware"]}
 #: Traced in a third of the time.

@@ -246,6 +246,7 @@ def _three_runs(folder, device, changes, plain, strike):
     return [folder / name for name in ("one", "two", "killed")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "changes", "steps"),
     [
@@ -265,6 +266,7 @@ def test_searches_agree_bit_for_bit(tmp_path, device, changes, steps):
         assert_equal(search_outcome(other, steps), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "changes"),
     [

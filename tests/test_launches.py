@@ -14,6 +14,7 @@ def folder(tmp_path_factory):
     return str(tmp_path_factory.mktemp("people"))
 
 
+@pytest.mark.slow
 def test_a_pass_of_auto_reids_search_moves_few_bytes_by_few_kernels(folder):
     found = count_pass(build(folder, "search.order=first"))
     assert found.kernels < 4_500
@@ -21,6 +22,7 @@ def test_a_pass_of_auto_reids_search_moves_few_bytes_by_few_kernels(folder):
     assert not found.waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "kernels"), [("first", 8_000), ("second", 20_000)])
 def test_a_step_waits_once_and_launches_few_kernels(folder, order, kernels):
     found = count_step(build(folder, f"search.order={order}"))

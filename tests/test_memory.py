@@ -25,6 +25,8 @@ from tests.helpers.tasks import build_search_task, build_training_task, search_t
 from tests.helpers.tiny import OSNET, OSNET_HARD, OSNET_TRAINING, tiny_config, write_tiny
 from tests.helpers.trained import OPTIONS
 
+pytestmark = pytest.mark.slow
+
 #: As in configs/quickstart.yaml.
 QUICKSTART = {
     "search__stem": "resnet",

@@ -15,6 +15,8 @@ from autoreid.data.synthetic_people import SyntheticPeople, write_synthetic_peop
 from tests.helpers import miniatures
 from tests.helpers.archives import pack
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
     line

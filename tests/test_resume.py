@@ -17,6 +17,8 @@ from tests.helpers.runs import (
 )
 from tests.helpers.tiny import OSNET, write_tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict:

@@ -158,6 +158,7 @@ def two_recipes(folder: Path, **changes: Any) -> list[Path]:
     return [write_tiny(folder / name, **changes) for name in ("one", "two")]
 
 
+@pytest.mark.slow
 def test_torchrun_finds_what_one_process_finds(tmp_path):
     one, two = two_recipes(tmp_path)
     assert run_processes(run_train, one, float64=True) == [0]
@@ -175,6 +176,7 @@ def test_torchrun_finds_what_one_process_finds(tmp_path):
     assert_same_search(one.parent / "runs/tiny", two.parent / "runs/tiny")
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_process_finds_in_the_other_space(tmp_path):
     # Few steps, for instance norm over four pixels multiplies what is rounded a hundredfold in each.
     few = {"training__epochs": 1, "data__synthetic__people__train_identities": 6}
@@ -284,6 +286,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_path):
     path = write_tiny(tmp_path, checkpoint__every_steps=1)
     stopped = train.main(["--config", str(path), "training.epochs=2", "search.stop_at_skips=null"])

@@ -17,6 +17,7 @@ from tests.helpers.tasks import build_training_task, train_in_float64
 from tests.helpers.tiny import OSNET_TRAINING, tiny_config, write_tiny
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_bit_for_bit_the_same(tmp_path):
     folders = [tmp_path / "calm", tmp_path / "killed"]
     changes = OSNET_TRAINING | {
