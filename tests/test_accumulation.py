@@ -193,6 +193,7 @@ def assert_all_close(found, expected, tolerance):
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance / 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"search__order": "second"}, {"search__order": "exact"}, OSNET, OSNET_HARD],

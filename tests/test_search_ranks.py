@@ -33,6 +33,7 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
             torch.testing.assert_close(losses, alone[2], **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
