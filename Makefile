@@ -6,7 +6,7 @@ OVERRIDES ?=
 # Installed again when the dependencies change, or when the environment served another checkout before.
 STAMP := $(VENV)/.autoreid-$(shell (cat setup.cfg pyproject.toml; pwd) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint install
+.PHONY: demo test quick lint install
 
 ## Search, derive, train and rank on synthetic people, with pictures.
 demo: install
@@ -15,6 +15,10 @@ demo: install
 ## Lint, type checks and all tests.
 test: lint
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15
+
+## The tests without a cluster and without long runs, for while you work: under three minutes on two cores.
+quick: install
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster"
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -2,8 +2,9 @@
 
     python benchmarks/search_step.py [--quick] [--threads N] [--compile] [--json]
 
-The baseline is the tests' oracles (tests/per_edge.py, tests/per_block.py) with the same weights. All run in turn, in
-one process, on a GPU if there is one. With --compile the fused ones are compiled as well, which takes minutes each.
+The baseline is the tests' oracles (tests/helpers/per_edge.py, tests/helpers/per_block.py) with the same weights.
+All run in turn, in one process, on a GPU if there is one. With --compile the fused ones are compiled as well,
+which takes minutes each.
 At the end the quickstart's search, steps of alphas and weights with loading.
 """
 
@@ -36,8 +37,8 @@ from autoreid.search.task import SearchTask
 from autoreid.spaces import build_space
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
 from autoreid.spaces.reid_cell.space import ReidCellSpace
-from tests.per_block import PerBlock
-from tests.per_edge import per_edge_cell
+from tests.helpers.per_block import PerBlock
+from tests.helpers.per_edge import per_edge_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 ORACLE, FUSED, COMPILED = "one by one", "fused", "fused and compiled"

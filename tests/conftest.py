@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.slurm_cluster import faulty_cluster, slurm_cluster
+from tests.helpers.slurm_cluster import faulty_cluster, slurm_cluster
 
 __all__ = ["faulty_cluster", "slurm_cluster"]
 
@@ -12,7 +12,16 @@ __all__ = ["faulty_cluster", "slurm_cluster"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+#: Modules that take longest, in this order. A module runs in one process: a long one that starts last leaves the
+#: other processes without work. Those on a cluster wait more than they compute, and others run beside them.
+LONGEST = ("slurm_faults", "slurm", "readme", "gpu_check", "compile", "resume", "submit", "memory", "train")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts modules with tests on a cluster first: they wait more than they compute, and others run beside them."""
-    waiting = {item.path for item in items if "slurm_cluster" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in waiting)
+    """Marks tests that need a cluster, and puts the modules that take longest first."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    for item in items:
+        if "slurm_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))

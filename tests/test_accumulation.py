@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 from collections import Counter
 
 import pytest
@@ -18,15 +17,27 @@ from autoreid.search.architect import Architect
 from autoreid.search.build import build_search
 from autoreid.search.relaxations import Softmax
 from autoreid.training.accumulation import Accumulation
-from tests import test_architect, test_resume, test_search_ranks, test_training
-from tests.ranks import run_ranks
-from tests.test_architect import Problem, direct_term, flat, numerical_gradient, stepped, tiny_problem
-from tests.test_search_steps import build
-from tests.tiny import OSNET, tiny_config, write_tiny
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tasks import (
+    build_search_task,
+    build_training_task,
+    count_collectives,
+    search_in_float64,
+    train_in_float64,
+)
+from tests.helpers.tiny import OSNET, OSNET_HARD, OSNET_TRAINING, tiny_config, write_tiny
+from tests.helpers.tiny_problem import (
+    ORDERS,
+    Problem,
+    direct_term,
+    flat,
+    numerical_gradient,
+    stepped,
+    tiny_problem,
+)
 
 TWICE = {"training__accumulation": 2}
 UNSHARED = {"distributed__share_batch_statistics": False, "losses__mine_across_ranks": False}
-HARD = OSNET | {"search__level": "bilevel", "search__order": "first", "search__relaxation": "gumbel_hard"}
 
 
 def dealt(batch, count, images_per_identity):
@@ -121,7 +132,7 @@ def test_second_order_is_darts_with_the_mean_loss():
     torch.testing.assert_close(problem.gradients("second"), expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("order", test_architect.ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_nothing_is_moved(order):
     problem = dealt_problem(2)
     before = copy.deepcopy([problem.net.state_dict(), problem.alphas.state_dict()])
@@ -138,7 +149,7 @@ def test_nothing_is_moved(order):
     ids=["osnet_ain", "single", "bilevel"],
 )
 def test_a_step_of_a_search_has_the_mean_gradient_and_metrics(tmp_path, changes):
-    task = build(tmp_path, **changes, **TWICE, training__gradient_clip=None)
+    task = build_search_task(tmp_path, **changes, **TWICE, training__gradient_clip=None)
     state, batch = task.state, task.state.stream.preview()
     network, alphas = copy.deepcopy(state.network), copy.deepcopy(state.alphas)
     _, metrics = task.step(StopSignal())
@@ -167,7 +178,7 @@ def copy_of(alphas, state):
 
 
 def test_a_step_of_a_training_has_the_mean_gradient(tmp_path):
-    task = test_training._task(tmp_path, **TWICE, training__gradient_clip=None)
+    task = build_training_task(tmp_path, **TWICE, training__gradient_clip=None)
     network, batch = copy.deepcopy(task.state.network), task.state.stream.preview()
     _, metrics = task.step(StopSignal())
     for micro_batch in dealt(batch, 2, 4):
@@ -182,16 +193,23 @@ def assert_all_close(found, expected, tolerance):
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance / 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{"search__order": "first"}, {"search__order": "second"}, {"search__order": "exact"}, OSNET, HARD],
-    ids=["first", "second", "exact", "osnet_ain single", "osnet_ain hard"],
+    [
+        {"search__order": "first"},
+        {"search__order": "second"},
+        {"search__order": "exact"},
+        OSNET,
+        OSNET_HARD,
+    ],
+    ids=["first", "second", "exact", "osnet_ain single", "osnet_ain hard, first"],
 )
 def test_ranks_accumulate_what_one_process_accumulates(tmp_path, changes):
     tiny_config(tmp_path, **changes, **TWICE)
     path = write_tiny(tmp_path, **changes, **TWICE)
-    ((alphas, weights, losses, _),) = run_ranks(test_search_ranks._search, 1, path)
-    results = run_ranks(test_search_ranks._search, 2, path)
+    ((alphas, weights, losses, _),) = run_ranks(search_in_float64, 1, path)
+    results = run_ranks(search_in_float64, 2, path)
     assert len({digest for *_, digest in results}) == 1
     for found in results:
         assert_all_close(found[0], alphas, 1e-6)
@@ -200,11 +218,11 @@ def test_ranks_accumulate_what_one_process_accumulates(tmp_path, changes):
 
 
 def test_ranks_train_with_micro_batches_what_one_process_trains(tmp_path):
-    changes = test_training.OSNET | TWICE
+    changes = OSNET_TRAINING | TWICE
     tiny_config(tmp_path, **changes)
     path = write_tiny(tmp_path, **changes)
-    (alone,) = run_ranks(test_training._steps, 1, path)
-    for weights in run_ranks(test_training._steps, 2, path):
+    (alone,) = run_ranks(train_in_float64, 1, path)
+    for weights in run_ranks(train_in_float64, 2, path):
         assert_all_close(weights, alone, 1e-8)
 
 
@@ -214,12 +232,12 @@ def test_micro_batches_are_what_ranks_with_statistics_of_their_own_compute(tmp_p
     changes = UNSHARED | changes | {"data__batch_size": 8}
     tiny_config(tmp_path, **changes)
     ((alphas, weights, losses, _),) = run_ranks(
-        test_search_ranks._search, 1, write_tiny(tmp_path, **changes, **TWICE)
+        search_in_float64, 1, write_tiny(tmp_path, **changes, **TWICE)
     )
     learned = {
         name: value for name, value in weights.items() if "running" not in name and "num_b" not in name
     }
-    for found in run_ranks(test_search_ranks._search, 2, write_tiny(tmp_path, **changes)):
+    for found in run_ranks(search_in_float64, 2, write_tiny(tmp_path, **changes)):
         assert_all_close(found[0], alphas, 1e-6)
         assert_all_close(found[1], learned, 1e-6)
         torch.testing.assert_close(found[2], losses, rtol=1e-6, atol=1e-8)
@@ -228,7 +246,7 @@ def test_micro_batches_are_what_ranks_with_statistics_of_their_own_compute(tmp_p
 def test_gradients_are_reduced_once_a_step(tmp_path):
     tiny_config(tmp_path)
     once, twice = (
-        run_ranks(test_search_ranks._count, 2, write_tiny(tmp_path, **UNSHARED, training__accumulation=count))
+        run_ranks(count_collectives, 2, write_tiny(tmp_path, **UNSHARED, training__accumulation=count))
         for count in (1, 2)
     )
     assert twice == once
@@ -256,7 +274,7 @@ class _Ledger:
 def test_a_micro_batch_is_all_that_is_kept_at_a_time(tmp_path, changes):
     peaks = {}
     for count in (1, 2, 4):
-        task = build(tmp_path, **changes, training__accumulation=count)
+        task = build_search_task(tmp_path, **changes, training__accumulation=count)
         weights = {weight.data_ptr() for weight in task.state.network.parameters()}
         ledger = _Ledger()
 
@@ -271,18 +289,6 @@ def test_a_micro_batch_is_all_that_is_kept_at_a_time(tmp_path, changes):
         peaks[count] = ledger.peak
     assert peaks[2] < 0.6 * peaks[1]
     assert peaks[4] < 0.6 * peaks[2]
-
-
-def test_killed_in_the_middle_of_an_epoch_it_ends_bit_for_bit_the_same(tmp_path):
-    folders = [tmp_path / "calm", tmp_path / "killed"]
-    for folder in folders:
-        folder.mkdir()
-        write_tiny(folder, **TWICE, checkpoint__every_steps=2)
-    assert test_resume.start(test_resume._plain, folders[0] / "tiny.yaml") == [0]
-    struck = test_resume.start(test_resume._strike, folders[1] / "tiny.yaml", 5, signal.SIGKILL, 0)
-    assert struck == [-signal.SIGKILL]
-    assert test_resume.start(test_resume._plain, folders[1] / "tiny.yaml") == [0]
-    test_resume.assert_equal(*map(test_resume.outcome, reversed(folders)))
 
 
 def test_identities_that_cannot_be_dealt_are_refused(tmp_path, capsys):

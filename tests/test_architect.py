@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,131 +8,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoreid.config import CELL_OPERATIONS, Search
-from autoreid.data.loaders import Batch
-from autoreid.losses import LossTerms, RetrievalLoss
+from autoreid.losses import RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.relaxations import Softmax
 from autoreid.spaces.reid_cell.space import ReidCellSpace
 from autoreid.training.objective import Objective
-
-SHAPES = {"normal": (2, 3), "reduce": (1, 3)}
-ORDERS = ["first", "second", "exact"]
-
-
-class TinySupernet(nn.Module):
-    """Two mixtures of three smooth operations, one of them with a norm, and a classifier: 300 odd weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Linear(12, 6)
-        self.branches = nn.ModuleList(nn.Linear(6, 6) for _ in range(6))
-        self.norm = nn.BatchNorm1d(6, affine=False)
-        self.frozen = nn.Parameter(torch.full((6,), 0.1), requires_grad=False)
-        self.classifier = nn.Linear(6, 4)
-
-    def forward(self, images, mixing):
-        x = torch.tanh(self.stem(images.flatten(1)))
-        for edge, weights in enumerate([mixing["normal"][0], mixing["normal"][1], mixing["reduce"][0]]):
-            first, second = self.branches[2 * edge], self.branches[2 * edge + 1]
-            candidates = [torch.tanh(first(x)), self.norm(second(x)), torch.sin(x)]
-            x = sum(weight * candidate for weight, candidate in zip(weights, candidates, strict=True))
-        return x + self.frozen, self.classifier(x)
-
-
-class TinyScore(NamedTuple):
-    losses: LossTerms
-    accuracy: torch.Tensor
-
-
-def tiny_objective(network, batch, mixing):
-    """Called as Objective is; smooth, and dependent on both of the network's outputs."""
-    embedding, logits = network(batch.images, mixing)
-    classification = F.cross_entropy(logits, batch.labels)
-    spread = 0.3 * embedding.square().sum(1).sqrt().mean()
-    return TinyScore(LossTerms(classification + spread, classification, spread), torch.zeros(()))
-
-
-tiny_objective.passes = nullcontext
-
-
-def random_batch(seed, shape=(3, 2, 2), size=8, identities=4):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, *shape, generator=generator, dtype=torch.float64)
-    return Batch(images, torch.arange(size) % identities, None)
-
-
-class Problem(NamedTuple):
-    net: nn.Module
-    alphas: Alphas
-    optimizer: torch.optim.SGD
-    objective: object
-    alpha_batch: Batch
-    weight_batch: Batch
-
-    def gradients(self, order):
-        architect = Architect(self.net, self.alphas, Softmax(), self.objective, self.optimizer, order)
-        return flat(architect.gradients(self.alpha_batch, self.weight_batch, step=3))
-
-    def loss(self, net, batch):
-        return self.objective(net, batch, Softmax().mixing(self.alphas)).losses.total
-
-
-def flat(tensors):
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-
-
-def tiny_problem(steps_before):
-    """A net whose alphas matter; a few real steps of SGD fill the momentum buffers."""
-    torch.manual_seed(0)
-    net = TinySupernet().double().train()
-    alphas = Alphas(SHAPES, torch.Generator().manual_seed(0)).double()
-    for alpha in alphas.parameters():
-        alpha.data += torch.randn_like(alpha)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.4, momentum=0.9, weight_decay=0.02)
-    problem = Problem(net, alphas, optimizer, tiny_objective, random_batch(1), random_batch(2))
-    for step in range(steps_before):
-        optimizer.zero_grad()
-        problem.loss(net, random_batch(10 + step)).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    alphas.zero_grad()
-    return problem
-
-
-def stepped(problem):
-    """A copy of the net after one step of a fresh copy of the real optimiser on the weights' batch."""
-    net = copy.deepcopy(problem.net)
-    weights = [weight for weight in net.parameters() if weight.requires_grad]
-    gradients = torch.autograd.grad(problem.loss(net, problem.weight_batch), weights)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1)
-    optimizer.load_state_dict(copy.deepcopy(problem.optimizer.state_dict()))
-    for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient
-    optimizer.step()
-    return net
-
-
-def numerical_gradient(problem, step=1e-5):
-    """Central differences of L_alphas(w'(alpha), alpha) in each alpha; w' by torch's own SGD."""
-    result = []
-    for alpha in problem.alphas.parameters():
-        for index in range(alpha.numel()):
-            values = []
-            for sign in (1, -1):
-                with torch.no_grad():
-                    alpha.view(-1)[index] += sign * step
-                values.append(problem.loss(stepped(problem), problem.alpha_batch).item())
-                with torch.no_grad():
-                    alpha.view(-1)[index] -= sign * step
-            result.append((values[0] - values[1]) / (2 * step))
-    return torch.tensor(result, dtype=torch.float64)
-
-
-def direct_term(problem):
-    """The gradient at w' as if w' did not depend on the alphas."""
-    loss = problem.loss(stepped(problem), problem.alpha_batch)
-    return flat(torch.autograd.grad(loss, list(problem.alphas.parameters())))
+from tests.helpers.tiny_problem import (
+    ORDERS,
+    Problem,
+    direct_term,
+    flat,
+    numerical_gradient,
+    random_batch,
+    stepped,
+    tiny_problem,
+)
 
 
 @pytest.mark.parametrize("steps_before", [0, 3])

@@ -13,7 +13,7 @@ from autoreid.config import Search
 from autoreid.distributed import sum_over_ranks
 from autoreid.layers.batch_norm import Norm, normalise_together, share_batch_statistics
 from autoreid.spaces.reid_cell.space import ReidCellSpace
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 MOMENTUM, EPS = 0.3, 1e-3
 SHAPES = ((8, 3, 5, 4), (8, 2, 4, 6), (8, 5), (8, 3, 5, 4))

@@ -6,28 +6,15 @@ import io
 import logging
 import resource
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from autoreid.reporting.board import Board
-
-
-def read(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
-    return events.Reload()
-
-
-def points(folder: Path, tag: str) -> list[tuple[int, float]]:
-    events = read(folder)
-    if tag not in events.Tags()["scalars"]:
-        return []
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+from tests.helpers.events import points, read_events
 
 
 def noise(height: int, width: int, seed: int) -> np.ndarray:
@@ -41,7 +28,7 @@ def test_pictures_of_several_epochs_come_back_pixel_for_pixel_under_one_tag(tmp_
             Image.fromarray(picture).convert("RGBA").save(tmp_path / "graph.png")
             board.picture("genotype/normal", tmp_path / "graph.png", epoch * 100)
             board.picture("people", picture[::-1], epoch)
-    events = read(tmp_path / "board")
+    events = read_events(tmp_path / "board")
     assert set(events.Tags()["images"]) == {"genotype/normal", "people"}
     assert [event.step for event in events.Images("genotype/normal")] == [0, 100, 200]
     for tag, turn in (("genotype/normal", 1), ("people", -1)):
@@ -59,7 +46,7 @@ def test_scalars_and_text_come_back(tmp_path):
     assert points(tmp_path, "loss/total")[0] == (3, 2.5)
     assert np.isnan(points(tmp_path, "loss/total")[1][1])
     assert points(tmp_path, "rate") == [(3, pytest.approx(0.1, rel=1e-6))]
-    (text,) = read(tmp_path).Tensors("config/text_summary")
+    (text,) = read_events(tmp_path).Tensors("config/text_summary")
     assert text.tensor_proto.string_val[0].decode() == "    seed: 1\n    ümlaut: ja"
 
 
@@ -118,4 +105,4 @@ def test_a_full_disk_silences_the_board_and_not_the_run(tmp_path, caplog):
     assert len(caplog.records) == 1
     assert f"{tmp_path}: TensorBoard gets no more of this run: File too large" in caplog.text
     assert points(tmp_path, "loss") == [(1, 1.0)]
-    assert [event.step for event in read(tmp_path).Images("noise")] == [1, 2]
+    assert [event.step for event in read_events(tmp_path).Images("noise")] == [1, 2]

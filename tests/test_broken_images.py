@@ -15,14 +15,14 @@ from autoreid.data.loaders import BatchStream
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.transforms import Augmentation
 from autoreid.errors import DataError
-from tests.image_folder import (
+from tests.helpers.image_folder import (
     CPU,
     assert_pixels,
     prepare,
     prepare_on_rank,
     write_people,
 )
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch import nn
 from autoreid import distributed
 from autoreid.errors import DataError, DisagreementError, RunError
 from autoreid.layers.batch_norm import frozen_statistics, share_batch_statistics
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def _batch(rows: int = 8) -> torch.Tensor:

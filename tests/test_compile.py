@@ -6,6 +6,7 @@ whose compilation takes minutes on CPUs, in one small test.
 
 from __future__ import annotations
 
+import copy
 import signal
 
 import pytest
@@ -14,14 +15,29 @@ import torch
 from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
+from autoreid.spaces.reid_cell.cells import SearchCell, count_edges
+from autoreid.training.build import place_network
 from autoreid.training.memory import log_memory
-from tests import test_resume, test_search_ranks, test_search_steps
-from tests.float64 import compute_in_float64
-from tests.ranks import run_ranks
-from tests.tiny import tiny_config, write_tiny
+from tests.helpers.float64 import compute_in_float64
+from tests.helpers.image_folder import ALONE
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import (
+    assert_equal,
+    restarts,
+    run_processes,
+    run_train,
+    run_train_with_signal,
+    search_outcome,
+)
+from tests.helpers.tasks import search_task_of
+from tests.helpers.tiny import tiny_config, write_tiny
+
+pytestmark = pytest.mark.slow
 
 COMPILED = {"training__compile": True}
 FEW = {"search__operations": ["none", "sep_conv_3x3", "part_aware"]}
+#: Traced in a third of the time.
+LIGHT = {"search__operations": ["skip_connect", "avg_pool_3x3"]}
 
 
 def _without_inductor() -> None:
@@ -32,7 +48,7 @@ def _steps(world, path):
     """What two steps make of the weights and the alphas, and how many graphs were compiled for them."""
     _without_inductor()
     compute_in_float64()
-    task = test_search_ranks._build(path, world)
+    task = search_task_of(path, world)
     log_memory(task, task.config, world)
     for _ in range(2):
         task.step(StopSignal())
@@ -44,10 +60,11 @@ def _steps(world, path):
 @pytest.mark.parametrize(
     ("changes", "ranks", "wanted"),
     [
-        (FEW | {"distributed__share_batch_statistics": False}, 2, 2),
+        (LIGHT | {"distributed__share_batch_statistics": False}, 2, 2),
         (FEW | {"search__order": "exact", "training__accumulation": 2}, 1, 1),
+        (FEW | {"search__order": "first"}, 1, 2),
     ],
-    ids=["first order on two ranks", "second order"],
+    ids=["first order on two ranks", "second order", "first order"],
 )
 def test_steps_are_those_of_the_network_as_it_is(tmp_path, changes, ranks, wanted):
     tiny_config(tmp_path, **changes)
@@ -63,38 +80,44 @@ def test_steps_are_those_of_the_network_as_it_is(tmp_path, changes, ranks, wante
 
 def _train(path):
     _without_inductor()
-    test_resume._plain(path)
+    run_train(path)
 
 
 def _die(path, step):
     _without_inductor()
-    test_resume._strike(path, step, signal.SIGKILL, 0)
+    run_train_with_signal(path, step, signal.SIGKILL, 0)
 
 
 def test_killed_it_ends_bit_for_bit_the_same(tmp_path):
     calm, struck = tmp_path / "calm", tmp_path / "struck"
     for folder in (calm, struck):
         folder.mkdir()
-    changes = FEW | COMPILED | {"search__level": "single"}
-    assert test_resume.start(_train, write_tiny(calm, **changes)) == [0]
+    changes = LIGHT | COMPILED | {"search__level": "single"}
+    assert run_processes(_train, write_tiny(calm, **changes)) == [0]
     path = write_tiny(struck, **changes, checkpoint__every_steps=1)
-    assert test_resume.start(_die, path, 5) == [-signal.SIGKILL]
-    assert test_resume.start(_train, path) == [0]
-    assert test_resume.restarts(struck) == 1
-    found, expected = (test_resume.outcome(folder, steps=10) for folder in (struck, calm))
-    test_resume.assert_equal(found, expected)
+    assert run_processes(_die, path, 5) == [-signal.SIGKILL]
+    assert run_processes(_train, path) == [0]
+    assert restarts(struck) == 1
+    found, expected = (search_outcome(folder, steps=10) for folder in (struck, calm))
+    assert_equal(found, expected)
 
 
 def test_by_inductor(tmp_path):
-    """The kernels that inductor makes compute the same; few, for each takes seconds to compile."""
-    changes = {"search__operations": ["skip_connect", "avg_pool_3x3"], "search__level": "single"}
-    networks = []
+    """The kernels that inductor makes of a cell compute the same; few, for each takes seconds to compile."""
+    torch.manual_seed(0)
+    cell = SearchCell(["avg_pool_3x3"], 2, 2, (6, 6), 4, reduction=False, after_reduction=False)
+    images = [torch.randn(4, 6, 8, 4, requires_grad=True) for _ in range(2)]
+    mixing = torch.rand(count_edges(2), 1, requires_grad=True)
+    found = []
     for compiled in (False, True):
-        task = test_search_steps.build(tmp_path, **changes, training__compile=compiled)
-        task.step(StopSignal())
-        networks.append(task.state.network.state_dict())
-    for name, value in networks[0].items():
-        torch.testing.assert_close(networks[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+        config = load_config(write_tiny(tmp_path, training__compile=compiled))
+        network = place_network(copy.deepcopy(cell), config, ALONE)
+        outputs = network(*images, mixing)
+        gradients = torch.autograd.grad(outputs.sin().sum(), [*images, mixing, *network.parameters()])
+        found.append([outputs, *gradients, *network.buffers()])
+    assert torch._dynamo.utils.counters["inductor"], "inductor has compiled"
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,9 @@ from autoreid.search.build import build_search
 from autoreid.training import build as training_build
 from autoreid.training.cuda_graphs import check_cuda_graphs
 from autoreid.training.task import build_training
-from tests import test_search_steps
-from tests.ranks import run_ranks
-from tests.test_training import OSNET
-from tests.tiny import tiny_config, write_tiny
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tasks import build_search_task
+from tests.helpers.tiny import OSNET_TRAINING, tiny_config, write_tiny
 
 GRAPHS = {"training__cuda_graphs": True}
 
@@ -91,7 +90,7 @@ def captures(monkeypatch):
 def test_a_search_with_graphs_is_the_search_without(tmp_path, captures, changes, wanted):
     states = []
     for graphs in (False, True):
-        task = test_search_steps.build(tmp_path, **changes, training__cuda_graphs=graphs)
+        task = build_search_task(tmp_path, **changes, training__cuda_graphs=graphs)
         for _ in range(3):
             task.step(StopSignal())
         states.append(task.state.network.state_dict() | task.state.alphas.state_dict())
@@ -103,13 +102,13 @@ def test_a_search_with_graphs_is_the_search_without(tmp_path, captures, changes,
 
 
 def test_a_search_resumes_with_graphs_as_without(tmp_path, captures):
-    calm = test_search_steps.build(tmp_path, search__order="first")
+    calm = build_search_task(tmp_path, search__order="first")
     for _ in range(3):
         calm.step(StopSignal())
-    struck = test_search_steps.build(tmp_path, search__order="first", **GRAPHS)
+    struck = build_search_task(tmp_path, search__order="first", **GRAPHS)
     struck.step(StopSignal())
     state = copy.deepcopy(struck.state.state_dict())
-    resumed = test_search_steps.build(tmp_path, search__order="first", **GRAPHS)
+    resumed = build_search_task(tmp_path, search__order="first", **GRAPHS)
     resumed.state.load_state_dict(state)
     for _ in range(2):
         resumed.step(StopSignal())
@@ -142,7 +141,7 @@ def test_ddp_averages_what_is_replayed(tmp_path):
 def test_so_is_a_training(tmp_path, captures):
     states = []
     for graphs in (False, True):
-        config = tiny_config(tmp_path, **OSNET, training__cuda_graphs=graphs)
+        config = tiny_config(tmp_path, **OSNET_TRAINING, training__cuda_graphs=graphs)
         with distributed.setup("cpu") as world:
             task = build_training(config, build_training_data(config, world), world)
         for _ in range(3):
@@ -163,7 +162,7 @@ def test_so_is_a_training(tmp_path, captures):
         ({"training__accumulation": 2}, "needs accumulation: 1, not 2"),
         ({"search__relaxation": "gumbel_hard"}, "not with gumbel_hard"),
         ({"search__activation_checkpointing": "cell"}, "needs search.activation_checkpointing: none"),
-        (OSNET | {"training__frozen_epochs": 1}, "needs frozen_epochs: 0"),
+        (OSNET_TRAINING | {"training__frozen_epochs": 1}, "needs frozen_epochs: 0"),
         (
             {"task": "train", "model": {"name": "derived", "options": {"drop_path": 0.2}}},
             "needs model.options.drop_path: 0",

@@ -13,8 +13,8 @@ from autoreid.data.datasets import BENCHMARKS, read_dataset, read_folder
 from autoreid.data.datasets.benchmark import Benchmark, Counts
 from autoreid.data.records import DISTRACTOR, ReidDataset, Split, combine
 from autoreid.errors import ConfigError, DataError
-from tests import miniatures
-from tests.miniatures import MINIATURES
+from tests.helpers import miniatures
+from tests.helpers.miniatures import MINIATURES
 
 SPLITS = ("train", "query", "gallery")
 #: Splits of these are the reader's.

@@ -12,7 +12,7 @@ from autoreid.recipes import load_config
 from autoreid.spaces import Genotype, build_model
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
 from autoreid.spaces.reid_cell.genotype import random_genotype
-from tests.tiny import tiny_config, write_tiny
+from tests.helpers.tiny import tiny_config, write_tiny
 
 RECIPE = {
     "task": "train",

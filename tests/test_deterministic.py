@@ -16,10 +16,18 @@ from autoreid.errors import ConfigError
 from autoreid.search.build import build_search
 from autoreid.spaces import NETWORKS
 from autoreid.training.build import place_network
-from tests import test_resume, test_training
-from tests.ranks import run_ranks
-from tests.tiny import OSNET, tiny_config, write_tiny
-from tests.trained import OPTIONS
+from autoreid.training.task import TrainTask
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import (
+    assert_equal,
+    run_processes,
+    run_train,
+    run_train_with_signal,
+    search_outcome,
+    training_outcome,
+)
+from tests.helpers.tiny import OSNET, OSNET_TRAINING, tiny_config, write_tiny
+from tests.helpers.trained import OPTIONS
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 LIBRARIES = ("CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE")
@@ -89,7 +97,7 @@ def test_a_run_on_cpus_leaves_cuda_alone():
 
 
 @pytest.mark.parametrize(
-    "task", [{"search__alpha_optimizer": "sgd"}, test_training.OSNET], ids=["search", "training"]
+    "task", [{"search__alpha_optimizer": "sgd"}, OSNET_TRAINING], ids=["search", "training"]
 )
 def test_a_run_on_cpus_does_not_open_a_gpu(tmp_path, monkeypatch, task):
     """Which takes seconds and hundreds of megabytes; here torch believes that there is one.
@@ -139,7 +147,7 @@ class Scattered(nn.Module):
 
 def test_an_operation_without_a_deterministic_form_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(NETWORKS, "scattered", Scattered)
-    changes = test_training.OSNET | {"model": {"name": "scattered"}, "training__epochs": 1}
+    changes = OSNET_TRAINING | {"model": {"name": "scattered"}, "training__epochs": 1}
     path = write_tiny(tmp_path, **changes, distributed__deterministic=True)
     assert train.main(["--config", str(path)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -154,7 +162,7 @@ def test_an_operation_without_a_deterministic_form_is_named(tmp_path, monkeypatc
 
 
 def test_what_a_resumed_run_may_change(tmp_path, capsys):
-    path = str(write_tiny(tmp_path, **test_training.OSNET, training__epochs=1))
+    path = str(write_tiny(tmp_path, **OSNET_TRAINING, training__epochs=1))
     assert train.main(["--config", path]) == 0
     free = ["distributed.cudnn_benchmark=false", "distributed.expandable_segments=false"]
     assert train.main(["--config", path, *free]) == 0
@@ -234,10 +242,11 @@ def _three_runs(folder, device, changes, plain, strike):
         path = write_tiny(folder / name, **changes, distributed__device=device)
         if name == "killed":
             assert strike(path) == [-signal.SIGKILL]
-        assert test_resume.start(plain, path) == [0]
+        assert run_processes(plain, path) == [0]
     return [folder / name for name in ("one", "two", "killed")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "changes", "steps"),
     [
@@ -249,14 +258,15 @@ def _three_runs(folder, device, changes, plain, strike):
 )
 def test_searches_agree_bit_for_bit(tmp_path, device, changes, steps):
     def strike(path):
-        return test_resume.start(test_resume._strike, path, 2, signal.SIGKILL, 0)
+        return run_processes(run_train_with_signal, path, 2, signal.SIGKILL, 0)
 
-    one, *others = _three_runs(tmp_path, device, changes, test_resume._plain, strike)
-    expected = test_resume.outcome(one, steps)
+    one, *others = _three_runs(tmp_path, device, changes, run_train, strike)
+    expected = search_outcome(one, steps)
     for other in others:
-        test_resume.assert_equal(test_resume.outcome(other, steps), expected)
+        assert_equal(search_outcome(other, steps), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "changes"),
     [
@@ -268,9 +278,9 @@ def test_searches_agree_bit_for_bit(tmp_path, device, changes, steps):
 )
 def test_trainings_agree_bit_for_bit(tmp_path, device, changes):
     def strike(path):
-        return test_resume.start(test_training._strike_training, path, 2)
+        return run_processes(run_train_with_signal, path, 2, signal.SIGKILL, 0, TrainTask)
 
-    one, *others = _three_runs(tmp_path, device, test_training.OSNET | changes, test_training._plain, strike)
-    expected = test_training._outcome(one)
+    one, *others = _three_runs(tmp_path, device, OSNET_TRAINING | changes, run_train, strike)
+    expected = training_outcome(one)
     for other in others:
-        test_resume.assert_equal(test_training._outcome(other), expected)
+        assert_equal(training_outcome(other), expected)

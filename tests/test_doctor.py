@@ -19,7 +19,7 @@ from autoreid.diagnosis.meeting import Meeting, meet
 from autoreid.diagnosis.ranks import Rank
 from autoreid.distributed.gpus import Seat
 from autoreid.errors import ConfigError, RunError
-from tests.ranks import free_port
+from tests.helpers.ranks import free_port
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID", "SLURM_JOB_ID")
 

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 import autoreid
 from autoreid.embedder import load_network
 from autoreid.errors import ConfigError, DataError
-from tests.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
+from tests.helpers.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from autoreid.data.training_data import build_training_data
 from autoreid.recipes import load_config
 from autoreid.training.embedding import embedding_in
 from autoreid.training.task import build_training
-from tests.test_features import ALONE
-from tests.tiny import tiny_config, write_tiny
-from tests.trained import HEIGHT, WIDTH, small_network, write_checkpoint
+from tests.helpers.ranks import ALONE
+from tests.helpers.tiny import tiny_config, write_tiny
+from tests.helpers.trained import HEIGHT, WIDTH, small_network, write_checkpoint
 
 CPU = torch.device("cpu")
 AS_TRAINED = {"precision": "bfloat16", "channels_last": True}

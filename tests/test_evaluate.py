@@ -21,9 +21,9 @@ from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.reranking import rerank
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import Cell, as_table
-from tests.ranks import run_ranks
-from tests.test_board import points, read
-from tests.trained import HEIGHT, WIDTH, lively_network, write_checkpoint
+from tests.helpers.events import points, read_events
+from tests.helpers.ranks import run_ranks
+from tests.helpers.trained import HEIGHT, WIDTH, lively_network, write_checkpoint
 
 RANKS = range(1, 21)
 ON_CPU = ["--device", "cpu", "--workers", "0", "--batch-size", "7"]
@@ -130,7 +130,7 @@ def test_the_output_folder_holds_figures_features_pictures_and_events(world_of, 
     with Image.open(cell / "activation_maps.png") as file:
         np.testing.assert_allclose(np.asarray(file).astype(int), maps.astype(int), atol=2)
 
-    events = read(folder / "tensorboard")
+    events = read_events(folder / "tensorboard")
     assert points(folder / "tensorboard", "map/net0/people0") == [(0, pytest.approx(result.map))]
     curve = points(folder / "tensorboard", "cmc/net0/people0")
     assert curve == [(rank, pytest.approx(result.cmc[rank])) for rank in RANKS]

@@ -14,7 +14,7 @@ import torch
 
 from autoreid import export
 from autoreid.errors import RunError
-from tests.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
+from tests.helpers.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
 
 
 @pytest.fixture(scope="module")

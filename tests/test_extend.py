@@ -20,7 +20,7 @@ from autoreid.data.datasets import read_dataset
 from autoreid.search.alphas import Alphas
 from autoreid.spaces import NETWORKS, build_model
 from autoreid.spaces.reid_cell import fan_out
-from tests import per_edge
+from tests.helpers import per_edge
 from tests.test_fused_cell import EXACT, build, draw_mixing, images
 
 ROOT = Path(__file__).parents[1]

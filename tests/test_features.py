@@ -17,14 +17,14 @@ from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.distributed import World
 from autoreid.errors import DataError, RunError
 from autoreid.evaluation.features import FeatureSet, extract_features, flip_test
-from tests.ranks import run_ranks
-from tests.traffic import META, traffic
+from tests.helpers.image_folder import ALONE
+from tests.helpers.ranks import run_ranks
+from tests.helpers.traffic import META, traffic
 
 SHAPE = (32, 16)
 PEOPLE = SyntheticPeople(
     train_identities=1, test_identities=3, images_per_identity=5, cameras=2, distractors=1, junk=1
 )
-ALONE = World(0, 1, 0, torch.device("cpu"))
 LOAD = partial(embedding_batches, images=Images(*SHAPE), batch_size=4, workers=0, device=torch.device("cpu"))
 
 

@@ -11,7 +11,7 @@ from autoreid.config import CELL_OPERATIONS, Search
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.reid_cell.cells import SearchCell, count_edges, edges_from
 from autoreid.spaces.reid_cell.space import ReidCellSpace
-from tests.per_edge import per_edge_cell
+from tests.helpers.per_edge import per_edge_cell
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

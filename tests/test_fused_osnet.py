@@ -10,7 +10,7 @@ from autoreid.config import Search
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
-from tests.per_block import PerBlock
+from tests.helpers.per_block import PerBlock
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

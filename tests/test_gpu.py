@@ -12,7 +12,7 @@ from autoreid.distributed import StopSignal
 from autoreid.layers.separable import separable
 from autoreid.search.build import build_search
 from autoreid.training.memory import measure_need
-from tests.tiny import tiny_config, write_tiny
+from tests.helpers.tiny import tiny_config, write_tiny
 
 pytestmark = [
     pytest.mark.gpu,

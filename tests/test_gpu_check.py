@@ -52,6 +52,7 @@ def dry_run(tmp_path_factory):
     return folder / "results", done.stdout
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_every_part_without_an_error(dry_run):
     folder, _ = dry_run
     rows = read(folder / "results.jsonl")
@@ -62,6 +63,7 @@ def test_a_dry_run_measures_every_part_without_an_error(dry_run):
     assert {row["part"] for row in cases} == {"versions", *PARTS}
 
 
+@pytest.mark.slow
 def test_a_dry_run_agrees_with_itself(dry_run):
     rows = {(row["part"], row["case"]): row for row in read(dry_run[0] / "results.jsonl")}
     for (part, case), row in rows.items():
@@ -77,6 +79,7 @@ def test_a_dry_run_agrees_with_itself(dry_run):
     assert precision["float32_error"] < 0.05 < precision["bfloat16_error"]
 
 
+@pytest.mark.slow
 def test_the_summary_is_a_table_of_all_cases(dry_run):
     folder, printed = dry_run
     text = (folder / "summary.md").read_text()
@@ -160,6 +163,7 @@ def test_a_wrong_command_line_is_refused(line, said):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_earlier_results_are_not_overwritten(dry_run):
     before = (dry_run[0] / "results.jsonl").read_text()
     done = check("--dry-run", "--output", dry_run[0], "ceilings")

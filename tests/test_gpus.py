@@ -13,7 +13,7 @@ from autoreid.cli import run_command
 from autoreid.distributed.gpus import Seat, seat_trouble, take_seat
 from autoreid.distributed.process_group import Rendezvous, find_seat
 from autoreid.errors import ConfigError, RunError
-from tests.ranks import free_port
+from tests.helpers.ranks import free_port
 
 
 def show_gpus(*uuids):

@@ -17,7 +17,7 @@ from autoreid.data.datasets import read_dataset
 from autoreid.data.images import Images
 from autoreid.distributed.shared_work import work_while_others_wait
 from autoreid.errors import RunError
-from tests.image_folder import (
+from tests.helpers.image_folder import (
     HEIGHT,
     WIDTH,
     assert_pixels,
@@ -27,7 +27,7 @@ from tests.image_folder import (
     prepare_on_rank,
     write_people,
 )
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from autoreid.spaces import Genotype, build_model, build_space
 from autoreid.spaces.inheritance import load_start
 from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, random_genotype
-from tests.tiny import OSNET, write_tiny
-from tests.trained import small_network, write_checkpoint
+from tests.helpers.tiny import OSNET, write_tiny
+from tests.helpers.trained import small_network, write_checkpoint
 
 BLOCKS = OsnetAinGenotype.of_blocks(["in_both", "in_after", "plain", "in_inside", "plain", "plain"])
 CELLS = random_genotype(np.random.default_rng(1), nodes=2)

@@ -14,6 +14,7 @@ def folder(tmp_path_factory):
     return str(tmp_path_factory.mktemp("people"))
 
 
+@pytest.mark.slow
 def test_a_pass_of_auto_reids_search_moves_few_bytes_by_few_kernels(folder):
     found = count_pass(build(folder, "search.order=first"))
     assert found.kernels < 4_500
@@ -21,6 +22,7 @@ def test_a_pass_of_auto_reids_search_moves_few_bytes_by_few_kernels(folder):
     assert not found.waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "kernels"), [("first", 8_000), ("second", 20_000)])
 def test_a_step_waits_once_and_launches_few_kernels(folder, order, kernels):
     found = count_step(build(folder, f"search.order={order}"))
@@ -33,7 +35,11 @@ def test_a_step_waits_once_and_launches_few_kernels(folder, order, kernels):
     ("recipe", "changes", "waits"),
     [
         ("osnet_ain_search.yaml", (), 1),
-        ("darts_triplet.yaml", ("data.erasing=0.5", "data.brightness=0.2", "search.relaxation=gumbel"), 1),
+        (
+            "darts_triplet.yaml",
+            ("data.erasing=0.5", "data.brightness=0.2", "search.relaxation=gumbel", "search.order=first"),
+            1,
+        ),
         # Which candidates a step computes depends on the alphas.
         ("darts_triplet.yaml", ("search.relaxation=gumbel_hard", "search.order=first"), 3),
     ],
@@ -41,7 +47,11 @@ def test_a_step_waits_once_and_launches_few_kernels(folder, order, kernels):
 )
 def test_other_searches_wait_as_little(folder, recipe, changes, waits):
     small = ("data.height=64", "data.width=32", "data.batch_size=16", "search.activation_checkpointing=none")
-    space = ("search.width=0.25",) if "osnet" in recipe else ("search.parts=2", "search.channels=4")
+    space = (
+        ("search.width=0.25",)
+        if "osnet" in recipe
+        else ("search.parts=2", "search.channels=4", "search.cells_per_stage=[1, 1]")
+    )
     found = count_step(build(folder, *small, *space, *changes, recipe=recipe))
     assert sum(found.waits.values()) == waits, found.waits
 

@@ -17,7 +17,7 @@ from autoreid.data.loaders import BatchStream, embedding_batches
 from autoreid.data.records import Split
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.transforms import DEVIATION, MEAN, Augmentation
-from tests.traffic import META, traffic
+from tests.helpers.traffic import META, traffic
 
 HEIGHT, WIDTH = 16, 8
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_cluster import SCRIPT, SlurmCluster
+from tests.helpers.slurm_cluster import SCRIPT, SlurmCluster
 
 MEET = """
 import torch

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autoreid.distributed import lost_peer
-from tests.ranks import free_port
+from tests.helpers.ranks import free_port
 
 WAITS = """
 import logging, sys, threading, time, types

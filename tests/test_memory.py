@@ -14,19 +14,19 @@ import torch
 from autoreid import train
 from autoreid.cli import LESS_MEMORY
 from autoreid.config import Config
-from autoreid.data.training_data import build_search_data
-from autoreid.distributed import StopSignal, World
-from autoreid.recipes import load_config
-from autoreid.search.build import build_search
+from autoreid.distributed import StopSignal
 from autoreid.training import memory
 from autoreid.training.free_memory import available_memory, free_bytes
 from autoreid.training.memory import MemoryNeed, log_memory, measure_need
-from tests import test_accumulation, test_search_steps, test_training
-from tests.ranks import run_ranks
-from tests.test_resume import assert_equal
-from tests.tiny import OSNET, tiny_config, write_tiny
+from tests.helpers.image_folder import ALONE
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import assert_equal
+from tests.helpers.tasks import build_search_task, build_training_task, search_task_of
+from tests.helpers.tiny import OSNET, OSNET_HARD, OSNET_TRAINING, tiny_config, write_tiny
+from tests.helpers.trained import OPTIONS
 
-ALONE = World(0, 1, 0, torch.device("cpu"))
+pytestmark = pytest.mark.slow
+
 #: As in configs/quickstart.yaml.
 QUICKSTART = {
     "search__stem": "resnet",
@@ -35,28 +35,24 @@ QUICKSTART = {
     "data__height": 96,
     "data__width": 48,
 }
-TRAIN = test_training.OSNET
+TRAIN = OSNET_TRAINING
 SHAPES = {
     "quickstart": QUICKSTART,
     "second order": {"search__order": "second"},
     "exact": {"search__order": "exact", "search__relaxation": "gumbel"},
-    "recomputed cells": QUICKSTART | {"search__activation_checkpointing": "cell"},
-    "bfloat16": QUICKSTART | {"training__precision": "bfloat16"},
-    "micro-batches": QUICKSTART | {"training__accumulation": 2},
-    "partial channels": QUICKSTART | {"search__partial_channels": 4},
+    "partial channels, recomputed cells": QUICKSTART
+    | {"search__partial_channels": 4, "search__activation_checkpointing": "cell"},
+    "bfloat16, micro-batches": QUICKSTART | {"training__precision": "bfloat16", "training__accumulation": 2},
     "osnet_ain": OSNET,
-    "osnet_ain hard": test_accumulation.HARD,
+    "osnet_ain hard": OSNET_HARD,
     "osnet_ain recomputed": OSNET | {"search__activation_checkpointing": "cell"},
-    "resnet50": TRAIN | {"model": {"name": "resnet50"}},
     "pcb, amsgrad, average": TRAIN
     | {"model": {"name": "pcb"}, "training__optimizer": "amsgrad", "training__ema_decay": 0.9},
 }
 
 
 def build(folder, changes):
-    return (test_training._task if changes.get("task") == "train" else test_search_steps.build)(
-        folder, **changes
-    )
+    return (build_training_task if changes.get("task") == "train" else build_search_task)(folder, **changes)
 
 
 def allocated(action) -> int:
@@ -91,9 +87,9 @@ def needs(folder, changes):
 
 def test_settings_that_save_memory_are_seen_to(tmp_path):
     plain = needs(tmp_path, QUICKSTART)
-    recomputed = needs(tmp_path, SHAPES["recomputed cells"])
-    half = needs(tmp_path, SHAPES["bfloat16"])
-    dealt = needs(tmp_path, SHAPES["micro-batches"])
+    recomputed = needs(tmp_path, QUICKSTART | {"search__activation_checkpointing": "cell"})
+    half = needs(tmp_path, QUICKSTART | {"training__precision": "bfloat16"})
+    dealt = needs(tmp_path, QUICKSTART | {"training__accumulation": 2})
     assert recomputed.per_image < 0.8 * plain.per_image
     assert half.per_image < 0.8 * plain.per_image
     pixels = 4 * 3 * 96 * 48
@@ -117,10 +113,10 @@ def _fingerprint(task):
         {"search__order": "second"},
         {"search__order": "exact", "search__activation_checkpointing": "cell"},
         OSNET,
-        SHAPES["osnet_ain hard"],
-        TRAIN | {"model": {"name": "pcb", "options": {"dropout": 0.5}}},
+        OSNET_HARD,
+        TRAIN | {"model": {"name": "derived", "options": OPTIONS | {"parts": 2, "drop_path": 0.5}}},
     ],
-    ids=["second", "exact", "osnet_ain", "osnet_ain hard", "pcb with dropout"],
+    ids=["second", "exact", "osnet_ain", "osnet_ain hard", "derived with dropped paths"],
 )
 def test_nothing_is_moved_and_the_run_goes_as_without(tmp_path, changes):
     ends = []
@@ -142,25 +138,27 @@ def test_nothing_is_moved_and_the_run_goes_as_without(tmp_path, changes):
         assert torch.equal(plain, told)
 
 
-def _search(world, path, told):
-    config = load_config(path)
-    task = build_search(config, build_search_data(config, world), world)
-    if told:
-        log_memory(task, config, world)
-    need = measure_need(task, config, world) if told else None
-    task.step(StopSignal())
-    task.step(StopSignal())
-    return task.state.alphas.digest(), need
+def _search(world, path):
+    """The digests of two searches, one of which is measured before, and what that one needs."""
+    digests = []
+    for told in (False, True):
+        task = search_task_of(path, world)
+        if told:
+            log_memory(task, task.config, world)
+            need = measure_need(task, task.config, world)
+        task.step(StopSignal())
+        task.step(StopSignal())
+        digests.append(task.state.alphas.digest())
+    return digests, need
 
 
 def test_ranks_measure_together_and_search_as_without(tmp_path):
     changes = {"search__order": "second"}
     tiny_config(tmp_path, **changes)
     path = write_tiny(tmp_path, **changes)
-    told, plain = (run_ranks(_search, 2, path, flag) for flag in (True, False))
-    assert [digest for digest, _ in told] == [digest for digest, _ in plain]
-    ((_, alone),) = run_ranks(_search, 1, path, True)
-    for _, need in told:
+    ((_, alone),) = run_ranks(_search, 1, path)
+    for (plain, told), need in run_ranks(_search, 2, path):
+        assert told == plain
         assert need.per_image == pytest.approx(alone.per_image, rel=0.05), (
             "shared statistics keep nothing more"
         )
@@ -177,7 +175,7 @@ def test_as_many_images_fit_as_do_not_need_more_than_the_room():
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_the_log_says_it_in_a_line_and_warns(tmp_path, monkeypatch, caplog, fits):
-    task = test_search_steps.build(tmp_path, training__accumulation=2)
+    task = build_search_task(tmp_path, training__accumulation=2)
     said = MemoryNeed(fixed=0.4e9, per_image=39.5e6)
     monkeypatch.setattr(memory, "measure_need", lambda *_: said)
     monkeypatch.setattr(memory, "free_bytes", lambda *_, **__: 10.6e9 if fits else 1e9)

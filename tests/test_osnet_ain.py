@@ -20,7 +20,7 @@ from autoreid.spaces.osnet_ain.derived import DerivedOSNet
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 from autoreid.spaces.reid_cell.genotype import CellGenotype
-from tests.test_weights import fixtures, their_images, their_state
+from tests.helpers.torchreid import fixtures, their_images, their_state
 
 PUBLISHED = OsnetAinGenotype(
     stages=(("in_inside", "in_inside"), ("plain", "in_inside"), ("in_inside", "plain"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from autoreid.data.packing import Packed
-from tests.traffic import META, traffic
+from tests.helpers.traffic import META, traffic
 
 DTYPES = (torch.uint8, torch.int64, torch.float32, torch.float64, torch.int16, torch.bool)
 

@@ -15,8 +15,7 @@ from autoreid.search.build import build_search
 from autoreid.training import build
 from autoreid.training.precision import allowing_tf32
 from autoreid.training.task import build_training
-from tests.test_training import OSNET
-from tests.tiny import tiny_config
+from tests.helpers.tiny import OSNET_TRAINING, tiny_config
 
 GPU = torch.device("cuda")
 CPU = {"device": torch.device("cpu")}
@@ -106,7 +105,7 @@ def test_tf32_in_forward_and_backward_passes_of_a_search(tmp_path, torch_flags, 
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", OFF), ("tf32", ON)])
 def test_tf32_in_a_training(tmp_path, torch_flags, precision, expected):
-    config = tiny_config(tmp_path, **OSNET, training__precision=precision)
+    config = tiny_config(tmp_path, **OSNET_TRAINING, training__precision=precision)
     with distributed.setup("cpu") as world:
         task = on_gpu(build_training(config, build_training_data(config, world), world))
     probe = probed_step(task)
@@ -115,7 +114,7 @@ def test_tf32_in_a_training(tmp_path, torch_flags, precision, expected):
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", OFF), ("tf32", ON)])
 def test_embeddings_are_measured_as_they_are_trained(tmp_path, torch_flags, monkeypatch, precision, expected):
-    config = tiny_config(tmp_path, **OSNET, training__precision=precision)
+    config = tiny_config(tmp_path, **OSNET_TRAINING, training__precision=precision)
     with distributed.setup("cpu") as world:
         data = build_training_data(config, world)
     # Images stay on the CPU, which is taken for a GPU everywhere else.

@@ -24,24 +24,11 @@ from autoreid.data.datasets.cuhk_sysu import crop_people
 from autoreid.data.prepare import check_dataset, prepare_dataset
 from autoreid.data.unpack import Limits, unpack
 from autoreid.errors import ConfigError, DataError, RunError
-from tests import miniatures
-from tests.miniatures import MINIATURES
+from tests.helpers import miniatures
+from tests.helpers.archives import pack
+from tests.helpers.miniatures import MINIATURES
 
 ROOT = Path(__file__).parents[1]
-
-
-def pack(folder: Path, archive: Path) -> Path:
-    """An archive of a folder's content, of the kind that its name says."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-            for path in files:
-                file.write(path, path.relative_to(folder))
-    else:
-        with tarfile.open(archive, "w:" + archive.suffix[1:].replace("tar", "")) as file:
-            for path in files:
-                file.add(path, path.relative_to(folder))
-    return archive
 
 
 def contents(folder: Path) -> dict[str, bytes]:

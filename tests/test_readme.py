@@ -14,8 +14,10 @@ import pytest
 from autoreid.config import SyntheticPeople
 from autoreid.data.datasets import read_dataset
 from autoreid.data.synthetic.people import write_synthetic_people
-from tests import miniatures
-from tests.test_prepare import pack
+from tests.helpers import miniatures
+from tests.helpers.archives import pack
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,7 @@ from autoreid.spaces.reid_cell.cells import count_edges
 from autoreid.spaces.reid_cell.genotype import Edge
 from autoreid.spaces.reid_cell.operations import FactorizedReduce
 from autoreid.spaces.reid_cell.space import ReidCellSpace
-from tests.per_edge import MixedOperation, PerEdgeCell
+from tests.helpers.per_edge import MixedOperation, PerEdgeCell
 
 OPERATIONS = CELL_OPERATIONS[:7]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autoreid.errors import RunError
 from autoreid.evaluation import distances as distances_module
 from autoreid.evaluation import evaluate_distances, rerank, reranking
-from tests.traffic import META, traffic
+from tests.helpers.traffic import META, traffic
 
 RANKING_DATA = Path(__file__).parent / "data" / "ranking"
 NUMBERS = ("query_ids", "gallery_ids", "query_cameras", "gallery_cameras")

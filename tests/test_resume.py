@@ -1,136 +1,55 @@
 """A search that is killed, stopped or moved to other ranks ends where an undisturbed one ends."""
 
-import json
 import math
-import multiprocessing
-import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from autoreid import train
-from autoreid.checkpoint import load_checkpoint
-from autoreid.search.task import SearchTask
-from tests.float64 import compute_in_float64
-from tests.ranks import free_port
-from tests.tiny import OSNET, write_tiny
+from tests.helpers.runs import (
+    assert_equal,
+    restarts,
+    run_processes,
+    run_train,
+    run_train_with_signal,
+    search_outcome,
+)
+from tests.helpers.tiny import OSNET, write_tiny
 
-#: Of the tiny search: 3 steps an epoch, 2 epochs.
-STEPS = 6
-
-
-def _strike(path: Path, step: int, number: int, rank: int) -> None:
-    """Sends this process a signal while it is in a step (from 1), if it is the rank."""
-    original = SearchTask.step
-
-    def struck(task, stop):
-        if task.state.step + 1 == step and os.environ.get("RANK", "0") == str(rank):
-            os.kill(os.getpid(), number)
-        return original(task, stop)
-
-    SearchTask.step = struck
-    raise SystemExit(_train(path))
-
-
-def _train(path: Path) -> int:
-    torch.set_num_threads(1)
-    if os.environ.get("AUTOREID_TEST_FLOAT64"):
-        compute_in_float64()
-    return train.main(["--config", str(path)])
-
-
-def _plain(path: Path) -> None:
-    raise SystemExit(_train(path))
-
-
-def _rank(environment: dict[str, str], function, arguments: tuple) -> None:
-    os.environ.update(environment)
-    function(*arguments)
-
-
-def start(function, *arguments, ranks: int = 1, float64: bool = False) -> list[int | None]:
-    """Runs a function in processes of their own; their exit codes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "autoreid.train"])
-    port, processes = free_port(), []
-    for rank in range(ranks):
-        environment = {"AUTOREID_TEST_FLOAT64": "1" if float64 else ""}
-        if ranks > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes.append(context.Process(target=_rank, args=(environment, function, arguments), daemon=True))
-        processes[-1].start()
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
-
-
-def outcome(folder: Path, steps: int = STEPS) -> dict:
-    """All that a search leaves behind but its timings."""
-    run = folder / "runs" / "tiny"
-    checkpoint = load_checkpoint(run / "checkpoints" / f"step-{steps:08d}.pt")["state"]
-    result = json.loads((run / "result.json").read_text())
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for timed in (checkpoint, result, *metrics):
-        for key in ("seconds", "restarts", "images_per_second", "data_wait"):
-            timed.pop(key, None)
-    genotypes = {path.name: path.read_bytes() for path in (folder / "genotypes" / "tiny").glob("*.json")}
-    return {"checkpoint": checkpoint, "result": result, "metrics": metrics, "genotypes": genotypes}
-
-
-def restarts(folder: Path) -> int:
-    return json.loads((folder / "runs" / "tiny" / "result.json").read_text())["restarts"]
-
-
-def assert_equal(found, expected, path: str = "") -> None:
-    """Bit for bit, naming the first place that differs."""
-    if isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype, path
-        assert torch.equal(found, expected), path
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys(), path
-        for key in expected:
-            assert_equal(found[key], expected[key], f"{path}/{key}")
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), path
-        for place, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
-            assert_equal(mine, theirs, f"{path}/{place}")
-    else:
-        assert found == expected, path
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert start(_plain, write_tiny(folder)) == [0]
-    return outcome(folder)
+    assert run_processes(run_train, write_tiny(folder)) == [0]
+    return search_outcome(folder)
 
 
-@pytest.mark.parametrize(("step", "every_steps"), [(1, 1), (2, 1), (3, 500), (4, 2), (5, 500), (6, 1)])
+@pytest.mark.parametrize(("step", "every_steps"), [(1, 1), (3, 500), (4, 2), (5, 500), (6, 1)])
 def test_killed_in_any_step_it_ends_bit_for_bit_the_same(tmp_path, undisturbed, step, every_steps):
     path = write_tiny(tmp_path, checkpoint__every_steps=every_steps)
-    assert start(_strike, path, step, signal.SIGKILL, 0) == [-signal.SIGKILL]
-    assert start(_plain, path) == [0]
+    assert run_processes(run_train_with_signal, path, step, signal.SIGKILL, 0) == [-signal.SIGKILL]
+    assert run_processes(run_train, path) == [0]
     assert restarts(tmp_path) == (1 if step > every_steps or step > 3 else 0)
-    assert_equal(outcome(tmp_path), undisturbed)
+    assert_equal(search_outcome(tmp_path), undisturbed)
 
 
-def test_with_partial_channels_it_ends_the_same(tmp_path):
-    """Killed between two epochs, in the first of which the alphas wait; edges' weights are in every curve."""
+def test_with_partial_channels_and_micro_batches_it_ends_the_same(tmp_path):
+    """Killed in the second epoch, after one in which the alphas wait; edges' weights are in every curve."""
     calm, struck = tmp_path / "calm", tmp_path / "struck"
     changes = {"search__channels": 4, "search__partial_channels": 4, "search__warmup_epochs": 1}
+    changes["training__accumulation"] = 2
     for folder in (calm, struck):
         folder.mkdir()
-    assert start(_plain, write_tiny(calm, **changes)) == [0]
+    assert run_processes(run_train, write_tiny(calm, **changes)) == [0]
     path = write_tiny(struck, **changes, checkpoint__every_steps=1)
-    assert start(_strike, path, 5, signal.SIGKILL, 0) == [-signal.SIGKILL]
-    assert start(_plain, path) == [0]
+    assert run_processes(run_train_with_signal, path, 5, signal.SIGKILL, 0) == [-signal.SIGKILL]
+    assert run_processes(run_train, path) == [0]
     assert restarts(struck) == 1
-    expected = outcome(calm)
-    assert_equal(outcome(struck), expected)
+    expected = search_outcome(calm)
+    assert_equal(search_outcome(struck), expected)
     betas = [f"groups.{kind}_node{node}" for kind in ("normal", "reduce") for node in (0, 1)]
     assert {*betas} < expected["checkpoint"]["alphas"].keys()
     last = expected["metrics"][-1]
@@ -149,35 +68,37 @@ def test_with_partial_channels_it_ends_the_same(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_stop_signal_saves_the_step_and_leaves_with_status_0(tmp_path, undisturbed, number):
     path = write_tiny(tmp_path)
-    assert start(_strike, path, 2, number, 0) == [0]
+    assert run_processes(run_train_with_signal, path, 2, number, 0) == [0]
     checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
     assert [file.name for file in checkpoints.iterdir()] == ["step-00000002.pt"], "no step is lost"
     assert not (tmp_path / "runs" / "tiny" / "result.json").exists()
-    assert start(_plain, path) == [0]
+    assert run_processes(run_train, path) == [0]
     assert restarts(tmp_path) == 1
-    assert_equal(outcome(tmp_path), undisturbed)
+    assert_equal(search_outcome(tmp_path), undisturbed)
 
 
 @pytest.mark.parametrize(
-    # Killed in the second epoch; single-level, an epoch is a pass over all images, of 5 steps.
-    # Three ranks add their gradients in an order that matters.
+    # Killed in the second epoch. Three ranks add their gradients in an order that matters.
     ("changes", "ranks", "killed", "steps"),
-    [({"data__batch_size": 12}, 3, 5, 8), (OSNET, 2, 8, 10)],
+    [
+        ({"data__batch_size": 12}, 3, 5, 8),
+        (OSNET | {"data__synthetic__people__train_identities": 8}, 2, 5, 6),
+    ],
     ids=["reid_cell", "osnet_ain"],
 )
 def test_ranks_stop_and_die_together_and_end_the_same(tmp_path, changes, ranks, killed, steps):
     calm, stopped = tmp_path / "calm", tmp_path / "stopped"
     for folder in (calm, stopped):
         folder.mkdir()
-    assert start(_plain, write_tiny(calm, **changes), ranks=ranks) == [0] * ranks
+    assert run_processes(run_train, write_tiny(calm, **changes), ranks=ranks) == [0] * ranks
     path = write_tiny(stopped, **changes)
     # The signal reaches one rank; all leave.
-    assert start(_strike, path, 2, signal.SIGUSR2, 1, ranks=ranks) == [0] * ranks
+    assert run_processes(run_train_with_signal, path, 2, signal.SIGUSR2, 1, ranks=ranks) == [0] * ranks
     # A rank that is killed takes the others with it, which say why.
-    left = start(_strike, path, killed, signal.SIGKILL, 1, ranks=ranks)
+    left = run_processes(run_train_with_signal, path, killed, signal.SIGKILL, 1, ranks=ranks)
     assert left == [1, -signal.SIGKILL, 1][:ranks]
-    assert start(_plain, path, ranks=ranks) == [0] * ranks
-    found, expected = outcome(stopped, steps), outcome(calm, steps)
+    assert run_processes(run_train, path, ranks=ranks) == [0] * ranks
+    found, expected = search_outcome(stopped, steps), search_outcome(calm, steps)
     # The mean of the losses of an epoch that was cut in two is summed in another order.
     for one, other in zip(found.pop("metrics"), expected.pop("metrics"), strict=True):
         assert one == pytest.approx(other, rel=1e-6)
@@ -189,11 +110,14 @@ def test_it_goes_on_with_another_number_of_ranks(tmp_path, before, after):
     calm, moved = tmp_path / "calm", tmp_path / "moved"
     for folder in (calm, moved):
         folder.mkdir()
-    assert start(_plain, write_tiny(calm), float64=True) == [0]
+    assert run_processes(run_train, write_tiny(calm), float64=True) == [0]
     path = write_tiny(moved)
-    assert start(_strike, path, 2, signal.SIGTERM, 0, ranks=before, float64=True) == [0] * before
-    assert start(_plain, path, ranks=after, float64=True) == [0] * after
-    found, expected = outcome(moved), outcome(calm)
+    assert (
+        run_processes(run_train_with_signal, path, 2, signal.SIGTERM, 0, ranks=before, float64=True)
+        == [0] * before
+    )
+    assert run_processes(run_train, path, ranks=after, float64=True) == [0] * after
+    found, expected = search_outcome(moved), search_outcome(calm)
     for name, value in expected["checkpoint"]["alphas"].items():
         torch.testing.assert_close(found["checkpoint"]["alphas"][name], value, rtol=1e-8, atol=1e-10)
     assert found["genotypes"] == expected["genotypes"]

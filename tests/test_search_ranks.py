@@ -6,44 +6,22 @@ from collections import Counter
 import pytest
 import torch
 from torch import distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from autoreid import distributed
-from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal
 from autoreid.errors import DataError, RunError
-from autoreid.recipes import load_config
-from autoreid.search.build import build_search
-from tests.float64 import compute_in_float64
-from tests.ranks import run_ranks
-from tests.tiny import OSNET, tiny_config, write_tiny
-
-STEPS = 2
-
-
-def _build(path, world):
-    config = load_config(path)
-    return build_search(config, build_search_data(config, world), world)
-
-
-def _search(world, path):
-    compute_in_float64()
-    task = _build(path, world)
-    losses = []
-    for _ in range(STEPS):
-        _, metrics = task.step(StopSignal())
-        losses.append(distributed.average_and_agree([metrics.double()])[0][0])
-    alphas = {name: value.detach() for name, value in task.state.alphas.named_parameters()}
-    return alphas, task.state.network.state_dict(), torch.stack(losses), task.state.alphas.digest()
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tasks import count_collectives, search_in_float64, search_task_of
+from tests.helpers.tiny import OSNET, tiny_config, write_tiny
 
 
 @pytest.mark.parametrize("order", ["first", "second", "exact"])
 def test_ranks_compute_what_one_process_computes(tmp_path, order):
     path = write_tiny(tmp_path, search__order=order)
     tiny_config(tmp_path, search__order=order)
-    (alone,) = run_ranks(_search, 1, path)
+    (alone,) = run_ranks(search_in_float64, 1, path)
     for ranks in (2, 4) if order == "first" else (2,):
-        results = run_ranks(_search, ranks, path)
+        results = run_ranks(search_in_float64, ranks, path)
         assert len({digest for *_, digest in results}) == 1, "rule 1: bit-equal alphas on every rank"
         # Finite differences divide rounding by a small step.
         tolerance = {"rtol": 1e-6, "atol": 1e-8} if order == "second" else {"rtol": 1e-9, "atol": 1e-11}
@@ -55,6 +33,7 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
             torch.testing.assert_close(losses, alone[2], **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -78,8 +57,8 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
 def test_so_they_do_in_any_space_with_any_relaxation_and_level(tmp_path, changes):
     path = write_tiny(tmp_path, **changes)
     tiny_config(tmp_path, **changes)
-    (alone,) = run_ranks(_search, 1, path)
-    results = run_ranks(_search, 2, path)
+    (alone,) = run_ranks(search_in_float64, 1, path)
+    results = run_ranks(search_in_float64, 2, path)
     assert len({digest for *_, digest in results}) == 1
     for alphas, weights, losses, _ in results:
         for name, value in alphas.items():
@@ -93,40 +72,16 @@ def test_so_they_do_in_any_space_with_any_relaxation_and_level(tmp_path, changes
 def test_alphas_move_after_the_warm_up_only(tmp_path, warmup):
     tiny_config(tmp_path, search__warmup_epochs=warmup)
     with distributed.setup("cpu") as world:
-        task = _build(tmp_path / "tiny.yaml", world)
+        task = search_task_of(tmp_path / "tiny.yaml", world)
         start = task.state.alphas.digest()
         task.step(StopSignal())
     assert (task.state.alphas.digest() == start) == bool(warmup)
 
 
-def _count(world, path):
-    task = _build(path, world)
-    calls = {"all_reduce": 0, "others": 0, "buckets": 0}
-    original = dist.all_reduce
-
-    def counted(*arguments, **options):
-        calls["all_reduce"] += 1
-        return original(*arguments, **options)
-
-    def hook(group, bucket):
-        calls["buckets"] += 1
-        return allreduce_hook(group, bucket)
-
-    def forbidden(*arguments, **options):
-        calls["others"] += 1
-
-    dist.all_reduce, dist.all_gather = counted, forbidden
-    task.network.register_comm_hook(None, hook)
-    tensors = len(list(task.state.network.parameters()))
-    for _ in range(2):
-        task.step(StopSignal())
-    return calls, tensors
-
-
 def test_a_first_order_step_makes_one_all_reduce_beside_the_buckets(tmp_path):
     changes = {"distributed__share_batch_statistics": False, "losses__mine_across_ranks": False}
     tiny_config(tmp_path)
-    for calls, tensors in run_ranks(_count, 2, write_tiny(tmp_path, **changes)):
+    for calls, tensors in run_ranks(count_collectives, 2, write_tiny(tmp_path, **changes)):
         # DDP's hook makes its all-reduces through the same function.
         assert calls["all_reduce"] - calls["buckets"] == 2, "one a step, for two steps"
         assert calls["others"] == 0
@@ -134,7 +89,7 @@ def test_a_first_order_step_makes_one_all_reduce_beside_the_buckets(tmp_path):
 
 
 def _count_all(world, path):
-    task = _build(path, world)
+    task = search_task_of(path, world)
     calls = Counter()
     for name in ("all_reduce", "all_gather"):
         original = getattr(dist, name)
@@ -162,7 +117,7 @@ def test_shared_statistics_take_a_collective_for_each_level_of_a_cell(tmp_path, 
 
 
 def _fail(world, path, how):
-    task = _build(path, world)
+    task = search_task_of(path, world)
     task.step(StopSignal())
     stream = task.state.stream if "weight" in how else task.state.alpha_stream
     stream_type = type(stream)
@@ -199,7 +154,7 @@ def test_trouble_on_one_rank_stops_all_with_the_same_words(tmp_path, how, kind, 
 
 
 def _stop(world, path):
-    task = _build(path, world)
+    task = search_task_of(path, world)
     stop = StopSignal()
     stopped = [task.step(stop)[0]]
     if world.rank == 1:
@@ -214,7 +169,7 @@ def test_a_stop_signal_on_one_rank_is_agreed_on(tmp_path):
 
 
 def _disagree(world, path):
-    task = _build(path, world)
+    task = search_task_of(path, world)
     with torch.no_grad():
         task.state.alphas.groups["normal"][0, 0] += 1e-6 * world.rank
     for _ in range(2):

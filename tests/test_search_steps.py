@@ -7,18 +7,9 @@ import copy
 import pytest
 import torch
 
-from autoreid import distributed
-from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal
-from autoreid.search.build import build_search
-from tests.tiny import OSNET, tiny_config
-
-
-def build(folder, **changes):
-    """A task of the tiny search, alone on the CPU."""
-    config = tiny_config(folder, **changes)
-    with distributed.setup("cpu") as world:
-        return build_search(config, build_search_data(config, world), world)
+from tests.helpers.tasks import build_search_task
+from tests.helpers.tiny import OSNET
 
 
 def flat(tensors):
@@ -34,7 +25,7 @@ SINGLE = [
 
 @pytest.mark.parametrize("changes", SINGLE, ids=["osnet_ain", "osnet_ain hard", "reid_cell"])
 def test_single_level_moves_alphas_and_weights_by_the_gradients_of_one_loss(tmp_path, changes):
-    task = build(tmp_path, **changes)
+    task = build_search_task(tmp_path, **changes)
     config, state = task.config, task.state
     batch = state.stream.preview()
     network, alphas = copy.deepcopy(state.network), copy.deepcopy(state.alphas)
@@ -64,9 +55,9 @@ def test_single_level_moves_alphas_and_weights_by_the_gradients_of_one_loss(tmp_
 
 
 def test_single_level_trains_both_on_all_images(tmp_path):
-    task = build(tmp_path, **OSNET)
+    task = build_search_task(tmp_path, **OSNET)
     assert task.state.alpha_stream is None
-    halved = build(tmp_path, **OSNET | {"search__level": "bilevel"})
+    halved = build_search_task(tmp_path, **OSNET | {"search__level": "bilevel"})
     assert halved.state.alpha_stream is not None
     assert task.state.steps_per_epoch > halved.state.steps_per_epoch
     assert "alpha_stream" not in task.state.state_dict()
@@ -75,7 +66,7 @@ def test_single_level_trains_both_on_all_images(tmp_path):
 def test_the_weights_decay_never_reaches_the_alphas(tmp_path):
     for level in ("single", "bilevel"):
         changes = OSNET | {"search__level": level, "search__order": "first"}
-        task = build(tmp_path, **changes, training__weight_decay=0.9)
+        task = build_search_task(tmp_path, **changes, training__weight_decay=0.9)
         alphas = {id(alpha) for alpha in task.state.alphas.parameters()}
         groups = task.state.weight_optimizer.param_groups
         assert not alphas & {id(weight) for group in groups for weight in group["params"]}
@@ -85,7 +76,7 @@ def test_the_weights_decay_never_reaches_the_alphas(tmp_path):
 @pytest.mark.parametrize("level", ["single", "bilevel"])
 def test_alphas_wait_for_the_warm_up(tmp_path, level):
     changes = OSNET | {"search__level": level, "search__relaxation": "gumbel_hard"}
-    task = build(tmp_path, **changes, search__warmup_epochs=1)
+    task = build_search_task(tmp_path, **changes, search__warmup_epochs=1)
     alphas, weights = task.state.alphas.digest(), flat(task.state.network.parameters())
     task.step(StopSignal())
     assert task.state.alphas.digest() == alphas
@@ -98,7 +89,7 @@ def test_alphas_wait_for_the_warm_up(tmp_path, level):
 def test_sgd_of_the_alphas_follows_the_weights_schedule_and_adam_does_not(tmp_path):
     rates = {}
     for kind in ("sgd", "adam"):
-        task = build(
+        task = build_search_task(
             tmp_path,
             **OSNET | {"search__alpha_optimizer": kind, "search__alpha_learning_rate": 0.4},
             training__schedule="step",
@@ -116,7 +107,9 @@ def test_sgd_of_the_alphas_follows_the_weights_schedule_and_adam_does_not(tmp_pa
 @pytest.mark.parametrize("space", ["osnet_ain", "reid_cell"])
 def test_hard_weight_steps_compute_and_move_the_sampled_candidates_only(tmp_path, space):
     changes = OSNET | {"search__level": "bilevel"} if space == "osnet_ain" else {}
-    task = build(tmp_path, **changes | {"search__relaxation": "gumbel_hard", "search__order": "first"})
+    task = build_search_task(
+        tmp_path, **changes | {"search__relaxation": "gumbel_hard", "search__order": "first"}
+    )
     before = {name: weight.detach().clone() for name, weight in task.state.network.named_parameters()}
     statistics = {name: value.clone() for name, value in task.state.network.named_buffers()}
     alphas = copy.deepcopy(task.state.alphas)
@@ -148,7 +141,7 @@ def _all_chosen(task, columns):
 
 
 def test_the_epochs_end_measures_the_most_probable_network(tmp_path):
-    task = build(tmp_path, **OSNET)
+    task = build_search_task(tmp_path, **OSNET)
     with torch.no_grad():
         task.state.alphas.groups["blocks"][:, 2] += 1.0
     task.state.step = task.state.steps_per_epoch

@@ -6,7 +6,7 @@ Whatever happened to a search, its alphas are those of the undisturbed one, bit 
 from __future__ import annotations
 
 from autoreid.reporting.history import read_history
-from tests.slurm_lab import PATIENCE, lab, undisturbed
+from tests.helpers.slurm_lab import PATIENCE, lab, undisturbed
 
 __all__ = ["lab", "undisturbed"]
 

@@ -12,8 +12,8 @@ from autoreid.data.training_data import draw_people
 from autoreid.recipes import load_config
 from autoreid.slurm.request import JobRequest
 from autoreid.slurm.submit import plan_run
-from tests.commands import ROOT, run_job_script
-from tests.tiny import write_tiny
+from tests.helpers.commands import ROOT, run_job_script
+from tests.helpers.tiny import write_tiny
 
 RECORDED = Path(__file__).parent / "data" / "sbatch"
 
@@ -123,6 +123,7 @@ def test_a_job_that_asks_for_gpus_will_not_fall_back_to_cpus(tmp_path):
     assert (with_gpus.distributed.device, without.distributed.device) == ("cuda", "auto")
 
 
+@pytest.mark.slow
 def test_local_runs_the_same_here_and_status_logs_and_cancel_know_it(recipe, tmp_path):
     line = ["--gpus", "0", "--tasks", "2", "--local", "--config", recipe, "training.epochs=1"]
     done = submit(tmp_path, "submit_search", *line, here=False)
@@ -161,6 +162,7 @@ def test_a_pipeline_whose_data_to_evaluate_on_is_missing_is_refused(recipe, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_pipeline_goes_from_searches_to_a_table(tmp_path):
     recipe = write_tiny(tmp_path, training__epochs=1)
     options = {"channels": 4, "cells_per_stage": [1, 1]}

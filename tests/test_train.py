@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from autoreid import train
 from autoreid.checkpoint import load_checkpoint
 from autoreid.recipes import load_config, option_names
 from autoreid.spaces import Genotype
-from tests.tiny import OSNET, TINY, tiny_config, write_tiny
+from tests.helpers.runs import run_processes, run_train
+from tests.helpers.tiny import OSNET, TINY, tiny_config, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -137,39 +139,51 @@ def test_another_config_under_the_same_name_is_refused(finished, capsys):
     assert "training.epochs was 2, is now 3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        # Few steps, for instance norm over four pixels multiplies what is rounded a hundredfold in each.
-        OSNET | {"training__epochs": 1, "data__synthetic__people__train_identities": 6},
-    ],
-    ids=["reid_cell", "osnet_ain"],
-)
-def test_torchrun_finds_what_one_process_finds(tmp_path, changes):
+def assert_same_search(one: Path, two: Path) -> None:
+    """Two finished runs of one search, on one and on two processes, agree."""
+    assert {file.name for file in (two / "logs").iterdir()} == {"rank0.log", "rank1.log"}
+    alone, shared = (json.loads((run / "result.json").read_text()) for run in (one, two))
+    assert alone["genotype"] == shared["genotype"]
+    assert alone["map"] == pytest.approx(shared["map"], abs=1e-9)
+    last = f"checkpoints/step-{alone['steps']:08d}.pt"
+    expected, found = (load_checkpoint(run / last)["state"]["alphas"] for run in (one, two))
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=0, atol=1e-6)
+
+
+def two_recipes(folder: Path, **changes: Any) -> list[Path]:
+    """The config files of two runs of one search, in folders of their own."""
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    return [write_tiny(folder / name, **changes) for name in ("one", "two")]
+
+
+@pytest.mark.slow
+def test_torchrun_finds_what_one_process_finds(tmp_path):
+    one, two = two_recipes(tmp_path)
+    assert run_processes(run_train, one, float64=True) == [0]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    launchers = {"one": [sys.executable], "two": ["torchrun", "--standalone", "--nproc-per-node", "2"]}
-    for name, launcher in launchers.items():
-        (tmp_path / name).mkdir()
-        path = write_tiny(tmp_path / name, **changes)
-        command = [*launcher, "-m", "tests.float64", "--config", path]
-        root = Path(__file__).parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300)
-        assert done.returncode == 0, done.stderr
+    launcher = ["torchrun", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "tests.helpers.float64", "--config", two]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300)
+    assert done.returncode == 0, done.stderr
     assert "8 on each of 2 ranks" in done.stderr
     assert done.stderr.count("retrieval measured on") == 1, "rank 0 alone talks"
-    runs = [tmp_path / name / "runs/tiny" for name in ("one", "two")]
-    assert {file.name for file in (runs[1] / "logs").iterdir()} == {"rank0.log", "rank1.log"}
-    one, two = (json.loads((run / "result.json").read_text()) for run in runs)
-    assert one["genotype"] == two["genotype"]
-    assert one["map"] == pytest.approx(two["map"], abs=1e-9)
-    last = f"checkpoints/step-{one['steps']:08d}.pt"
-    alphas, found = (load_checkpoint(run / last)["state"]["alphas"] for run in runs)
-    for name, values in alphas.items():
-        torch.testing.assert_close(found[name], values, rtol=0, atol=1e-6)
+    assert_same_search(one.parent / "runs/tiny", two.parent / "runs/tiny")
+
+
+@pytest.mark.slow
+def test_two_ranks_find_what_one_process_finds_in_the_other_space(tmp_path):
+    # Few steps, for instance norm over four pixels multiplies what is rounded a hundredfold in each.
+    few = {"training__epochs": 1, "data__synthetic__people__train_identities": 6}
+    one, two = two_recipes(tmp_path, **OSNET | few)
+    assert run_processes(run_train, one, float64=True) == [0]
+    assert run_processes(run_train, two, ranks=2, float64=True) == [0, 0]
+    assert_same_search(one.parent / "runs/tiny", two.parent / "runs/tiny")
 
 
 def test_print_config_resolves_overrides_and_reads_back(tmp_path, capsys):
@@ -272,6 +286,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_path):
     path = write_tiny(tmp_path, checkpoint__every_steps=1)
     stopped = train.main(["--config", str(path), "training.epochs=2", "search.stop_at_skips=null"])

@@ -1,112 +1,56 @@
 """Training fixed networks with the search's loop: schedules, frozen backbones, averages, ranks, resume."""
 
-import json
 import math
-import os
 import signal
 
 import pytest
 import torch
 
-from autoreid import distributed, train
-from autoreid.checkpoint import load_checkpoint
+from autoreid import train
 from autoreid.config import Training
-from autoreid.data.loaders import Batch
-from autoreid.data.training_data import build_training_data
 from autoreid.distributed import StopSignal
-from autoreid.recipes import load_config
 from autoreid.training.schedules import learning_rate
-from autoreid.training.task import TrainTask, build_training
-from tests.ranks import run_ranks
-from tests.test_resume import assert_equal, start
-from tests.tiny import tiny_config, write_tiny
-
-#: The smallest of the fixed networks; the search's sections stay as they are, unused.
-OSNET = {
-    "task": "train",
-    "model": {"name": "osnet_x0_25"},
-    "data__held_out_fraction": 0.0,
-    "evaluation__split": "test",
-    "data__height": 64,
-    "data__width": 32,
-}
+from autoreid.training.task import TrainTask
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import assert_equal, run_processes, run_train, run_train_with_signal, training_outcome
+from tests.helpers.tasks import build_training_task, train_in_float64
+from tests.helpers.tiny import OSNET_TRAINING, tiny_config, write_tiny
 
 
-def _strike_training(path, step):
-    original = TrainTask.step
-
-    def struck(task, stop):
-        if task.state.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(task, stop)
-
-    TrainTask.step = struck
-    raise SystemExit(_main(path))
-
-
-def _main(path) -> int:
-    torch.set_num_threads(1)
-    return train.main(["--config", str(path)])
-
-
-def _plain(path):
-    raise SystemExit(_main(path))
-
-
-def _outcome(folder):
-    run = folder / "runs/tiny"
-    result = json.loads((run / "result.json").read_text())
-    state = load_checkpoint(run / "checkpoints" / f"step-{result['steps']:08d}.pt")["state"]
-    for timed in (state, result):
-        for key in ("seconds", "restarts", "images_per_second"):
-            timed.pop(key, None)
-    return {"state": state, "result": result}
-
-
+@pytest.mark.slow
 def test_a_killed_training_ends_bit_for_bit_the_same(tmp_path):
     folders = [tmp_path / "calm", tmp_path / "killed"]
-    changes = OSNET | {"training__ema_decay": 0.9, "training__frozen_epochs": 1, "checkpoint__every_steps": 2}
+    changes = OSNET_TRAINING | {
+        "training__ema_decay": 0.9,
+        "training__frozen_epochs": 1,
+        "checkpoint__every_steps": 2,
+    }
     for folder in folders:
         folder.mkdir()
         write_tiny(folder, **changes)
-    assert start(_plain, folders[0] / "tiny.yaml") == [0]
-    assert start(_strike_training, folders[1] / "tiny.yaml", 4) == [-signal.SIGKILL]
-    assert start(_plain, folders[1] / "tiny.yaml") == [0]
-    calm, killed = (_outcome(folder) for folder in folders)
+    assert run_processes(run_train, folders[0] / "tiny.yaml") == [0]
+    path = folders[1] / "tiny.yaml"
+    struck = run_processes(run_train_with_signal, path, 4, signal.SIGKILL, 0, TrainTask)
+    assert struck == [-signal.SIGKILL]
+    assert run_processes(run_train, path) == [0]
+    calm, killed = (training_outcome(folder) for folder in folders)
     assert_equal(killed, calm)
     assert calm["result"]["network"] == "osnet_x0_25"
     assert calm["result"]["parameters"] == pytest.approx(0.2e6, rel=0.1)
     assert calm["result"]["macs"] == pytest.approx(0.08e9 / 16, rel=0.1), "64×32 is a sixteenth of 256×128"
 
 
-def _steps(world, path):
-    torch.set_default_dtype(torch.float64)
-    moved = Batch.to
-    Batch.to = lambda batch, *to: (on := moved(batch, *to))._replace(images=on.images.double())
-    config = load_config(path)
-    task = build_training(config, build_training_data(config, world), world)
-    for _ in range(2):
-        task.step(StopSignal())
-    return task.state.network.state_dict()
-
-
 def test_ranks_train_what_one_process_trains(tmp_path):
-    tiny_config(tmp_path, **OSNET)
-    path = write_tiny(tmp_path, **OSNET)
-    (alone,) = run_ranks(_steps, 1, path)
-    for weights in run_ranks(_steps, 2, path):
+    tiny_config(tmp_path, **OSNET_TRAINING)
+    path = write_tiny(tmp_path, **OSNET_TRAINING)
+    (alone,) = run_ranks(train_in_float64, 1, path)
+    for weights in run_ranks(train_in_float64, 2, path):
         for name, value in weights.items():
             torch.testing.assert_close(value, alone[name], rtol=1e-8, atol=1e-10)
 
 
-def _task(folder, **changes):
-    config = tiny_config(folder, **(OSNET | changes))
-    with distributed.setup("cpu") as world:
-        return build_training(config, build_training_data(config, world), world)
-
-
 def test_a_frozen_backbone_keeps_weights_and_statistics(tmp_path):
-    task = _task(tmp_path, training__frozen_epochs=1)
+    task = build_training_task(tmp_path, training__frozen_epochs=1)
     before = {name: value.clone() for name, value in task.state.network.state_dict().items()}
     task.step(StopSignal())
     moved = {name for name, value in task.state.network.state_dict().items() if not value.equal(before[name])}
@@ -118,7 +62,7 @@ def test_a_frozen_backbone_keeps_weights_and_statistics(tmp_path):
 
 
 def test_the_moving_average_is_the_average(tmp_path):
-    task = _task(tmp_path, training__ema_decay=0.75)
+    task = build_training_task(tmp_path, training__ema_decay=0.75)
     name = "classifier.weight"
     average = task.state.network.state_dict()[name].clone()
     for step in range(3):
@@ -134,7 +78,7 @@ def test_the_moving_average_is_the_average(tmp_path):
 @pytest.mark.parametrize("optimizer", ["sgd", "amsgrad"])
 def test_the_backbone_moves_at_its_share_of_the_learning_rate(tmp_path, optimizer):
     rate = 1e-3
-    task = _task(
+    task = build_training_task(
         tmp_path,
         training__optimizer=optimizer,
         training__backbone_scale=0.0,
@@ -155,7 +99,7 @@ def test_the_backbone_moves_at_its_share_of_the_learning_rate(tmp_path, optimize
     ("name", "options"), [("pcb", {"parts": 3}), ("resnet50", {"last_stride": 1}), ("osnet_ain_x0_25", {})]
 )
 def test_other_networks_take_a_step(tmp_path, name, options):
-    task = _task(tmp_path, model={"name": name, "options": options})
+    task = build_training_task(tmp_path, model={"name": name, "options": options})
     _, metrics = task.step(StopSignal())
     assert torch.isfinite(metrics).all()
     assert metrics[0] == pytest.approx(0.5 * (metrics[1] + metrics[2]).item())
@@ -183,8 +127,8 @@ def test_schedules_by_their_formulas():
     ],
 )
 def test_a_wrong_network_is_one_line_and_status_2(tmp_path, capsys, override, message):
-    tiny_config(tmp_path, **OSNET)
-    path = write_tiny(tmp_path, **OSNET)
+    tiny_config(tmp_path, **OSNET_TRAINING)
+    path = write_tiny(tmp_path, **OSNET_TRAINING)
     assert train.main(["--config", str(path), "model.name=resnet50", override]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()

@@ -17,7 +17,7 @@ from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
 from autoreid.data.training_data import build_search_data, build_training_data, draw_people, run_images
 from autoreid.distributed import World
 from autoreid.errors import DataError
-from tests import miniatures
+from tests.helpers import miniatures
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from autoreid.data.transforms import (
     denormalise,
     normalise,
 )
-from tests.traffic import META, traffic
+from tests.helpers.traffic import META, traffic
 
 HEIGHT, WIDTH = 24, 16
 

@@ -1,4 +1,4 @@
-"""The train command in float64: python -m tests.float64 --config FILE, also under torchrun.
+"""The train command in float64: python -m tests.helpers.float64 --config FILE, also under torchrun.
 
 Rounding must not hide or show anything: Adam makes a step of the learning rate out of the least gradient, and
 instance norm over a few pixels multiplies what float32 rounds, tenfold and more a step.

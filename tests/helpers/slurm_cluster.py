@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "local_slurm.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "local_slurm.sh"
 NODES = ("n1", "n2")
 #: Exit status of the script where this machine cannot have a cluster.
 CANNOT_RUN = 3

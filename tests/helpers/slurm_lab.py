@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from autoreid.reporting.history import read_history
-from tests.commands import ROOT, run_job_script
-from tests.slurm_cluster import SlurmCluster
-from tests.tiny import write_tiny
+from tests.helpers.commands import ROOT, run_job_script
+from tests.helpers.slurm_cluster import SlurmCluster
+from tests.helpers.tiny import write_tiny
 
 #: A rank on each of two nodes, and two.
 TWO_RANKS = ("--nodes", "2", "--gpus", "0", "--cpus-per-task", "1")

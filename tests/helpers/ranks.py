@@ -8,6 +8,7 @@ import pickle
 import socket
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import torch
@@ -15,12 +16,23 @@ import torch
 from autoreid import distributed
 
 TIMEOUT_SECONDS = 60.0
+#: Imported once by the server that ranks are forked from, not by every rank.
+PRELOADED = ["pytest", "torch", "autoreid.train", "tests.helpers.tasks", "tests.helpers.runs"]
+#: A process that is not part of a group, on the CPU.
+ALONE = distributed.World(0, 1, 0, torch.device("cpu"))
 
 
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def forkserver() -> ForkServerContext:
+    """Starts processes that have the package and the helpers imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def _run(
@@ -45,8 +57,7 @@ def run_ranks(
     function: Callable[..., Any], world_size: int, *arguments: Any, raises: bool = True
 ) -> list[Any]:
     """What `function(world, *arguments)` returned on each rank; with raises=False, errors stand in for results."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "autoreid.train"])
+    context = forkserver()
     results = context.SimpleQueue()
     port = free_port()
     ranks = [

@@ -67,6 +67,23 @@ OSNET: dict[str, Any] = {
     "data__width": 32,
 }
 
+#: The same, bilevel, with one sampled candidate a block.
+OSNET_HARD: dict[str, Any] = OSNET | {
+    "search__level": "bilevel",
+    "search__order": "first",
+    "search__relaxation": "gumbel_hard",
+}
+
+#: Changes that make it a training of the smallest fixed network; the search's sections are not used.
+OSNET_TRAINING: dict[str, Any] = {
+    "task": "train",
+    "model": {"name": "osnet_x0_25"},
+    "data__held_out_fraction": 0.0,
+    "evaluation__split": "test",
+    "data__height": 64,
+    "data__width": 32,
+}
+
 
 def write_tiny(folder: Path, **changes: Any) -> Path:
     """A config file whose run lives in the folder; changes are dotted keys with __ for the dots."""

@@ -1,0 +1,89 @@
+"""Tasks of the tiny search and the tiny training, alone or as one of several ranks, and what their steps give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from autoreid import distributed
+from autoreid.data.training_data import build_search_data, build_training_data
+from autoreid.distributed import StopSignal, World
+from autoreid.recipes import load_config
+from autoreid.search.build import build_search
+from autoreid.search.task import SearchTask
+from autoreid.training.task import TrainTask, build_training
+from tests.helpers.float64 import compute_in_float64
+from tests.helpers.tiny import OSNET_TRAINING, tiny_config
+
+STEPS = 2
+
+
+def build_search_task(folder: Path, **changes: Any) -> SearchTask:
+    """A task of the tiny search, alone on the CPU."""
+    config = tiny_config(folder, **changes)
+    with distributed.setup("cpu") as world:
+        return build_search(config, build_search_data(config, world), world)
+
+
+def build_training_task(folder: Path, **changes: Any) -> TrainTask:
+    """A task of the tiny training, alone on the CPU."""
+    config = tiny_config(folder, **(OSNET_TRAINING | changes))
+    with distributed.setup("cpu") as world:
+        return build_training(config, build_training_data(config, world), world)
+
+
+def search_task_of(path: Path, world: World) -> SearchTask:
+    """This rank's task of the search that a config file describes; its people are drawn."""
+    config = load_config(path)
+    return build_search(config, build_search_data(config, world), world)
+
+
+def search_in_float64(world: World, path: Path) -> tuple[dict, dict, torch.Tensor, str]:
+    """Alphas, weights, losses of both levels and the alphas' digest after two steps."""
+    compute_in_float64()
+    task = search_task_of(path, world)
+    losses = []
+    for _ in range(STEPS):
+        _, metrics = task.step(StopSignal())
+        losses.append(distributed.average_and_agree([metrics.double()])[0][0])
+    alphas = {name: value.detach() for name, value in task.state.alphas.named_parameters()}
+    return alphas, task.state.network.state_dict(), torch.stack(losses), task.state.alphas.digest()
+
+
+def train_in_float64(world: World, path: Path) -> dict[str, torch.Tensor]:
+    """A training's weights after two steps."""
+    compute_in_float64()
+    config = load_config(path)
+    task = build_training(config, build_training_data(config, world), world)
+    for _ in range(STEPS):
+        task.step(StopSignal())
+    return task.state.network.state_dict()
+
+
+def count_collectives(world: World, path: Path) -> tuple[dict[str, int], int]:
+    """Collectives of two steps of a search, and how many tensors its weights have."""
+    task = search_task_of(path, world)
+    calls = {"all_reduce": 0, "others": 0, "buckets": 0}
+    original = dist.all_reduce
+
+    def counted(*arguments, **options):
+        calls["all_reduce"] += 1
+        return original(*arguments, **options)
+
+    def hook(group, bucket):
+        calls["buckets"] += 1
+        return allreduce_hook(group, bucket)
+
+    def forbidden(*arguments, **options):
+        calls["others"] += 1
+
+    dist.all_reduce, dist.all_gather = counted, forbidden
+    task.network.register_comm_hook(None, hook)
+    tensors = len(list(task.state.network.parameters()))
+    for _ in range(STEPS):
+        task.step(StopSignal())
+    return calls, tensors
