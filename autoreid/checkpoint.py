@@ -67,7 +67,7 @@ class CheckpointFolder:
     def load_latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, on the CPU; None if there is none.
 
-        A damaged one is passed over with a warning that names it.
+        A damaged one is skipped with a warning that names it.
 
         Raises:
             RunError: there are checkpoints, and none can be read.

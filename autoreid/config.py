@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,6 +74,11 @@ class SyntheticPeople(Section):
         return self
 
 
+def _duplicate(names: Sequence[str]) -> str | None:
+    """The first name that appears more than once, if there is one."""
+    return next((name for name in names if names.count(name) > 1), None)
+
+
 class Data(Section):
     """What is trained on, and how batches are made of it."""
 
@@ -119,8 +125,8 @@ class Data(Section):
     def _check(self) -> Data:
         for key in ("sources", "targets"):
             names = getattr(self, key)
-            if len(set(names)) != len(names):
-                raise ValueError(f"{key}: each may stand once")
+            if duplicate := _duplicate(names):
+                raise ValueError(f"{key}: duplicate entry {duplicate}")
         return self
 
 
@@ -212,8 +218,8 @@ class Search(Section):
             for key in keys:
                 if space != self.space and getattr(self, key) != Search.model_fields[key].default:
                     raise ValueError(f"{key}: of space {space}; {self.space} has no such setting")
-        if len(set(self.operations)) != len(self.operations):
-            raise ValueError("operations: each may stand once")
+        if duplicate := _duplicate(self.operations):
+            raise ValueError(f"operations: duplicate entry {duplicate}")
         if not set(self.operations) - {"none"}:
             raise ValueError("operations: at least one beside none is needed")
         if self.channels % self.partial_channels:
@@ -445,8 +451,8 @@ class Config(Section):
             )
         if self.search.warmup_epochs >= self.training.epochs:
             raise ValueError(
-                f"search.warmup_epochs: {self.search.warmup_epochs} leaves the alphas none of the "
-                f"{self.training.epochs} training.epochs"
+                f"search.warmup_epochs: {self.search.warmup_epochs} must be less than training.epochs "
+                f"({self.training.epochs})"
             )
         if training.compile and self.search.relaxation == "gumbel_hard":
             raise ValueError(

@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="RUN",
-        help="other searches: the one with the highest mAP is taken, and those that failed passed over",
+        help="other searches: the one with the highest mAP is taken; those that failed are skipped",
     )
     parser.add_argument(
         "--random", type=int, metavar="SEED", help="take a random genotype of about the same size instead"
@@ -97,7 +97,7 @@ def best_of(runs: Sequence[Path]) -> Path:
         try:
             measured[run] = float(json.loads((run / "result.json").read_bytes())["map"])
         except (OSError, ValueError, KeyError, TypeError):
-            print(f"{run}: passed over, for it has no result", file=sys.stderr)
+            print(f"{run}: skipped, because it has no result", file=sys.stderr)
     if not measured:
         raise DataError(f"{', '.join(map(str, runs))}: none of these searches has finished")
     for run, value in measured.items():

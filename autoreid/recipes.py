@@ -17,7 +17,7 @@ from autoreid.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number, a date is text, and a key that stands twice is an error."""
+    """YAML as people write it: 1e-3 is a number, a date is text, and a duplicate key is an error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
         first: [pair for pair in resolvers if pair[0] != "tag:yaml.org,2002:timestamp"]
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark
+                    problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark
                 )
             seen.append(key.value)
         return super().construct_mapping(node, deep)

@@ -197,11 +197,11 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
     ("overrides", "expected"),
     [
         (["data.batch_size=30"], "data.batch_size: 30 is not a multiple of data.images_per_identity (4)"),
-        (["search.warmup_epochs=50"], "search.warmup_epochs: 50 leaves the alphas none of the 50"),
+        (["search.warmup_epochs=50"], "search.warmup_epochs: 50 must be less than training.epochs (50)"),
         (["data.held_out_fraction=0"], "held_out needs data.held_out_fraction above 0; or use test"),
         (["training.learning_rate=1e-4"], "final_learning_rate: must not exceed learning_rate"),
         (["search.operations=[none]"], "search.operations: at least one beside none"),
-        (["search.operations=[none, none]"], "search.operations: each may stand once"),
+        (["search.operations=[none, none]"], "search.operations: duplicate entry none"),
         (["search.cells_per_stage=[8]"], "search.cells_per_stage: at least two stages"),
         (["search.width=0.5"], "search.width: of space osnet_ain; reid_cell has no such setting"),
         (
@@ -225,7 +225,7 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         ),
         (["search.temperature.end=11"], "search.temperature.end: must not exceed start"),
         (["data.height=96"], "search.parts: 4 parts do not fit into the last cell's 3 rows"),
-        (["data.sources=[a, b, a]"], "data.sources: each may stand once"),
+        (["data.sources=[a, b, a]"], "data.sources: duplicate entry a"),
         (["data.targets=[a]"], "data.targets: measured with evaluation.split: test only"),
         (
             ["data.combine_all=true", "evaluation.split=test"],
@@ -266,7 +266,7 @@ def test_a_map_that_fits_the_parts_exactly_is_allowed(recipe):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (MINIMAL + "  height: 64\n  height: 128\n", ":5: not valid YAML: key 'height' stands twice"),
+        (MINIMAL + "  height: 64\n  height: 128\n", ":5: not valid YAML: duplicate key 'height'"),
         ("task_name: t\ndata: [1,\n  2\n", ":4: not valid YAML: "),
         ("a: b: c\n", ":1: not valid YAML: mapping values are not allowed here"),
         ("a: \x07\n", ": not valid YAML: unacceptable character"),

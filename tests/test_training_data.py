@@ -243,7 +243,9 @@ def test_a_missing_data_set_is_answered_with_the_nearest(seasons, name, expected
 
 def test_images_that_two_sources_share_are_refused(tmp_path):
     miniatures.market1501_500k(tmp_path / "market1501")
-    with pytest.raises(DataError, match="stands twice among the images of market1501 and market1501_500k"):
+    with pytest.raises(
+        DataError, match="is a duplicate: it appears twice among the images of market1501 and market1501_500k"
+    ):
         of_seasons(tmp_path, sources=("market1501", "market1501_500k"))
 
 

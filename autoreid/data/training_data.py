@@ -144,7 +144,9 @@ def _read(config: Config, images: Images) -> tuple[Split, tuple[ReidDataset, ...
     train = combine([source.all_people() if data.combine_all else source.train for source in sources])
     if len(set(train.paths)) < len(train):
         (twice, _), *_ = Counter(train.paths).most_common(1)
-        raise DataError(f"{twice}: stands twice among the images of {' and '.join(data.sources)}")
+        raise DataError(
+            f"{twice}: is a duplicate: it appears twice among the images of {' and '.join(data.sources)}"
+        )
     alone = int((np.unique(train.identities, return_counts=True)[1] == 1).sum())
     if alone:
         notes += (

@@ -186,7 +186,7 @@ def measure_retrieval(
     world: World,
     metric: Literal["euclidean", "cosine"],
 ) -> RetrievalResult:
-    """MAP and CMC of an embedding function on query and gallery; the same on every rank."""
+    """Retrieval scores (mAP, CMC, mINP) of an embedding on query and gallery; the same on every rank."""
     query_features = extract_features(embed, query, load, world)
     gallery_features = extract_features(embed, gallery, load, world)
     return on_main(

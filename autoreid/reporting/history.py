@@ -74,7 +74,7 @@ def record(
 
 
 def read_history(run: Path) -> list[Event]:
-    """The events in order; lines that a crash cut off are passed over, and no file is no events."""
+    """The events in order; lines that a crash cut off are skipped; without a file there are none."""
     try:
         lines = (run / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

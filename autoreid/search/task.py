@@ -129,7 +129,7 @@ class SearchTask:
         return end_step(state.step, agreement, *norms), metrics
 
     def rehearse(self, batches: Iterator[Batch]) -> None:
-        """Computes the gradients of a step without DDP, and forgets them: nothing moves."""
+        """Dry run: computes the gradients of a step without DDP. No state changes."""
         state, weight_batch = self.state, next(batches)
         # As in a step, both batches are there before either is computed with.
         alpha_batch = None if state.alpha_stream is None else next(batches)

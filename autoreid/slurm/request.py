@@ -144,7 +144,7 @@ def read_request(options: Mapping[str, Any]) -> JobRequest:
     """The request of a command line, over the environment, over the user's file.
 
     Args:
-        options: parsed by a parser of `add_options`; keys that are no fields are passed over.
+        options: parsed by a parser of `add_options`; keys that are not fields are ignored.
 
     Raises:
         ConfigError: a value is wrong; names where it is from.

@@ -32,7 +32,7 @@ class Choices(NamedTuple):
         return len(self.rows), len(self.columns)
 
 
-class Derived(nn.Module):
+class Derived(nn.Module, ABC):
     """The network that a genotype describes; it is built from the number of identities and options.
 
     Attributes:
@@ -41,6 +41,7 @@ class Derived(nn.Module):
 
     genotype: Genotype
 
+    @abstractmethod
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
         """Describes the network's picture.
 
@@ -49,7 +50,6 @@ class Derived(nn.Module):
             caption: what the network is called.
             size: its parameters and multiply-accumulates.
         """
-        raise NotImplementedError
 
 
 class Space(ABC):

@@ -44,7 +44,7 @@ class Task(Protocol):
         """One step; says whether any rank has received a stop signal, and this rank's METRICS."""
 
     def rehearse(self, batches: Iterator[Batch]) -> None:
-        """Computes the gradients of a step, on one process's own, and forgets them: nothing moves."""
+        """Dry run: computes the gradients of a step on this process alone. No state changes."""
 
     def learning_rate(self) -> float:
         """Of the weights, at the state's step."""
@@ -54,7 +54,7 @@ class Task(Protocol):
 
 
 class Report(Protocol):
-    """Whom the loop tells what happens."""
+    """Callbacks of the loop."""
 
     def start_epoch(self) -> None:
         """An epoch begins, or goes on in its middle."""

@@ -89,7 +89,7 @@ class TrainTask:
         return stopping, metrics
 
     def rehearse(self, batches: Iterator[Batch]) -> None:
-        """Computes the gradients of a step without DDP, and forgets them: nothing moves."""
+        """Dry run: computes the gradients of a step without DDP. No state changes."""
         self._set_mode(frozen=False)
         with frozen_statistics(self.state.network):
             self._backward(self.state.network, next(batches))
