@@ -68,6 +68,16 @@ def test_the_learning_rate_and_momentum_of_the_moment_count():
     assert (problem.gradients("exact") - before).norm() > 0.1 * before.norm()
 
 
+@pytest.mark.parametrize("missing", [0, -1])
+def test_a_weight_without_momentum_takes_none_from_the_others(missing):
+    """A hard relaxation leaves weights without a gradient, and so without a momentum, until they are sampled."""
+    problem = tiny_problem(3)
+    weights = [weight for weight in problem.net.parameters() if weight.requires_grad]
+    del problem.optimizer.state[weights[missing]]
+    assert problem.optimizer.state
+    torch.testing.assert_close(problem.gradients("exact"), numerical_gradient(problem), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_nothing_is_moved(order):
     problem = tiny_problem(2)

@@ -108,11 +108,15 @@ class Architect:
         """One step of SGD, as the optimiser would make it, on copies."""
         group = self.weight_optimizer.param_groups[0]
         values = list(weights.values())
-        steps = torch._foreach_add(gradients, values, alpha=group["weight_decay"])
-        states = [self.weight_optimizer.state.get(weight, {}) for weight in values]
-        momenta = [state.get("momentum_buffer") for state in states]
-        if momenta and all(momentum is not None for momentum in momenta):
-            steps = torch._foreach_add(steps, momenta, alpha=group["momentum"])
+        steps = list(torch._foreach_add(gradients, values, alpha=group["weight_decay"]))
+        buffers = (self.weight_optimizer.state.get(weight, {}).get("momentum_buffer") for weight in values)
+        # A weight that has never had a gradient has no momentum.
+        momenta = {place: buffer for place, buffer in enumerate(buffers) if buffer is not None}
+        if momenta:
+            moving = [steps[place] for place in momenta]
+            moved = torch._foreach_add(moving, list(momenta.values()), alpha=group["momentum"])
+            for place, step in zip(momenta, moved, strict=True):
+                steps[place] = step
         return dict(zip(weights, torch._foreach_add(values, steps, alpha=-group["lr"]), strict=True))
 
     def _at(self, unrolled: Weights, of_alphas: Gradient) -> tuple[list[Tensor], list[Tensor]]:
