@@ -6,10 +6,10 @@ runs agree.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
+
+from autoreid.layers.autocast import without_autocast
 
 
 def pooling_matrix(
@@ -28,8 +28,8 @@ def pooling_matrix(
 
 def average_pool(x: Tensor, rows: int, columns: int) -> Tensor:
     """(B, C, H, W) -> (B, C, rows, columns): what `torch.nn.functional.adaptive_avg_pool2d` gives, up to rounding."""
-    # Half precision has no exact thirds, and sums of many values need more. Shapes alone (meta) have no autocast.
-    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+    # Half precision has no exact thirds, and sums of many values need more.
+    with without_autocast(x.device.type):
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         return _pool(_pool(wide, columns).transpose(2, 3), rows).transpose(2, 3).to(x.dtype)
 

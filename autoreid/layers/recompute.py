@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
+
+from autoreid.layers.autocast import current_autocast
 
 
 class _SecondPass:
@@ -89,7 +91,7 @@ class _KeepInputs(torch.autograd.Function):
     def forward(ctx: Any, operation: Operation, *inputs: Tensor) -> Tensor:
         output, kept = operation.compute_and_keep(*inputs)
         ctx.operation, ctx.count = operation, len(inputs)
-        ctx.autocast = _autocast(inputs[0].device.type)
+        ctx.autocast = current_autocast(inputs[0].device.type)
         ctx.save_for_backward(*inputs, *kept)
         return output
 
@@ -101,13 +103,6 @@ class _KeepInputs(torch.autograd.Function):
             if torch.is_grad_enabled():
                 return None, *_differentiable(ctx.operation, gradients[0], inputs)
             return None, *ctx.operation.gradients(gradients[0], kept, *inputs)
-
-
-def _autocast(device: str) -> AbstractContextManager[Any]:
-    """The autocast context that is in force now, to enter it again in the backward pass."""
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
 
 def _differentiable(

@@ -5,12 +5,11 @@ Shape letters: B anchors on this rank, A embeddings on all ranks, D embedding.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from autoreid.layers.autocast import without_autocast
 
 #: Squared distances below this count as this: the square root's derivative is infinite at zero.
 SMALLEST_SQUARE = 1e-12
@@ -44,7 +43,7 @@ def batch_hard_triplet(
     """
     if all_embeddings is None or all_labels is None:
         all_embeddings, all_labels = embeddings, labels
-    with _without_autocast(embeddings.device.type):
+    with without_autocast(embeddings.device.type):
         embeddings, all_embeddings = _at_least_float32(embeddings), _at_least_float32(all_embeddings)
         positive, negative = _hardest(embeddings, labels, all_embeddings, all_labels, first_anchor)
         difference = _distance(embeddings, all_embeddings[positive]) - _distance(
@@ -78,11 +77,6 @@ def _hardest(
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     """(B,) Euclidean distances of paired rows, with finite first and second derivatives everywhere."""
     return (a - b).square().sum(1).clamp(min=SMALLEST_SQUARE).sqrt()
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    available = torch.amp.is_autocast_available(device)  # not on the meta device
-    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
