@@ -268,6 +268,8 @@ class Losses(Section):
     """Of the cross-entropy of a derived network's auxiliary head, if it has one."""
     mine_across_ranks: bool = False
     """Look for hard positives and negatives in the global batch instead of each rank's share."""
+    terms: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Further terms of the loss, with their weights: names from autoreid.losses.TERMS."""
 
 
 class Training(Section):

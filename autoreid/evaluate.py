@@ -37,7 +37,8 @@ from autoreid.reporting.evaluation_report import Cell, EvaluationReport, as_json
 from autoreid.reporting.logs import progress_bar
 from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
 from autoreid.training.build import memory_format
-from autoreid.training.embedding import embedding_in
+from autoreid.training.embedding import EmbeddingPass
+from autoreid.training.precision import PassPrecision
 
 # Not __name__, which is __main__ when this is the command.
 _log = logging.getLogger("autoreid.evaluate")
@@ -210,7 +211,7 @@ class Source:
     def embed(self, split: Split) -> FeatureSet:
         """The features of a split's images, of which each rank computes its share."""
         world, layout = self.job.world, memory_format(self.config.training)
-        embed = embedding_in(self.network, self.precision, layout, world.device)
+        embed = EmbeddingPass(self.network, PassPrecision(self.precision, world.device), layout)
         embed = flip_test(embed) if self.job.options.flip else embed
         return FeatureSet.of(split, extract_features(embed, split, self.batches, world))
 

@@ -227,7 +227,7 @@ def count_pass(task: SearchTask | TrainTask) -> Launches:
     assert isinstance(task, SearchTask)
     batch = next(task.state.stream).to(META)
     with Launches():
-        task.rehearse(iter([batch, batch]))
+        task.dry_run(iter([batch, batch]))
     mixing = {
         name: torch.rand(group.shape, device=META, requires_grad=True)
         for name, group in task.space.choices().items()
