@@ -11,6 +11,7 @@ import autoreid
 from autoreid.data.training_data import build_training_data
 from autoreid.recipes import load_config
 from autoreid.training.embedding import EmbeddingPass
+from autoreid.training.measure import measure_network
 from autoreid.training.precision import PassPrecision
 from autoreid.training.task import build_training
 from tests.helpers.ranks import ALONE
@@ -63,7 +64,7 @@ def test_a_training_measures_in_its_own_precision_and_layout(tmp_path):
         config = load_config(write_tiny(tmp_path, **tiny, **options))
         task = build_training(config, build_training_data(config, ALONE), ALONE)
         seen = watch(task.state.network)
-        result = task.measure()
+        result = measure_network(config, task.state.network, task.data, ALONE)
         assert {(given and weights, dtype) for given, weights, dtype in seen} == {expected}
         assert 0 < result.map <= 1
         assert task.state.network.training

@@ -19,7 +19,7 @@ from autoreid.data import datasets
 from autoreid.data.datasets import read_dataset
 from autoreid.search.alphas import Alphas
 from autoreid.spaces import NETWORKS, build_model
-from autoreid.spaces.reid_cell import fan_out
+from autoreid.spaces.reid_cell import outgoing_edges
 from tests.helpers import per_edge
 from tests.test_fused_cell import EXACT, build, draw_mixing, images
 
@@ -107,7 +107,7 @@ def test_a_relaxation():
 def test_an_operation(monkeypatch, reduction):
     """In a cell it is what one plain module an edge computes, mixed and sampled."""
     convolution = code("autoreid/spaces/reid_cell/operations.py").Convolution
-    known, plain = fan_out.build_operation, per_edge.build_operation
+    known, plain = outgoing_edges.build_operation, per_edge.build_operation
 
     def fused(name, channels, stride, affine, parts, edges=1):
         if name == "conv_3x3":
@@ -120,7 +120,7 @@ def test_an_operation(monkeypatch, reduction):
             return nn.Sequential(nn.ReLU(), layers, nn.BatchNorm2d(channels, affine=affine))
         return plain(name, channels, stride, affine, parts)
 
-    monkeypatch.setattr(fan_out, "build_operation", fused)
+    monkeypatch.setattr(outgoing_edges, "build_operation", fused)
     monkeypatch.setattr(per_edge, "build_operation", one_edge)
     operations = ("none", "skip_connect", "conv_3x3")
     cell, oracle = build(operations, 2, 4, reduction)

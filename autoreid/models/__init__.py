@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from autoreid.errors import ConfigError
+from autoreid.models.network import Network
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
@@ -20,6 +19,7 @@ from autoreid.models.weights import LoadReport, load_weights
 __all__ = [
     "NETWORKS",
     "LoadReport",
+    "Network",
     "build_from",
     "build_model",
     "check_input_size",
@@ -33,7 +33,7 @@ _IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")
 _AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
 
 #: Every network by name: called with the number of identities and the network's own options.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet50": ResNet50,
     "pcb": PCB,
     "osnet_x1_0": partial(OSNet, _PLAIN, False, 1.0),
@@ -48,7 +48,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
+def build_model(name: str, num_identities: int, **options: Any) -> Network:
     """Builds a network with fresh weights from torch's generator.
 
     In training mode it gives (embedding, logits), in evaluation mode the embedding (B, D) that is ranked. Modules
@@ -66,11 +66,11 @@ def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
 
 
 def build_from(
-    networks: Mapping[str, Callable[..., nn.Module]],
+    networks: Mapping[str, Callable[..., Network]],
     name: str,
     num_identities: int,
     options: Mapping[str, Any],
-) -> nn.Module:
+) -> Network:
     """Builds one of several networks by name; `build_model` for networks that this package does not know.
 
     Args:

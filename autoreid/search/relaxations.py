@@ -61,7 +61,7 @@ class Relaxation(ABC):
 
 
 def softmax(alphas: Alphas) -> dict[str, Tensor]:
-    """Computes softmax(alpha) over the candidates of each row, (E, O) for each group."""
+    """Applies a softmax to each row of the alphas, (E, O) for each group."""
     return {name: torch.softmax(alpha, dim=-1) for name, alpha in alphas.groups.items()}
 
 
@@ -145,7 +145,7 @@ class GumbelSoftmax(Relaxation):
         return {"temperature": self.temperature.at(step)}
 
     def _perturbed(self, alphas: Alphas, step: int, level: Level) -> dict[str, Tensor]:
-        """alpha + noise; the noise depends on the seed, the step and the level only."""
+        """Alpha + noise; the noise depends on the seed, the step and the level only."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step, level))
         return {name: alpha + _gumbel(alpha, generator) for name, alpha in alphas.groups.items()}
 

@@ -28,7 +28,14 @@ from autoreid.training.measure import is_due, measure_network
 from autoreid.training.precision import PassPrecision
 from autoreid.training.schedules import learning_rate
 from autoreid.training.state import RunState
-from autoreid.training.steps import Agreement, Norms, average_and_agree_on_step, end_step, norms_of, step_weights
+from autoreid.training.steps import (
+    Agreement,
+    Norms,
+    average_and_agree_on_step,
+    end_step,
+    norms_of,
+    step_weights,
+)
 
 
 @dataclass(kw_only=True)
@@ -175,7 +182,7 @@ class SearchTask:
             group["lr"] = self.alpha_learning_rate()
 
     def _step_alphas(self, gradients: Sequence[Tensor]) -> list[Norms]:
-        """Performs a step with gradients that are averaged over the ranks; returns their norms. No gradients: no step."""
+        """Performs a step with averaged gradients and returns their norms. Without gradients it does nothing."""
         if not gradients:
             return []
         state = self.state

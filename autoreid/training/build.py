@@ -17,6 +17,7 @@ from autoreid.models.network import Network
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.cuda_graphs import capture_training, check_cuda_graphs
 
+
 def memory_format(training: Training) -> torch.memory_format:
     """Returns the memory layout of images and weights."""
     return torch.channels_last if training.channels_last else torch.contiguous_format
