@@ -149,45 +149,83 @@ class Temperature(Section):
         return self
 
 
-#: Keys of `search` that belong to one space alone.
-_KEYS_OF_SPACE = {
-    "reid_cell": (
-        "operations",
-        "stem",
-        "channels",
-        "partial_channels",
-        "cells_per_stage",
-        "nodes",
-        "parts",
-        "stop_at_skips",
-    ),
-    "osnet_ain": ("width",),
-}
+class SpaceSection(Section):
+    """The settings of one search space, under its name in `search`."""
+
+    def check_images(self, height: int, width: int) -> None:
+        """Raises ValueError, naming the key, if images of this size in pixels are too small for the supernet."""
+
+
+class ReidCell(SpaceSection):
+    """DARTS cells with a part-aware operation (Auto-ReID)."""
+
+    operations: tuple[Literal[CELL_OPERATIONS], ...] = CELL_OPERATIONS[:7]  # type: ignore[valid-type]
+    """Candidate operations of every edge."""
+    stem: Literal["resnet", "darts"] = "resnet"
+    """resnet: 7×7 convolution of stride 2 and a pool, to 1/4 resolution; darts: 3×3 convolution of stride 1."""
+    channels: Count = 16
+    """C of the first cells; each reduction cell doubles it."""
+    partial_channels: Count = 1
+    """K: an edge's candidates see 1/K of the channels, and edges have weights too (PC-DARTS uses 4); 1 is off."""
+    cells_per_stage: tuple[Count, ...] = (2, 2, 2, 2)
+    """Cells in each stage; the first cell of every stage except the first is a reduction cell."""
+    nodes: Annotated[int, Field(ge=2)] = 4
+    """Nodes in a cell."""
+    parts: Count = 4
+    """M: horizontal body parts of the part-aware operation."""
+    stop_at_skips: Count | None = None
+    """Stop once the normal cell has this many skip_connect edges (DARTS+); null never stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ReidCell:
+        if duplicate := _duplicate(self.operations):
+            raise ValueError(f"operations: duplicate entry {duplicate}")
+        if not set(self.operations) - {"none"}:
+            raise ValueError("operations: at least one operation other than none is needed")
+        if self.channels % self.partial_channels:
+            raise ValueError(
+                f"partial_channels: {self.partial_channels} does not divide channels ({self.channels})"
+            )
+        if len(self.cells_per_stage) < 2:
+            raise ValueError(
+                "cells_per_stage: at least two stages are needed; the second begins with a reduction cell"
+            )
+        return self
+
+    def check_images(self, height: int, width: int) -> None:  # noqa: ARG002
+        """Raises ValueError if the last cell has fewer rows than the part-aware operation has parts."""
+        halvings = len(self.cells_per_stage) - 1 + (2 if self.stem == "resnet" else 0)
+        rows = -(-height // 2**halvings)
+        if "part_aware" in self.operations and rows < self.parts:
+            raise ValueError(
+                f"search.reid_cell.parts: {self.parts} parts do not fit into the last cell's {rows} rows; "
+                f"use fewer, or a data.height above {height}"
+            )
+
+
+class OsnetAin(SpaceSection):
+    """Where OSNet has instance norm (OSNet-AIN)."""
+
+    width: Annotated[float, Field(ge=0.25)] = 1.0
+    """Multiplies the channels 64, 256, 384 and 512."""
+
+    def check_images(self, height: int, width: int) -> None:
+        """Raises ValueError if the last blocks see a single pixel, which instance norm cannot normalise."""
+        rows, columns = -(-height // 4) // 4, -(-width // 4) // 4
+        if rows * columns < 2:
+            raise ValueError(
+                f"data.height: images of {height}×{width} leave {rows}×{columns} pixels to the last blocks, "
+                f"whose instance norm needs two or more"
+            )
 
 
 class Search(Section):
-    """The space that is searched and how its alphas move."""
+    """The search space and how its alphas are trained."""
 
     space: Literal["reid_cell", "osnet_ain"] = "reid_cell"
-    """reid_cell: DARTS cells with a part-aware operation. osnet_ain: where OSNet has instance norm."""
-    operations: tuple[Literal[CELL_OPERATIONS], ...] = CELL_OPERATIONS[:7]  # type: ignore[valid-type]
-    """reid_cell: candidate operations of every edge."""
-    stem: Literal["resnet", "darts"] = "resnet"
-    """reid_cell: resnet is 7×7 stride 2 and a pool, to 1/4 resolution; darts is 3×3 stride 1."""
-    channels: Count = 16
-    """reid_cell: C of the first cells; doubled by each reduction cell."""
-    partial_channels: Count = 1
-    """reid_cell: K; an edge's candidates see 1/K of the channels, and edges are weighed too (PC-DARTS has 4)."""
-    cells_per_stage: tuple[Count, ...] = (2, 2, 2, 2)
-    """reid_cell: cells in each stage; the first cell of every stage but the first is a reduction cell."""
-    nodes: Annotated[int, Field(ge=2)] = 4
-    """reid_cell: nodes in a cell."""
-    parts: Count = 4
-    """reid_cell: M, horizontal body parts of the part-aware operation."""
-    stop_at_skips: Count | None = None
-    """reid_cell: stop once the normal cell has so many skip_connect edges (DARTS+); null never stops."""
-    width: Annotated[float, Field(ge=0.25)] = 1.0
-    """osnet_ain: multiplies the channels 64, 256, 384 and 512."""
+    """The space to search; its settings are in the section of this name."""
+    reid_cell: ReidCell = ReidCell()
+    osnet_ain: OsnetAin = OsnetAin()
     activation_checkpointing: Literal["none", "cell"] = "none"
     """What the backward pass computes again instead of keeping it: nothing, or whole cells (OSNet's blocks)."""
     relaxation: Literal["softmax", "gumbel", "gumbel_hard"] = "softmax"
@@ -214,34 +252,27 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Search:
-        for space, keys in _KEYS_OF_SPACE.items():
-            for key in keys:
-                if space != self.space and getattr(self, key) != Search.model_fields[key].default:
-                    raise ValueError(f"{key}: of space {space}; {self.space} has no such setting")
-        if duplicate := _duplicate(self.operations):
-            raise ValueError(f"operations: duplicate entry {duplicate}")
-        if not set(self.operations) - {"none"}:
-            raise ValueError("operations: at least one beside none is needed")
-        if self.channels % self.partial_channels:
+        for name, section in self:
+            if isinstance(section, SpaceSection) and name != self.space:
+                for key in _changed(section):
+                    raise ValueError(f"{name}.{key}: a setting of space {name}, but space is {self.space}")
+        if self.reid_cell.partial_channels > 1 and self.relaxation != "softmax":
             raise ValueError(
-                f"partial_channels: {self.partial_channels} does not divide channels ({self.channels})"
-            )
-        if self.partial_channels > 1 and self.relaxation != "softmax":
-            raise ValueError(
-                f"partial_channels: edges are weighed by relaxation softmax, not {self.relaxation}"
-            )
-        if len(self.cells_per_stage) < 2:
-            raise ValueError(
-                "cells_per_stage: at least two stages are needed; the second begins with a reduction cell"
+                f"reid_cell.partial_channels: edges are weighted by relaxation softmax, not {self.relaxation}"
             )
         return self
 
-    def smallest_map(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the smallest feature map that images of some size come to."""
-        if self.space == "osnet_ain":
-            return -(-height // 4) // 4, -(-width // 4) // 4
-        halvings = len(self.cells_per_stage) - 1 + (2 if self.stem == "resnet" else 0)
-        return -(-height // 2**halvings), -(-width // 2**halvings)
+    @property
+    def space_section(self) -> SpaceSection:
+        """The settings of the space to search."""
+        section: SpaceSection = getattr(self, self.space)
+        return section
+
+
+def _changed(section: Section) -> list[str]:
+    """Keys of a section whose values are not the defaults."""
+    fields = type(section).model_fields
+    return [key for key, value in section if value != fields[key].default]
 
 
 class Model(Section):
@@ -471,21 +502,7 @@ class Config(Section):
             raise ValueError(
                 "training.compile: chooses itself what to compute again; search.activation_checkpointing must be none"
             )
-        self._check_smallest_map()
-
-    def _check_smallest_map(self) -> None:
-        search, data = self.search, self.data
-        rows, columns = search.smallest_map(data.height, data.width)
-        if search.space == "osnet_ain" and rows * columns < 2:
-            raise ValueError(
-                f"data.height: images of {data.height}×{data.width} leave {rows}×{columns} pixels to the last "
-                f"blocks, whose instance norm needs two or more"
-            )
-        if search.space == "reid_cell" and "part_aware" in search.operations and rows < search.parts:
-            raise ValueError(
-                f"search.parts: {search.parts} parts do not fit into the last cell's {rows} rows; "
-                f"use fewer, or a data.height above {data.height}"
-            )
+        self.search.space_section.check_images(self.data.height, self.data.width)
 
     def to_yaml(self) -> str:
         """The resolved config, every key with its value, as load_config reads it back."""

@@ -15,6 +15,20 @@ from pydantic import BaseModel, ValidationError
 from autoreid.config import Config
 from autoreid.errors import ConfigError
 
+#: Keys that were directly below `search` before each space had a section of its own, with that section. Older
+#: recipes, runs and checkpoints have them there.
+_FLAT_KEYS = {
+    "operations": "reid_cell",
+    "stem": "reid_cell",
+    "channels": "reid_cell",
+    "partial_channels": "reid_cell",
+    "cells_per_stage": "reid_cell",
+    "nodes": "reid_cell",
+    "parts": "reid_cell",
+    "stop_at_skips": "reid_cell",
+    "width": "osnet_ain",
+}
+
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-3 is a number, a date is text, and a duplicate key is an error."""
@@ -61,9 +75,35 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config: {error}") from error
     tree = _parse(text, str(path))
+    overrides = [_current(override) for override in overrides]
     for override in overrides:
         _apply(tree, override)
+    _move_flat_keys(tree, "command line")
     return _validate(tree, str(path), overrides)
+
+
+def _current(key: str) -> str:
+    """A key, perhaps with a value after it, as it is called since spaces have sections."""
+    section, _, rest = key.partition(".")
+    name = re.split(r"[.=]", rest, maxsplit=1)[0]
+    return f"search.{_FLAT_KEYS[name]}.{rest}" if section == "search" and name in _FLAT_KEYS else key
+
+
+def _move_flat_keys(tree: dict[str, Any], where: str) -> None:
+    """Moves keys of older configs into their space's section."""
+    search = tree.get("search")
+    if not isinstance(search, dict):
+        return
+    for key in [key for key in _FLAT_KEYS if key in search]:
+        section = _FLAT_KEYS[key]
+        inner = search.get(section) or {}
+        if not isinstance(inner, dict):
+            continue
+        if key in inner:
+            raise ConfigError(
+                f"{where}: search.{key} and search.{section}.{key} are the same key; remove one"
+            )
+        search[section] = {**inner, key: search.pop(key)}
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -76,6 +116,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{line}: not valid YAML: {problem}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected sections of keys such as data: and training:, found {tree!r}")
+    _move_flat_keys(tree, where)
     return tree
 
 
@@ -143,8 +184,9 @@ def nearest_key(key: str) -> str | None:
     """The key or section that an unknown one was perhaps meant to be."""
     names = list(option_names())
     sections = {name.rpartition(".")[0] for name in names} - {""}
-    nearest = difflib.get_close_matches(key, [*names, *sections], n=1, cutoff=0.5)
-    return nearest[0] if nearest else None
+    flat = [f"search.{name}" for name in _FLAT_KEYS]
+    nearest = difflib.get_close_matches(key, [*names, *sections, *flat], n=1, cutoff=0.5)
+    return _current(nearest[0]) if nearest else None
 
 
 def _subsection(annotation: Any) -> type[BaseModel] | None:

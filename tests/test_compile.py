@@ -35,9 +35,9 @@ from tests.helpers.tiny import tiny_config, write_tiny
 pytestmark = pytest.mark.slow
 
 COMPILED = {"training__compile": True}
-FEW = {"search__operations": ["none", "sep_conv_3x3", "part_aware"]}
+FEW = {"search__reid_cell__operations": ["none", "sep_conv_3x3", "part_aware"]}
 #: Traced in a third of the time.
-LIGHT = {"search__operations": ["skip_connect", "avg_pool_3x3"]}
+LIGHT = {"search__reid_cell__operations": ["skip_connect", "avg_pool_3x3"]}
 
 
 def _without_inductor() -> None:
