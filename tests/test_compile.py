@@ -123,8 +123,8 @@ def test_by_inductor(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"search__relaxation": "gumbel_hard"}, "not with gumbel_hard"),
-        ({"search__activation_checkpointing": "cell"}, "activation_checkpointing must be none"),
+        ({"search__relaxation": "gumbel_hard"}, "cannot be combined with search.relaxation: gumbel_hard"),
+        ({"search__activation_checkpointing": "cell"}, "needs search.activation_checkpointing: none"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, changes, message):

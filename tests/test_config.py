@@ -252,7 +252,7 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         (["search.temperature.end=11"], "search.temperature.end: must not exceed start"),
         (["data.height=96"], "search.reid_cell.parts: 4 parts do not fit into the last cell's 3 rows"),
         (["data.sources=[a, b, a]"], "data.sources: duplicate entry a"),
-        (["data.targets=[a]"], "data.targets: measured with evaluation.split: test only"),
+        (["data.targets=[a]"], "data.targets: need evaluation.split: test"),
         (
             ["data.combine_all=true", "evaluation.split=test"],
             "data.combine_all: would train on the query and gallery of market1501, a target",
@@ -342,8 +342,8 @@ def test_a_map_that_fits_the_parts_exactly_is_allowed(recipe):
         ("data:\n  root: x\n", ": task_name: missing, and it has no default"),
         ("task_name: t\n", ": data: missing"),
         ("task_name: t\ndata:\n", ": data = null: "),
-        (MINIMAL + "seed: !!binary aGk=\n", ": a value is neither number"),
-        (MINIMAL + "search: &a\n  relaxation: [*a]\n", ": a value is neither number"),
+        (MINIMAL + "seed: !!binary aGk=\n", ": a value is not a number"),
+        (MINIMAL + "search: &a\n  relaxation: [*a]\n", ": a value is not a number"),
         (MINIMAL + "seed: x\nreporting: {every_steps: 0}\n", " (and 1 more)"),
     ],
 )
