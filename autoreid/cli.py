@@ -16,8 +16,8 @@ _log = logging.getLogger(__name__)
 #: What to change where memory is short.
 LESS_MEMORY = (
     "a larger training.accumulation, a smaller data.batch_size or more GPUs, "
-    "search.activation_checkpointing=cell, search.partial_channels=4, training.precision=bfloat16 or a narrower "
-    "network need less"
+    "search.activation_checkpointing=cell, search.reid_cell.partial_channels=4, training.precision=bfloat16 or a "
+    "narrower network need less"
 )
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoreid.config import CELL_OPERATIONS, Losses, Search
+from autoreid.config import CELL_OPERATIONS, Losses, ReidCell, Search
 from autoreid.losses import build_loss
 from autoreid.search.alphas import Alphas
 from autoreid.spaces.reid_cell.space import ReidCellSpace
@@ -105,8 +105,10 @@ SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"
 
 def real_problem(operations=CELL_OPERATIONS[:7], seed=0):
     """The real supernet and loss, as small as they come, in float64."""
-    search = Search(channels=4, cells_per_stage=(1, 1), nodes=2, stem="darts", parts=2, operations=operations)
-    space = ReidCellSpace(search)
+    settings = ReidCell(
+        channels=4, cells_per_stage=(1, 1), nodes=2, stem="darts", parts=2, operations=operations
+    )
+    space = ReidCellSpace(Search(reid_cell=settings))
     torch.manual_seed(seed)
     net = space.build_supernet(4).double().train()
     nn.init.normal_(net.neck.classifier.weight, std=0.05)

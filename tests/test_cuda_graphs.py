@@ -160,9 +160,9 @@ def test_so_is_a_training(tmp_path, captures):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training__compile": True}, "does not go with compile"),
+        ({"training__compile": True}, "cannot be combined with compile"),
         ({"training__accumulation": 2}, "needs accumulation: 1, not 2"),
-        ({"search__relaxation": "gumbel_hard"}, "not with gumbel_hard"),
+        ({"search__relaxation": "gumbel_hard"}, "cannot be combined with search.relaxation: gumbel_hard"),
         ({"search__activation_checkpointing": "cell"}, "needs search.activation_checkpointing: none"),
         (OSNET_TRAINING | {"training__frozen_epochs": 1}, "needs frozen_epochs: 0"),
         (

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Search
+from autoreid.config import CELL_OPERATIONS, ReidCell, Search
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.reid_cell.cells import SearchCell, count_edges, edges_from
 from autoreid.spaces.reid_cell.space import ReidCellSpace
@@ -163,11 +163,9 @@ def supernets(partial=1):
     for setting in ("none", "cell"):
         torch.manual_seed(0)
         search = Search(
-            channels=4,
-            partial_channels=partial,
-            cells_per_stage=(1, 1),
-            nodes=2,
-            parts=2,
+            reid_cell=ReidCell(
+                channels=4, partial_channels=partial, cells_per_stage=(1, 1), nodes=2, parts=2
+            ),
             activation_checkpointing=setting,
         )
         space = ReidCellSpace(search)

@@ -96,16 +96,16 @@ def test_cells_start_as_their_supernet_is(tmp_path):
         ),
         ({}, "derived", {"genotype": str(CELLS)} | LAYOUT | {"channels": 4}, "another network"),
         (
-            {"search__operations": ["none", "skip_connect", "part_aware"]},
+            {"search__reid_cell__operations": ["none", "skip_connect", "part_aware"]},
             "derived",
             {"genotype": str(CellGenotype(normal=CELLS.normal[:1] * 2, reduce=CELLS.reduce))} | LAYOUT,
             "the search's supernet has no cells.",
         ),
         (
-            {"search__partial_channels": 2},
+            {"search__reid_cell__partial_channels": 2},
             "derived",
             {"genotype": str(CELLS)} | LAYOUT,
-            "a search with search.partial_channels: 2, whose operations have fewer channels than the network's",
+            "a search with search.reid_cell.partial_channels: 2, whose operations have fewer channels than",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoreid.config import Search
+from autoreid.config import OsnetAin, Search
 from autoreid.errors import ConfigError
 from autoreid.models import count_macs, count_parameters, load_weights
 from autoreid.spaces import Genotype, build_model
@@ -29,7 +29,7 @@ EVERY_BLOCK = OsnetAinGenotype.of_blocks(["in_both", "in_after", "plain", "in_in
 
 
 def space(width=0.25):
-    return OsnetAinSpace(Search(space="osnet_ain", width=width))
+    return OsnetAinSpace(Search(space="osnet_ain", osnet_ain=OsnetAin(width=width)))
 
 
 def supernet(seed=0):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Search
+from autoreid.config import CELL_OPERATIONS, ReidCell, Search
 from autoreid.reporting.genotype_graph import draw_genotype
 from autoreid.search.alphas import Alphas
 from autoreid.search.collapse import search_signs
@@ -23,7 +23,9 @@ OPERATIONS = CELL_OPERATIONS[:7]
 
 
 def build(**options):
-    search = Search(**{"channels": 4, "stem": "darts", "cells_per_stage": (1, 1)} | options)
+    search = Search(
+        reid_cell=ReidCell(**{"channels": 4, "stem": "darts", "cells_per_stage": (1, 1)} | options)
+    )
     torch.manual_seed(0)
     return ReidCellSpace(search), ReidCellSpace(search).build_supernet(5)
 
@@ -135,10 +137,10 @@ def test_half_precision_and_channels_last_are_about_the_same():
     assert 0 < (found - expected).norm() < 0.05 * expected.norm()
 
 
-def kept_bytes(search, images):
+def kept_bytes(settings, images):
     """Of all storages that a forward pass keeps for the backward pass, weights left out."""
     torch.manual_seed(0)
-    space = ReidCellSpace(search)
+    space = ReidCellSpace(Search(reid_cell=settings))
     supernet = space.build_supernet(5)
     mixing = Softmax().mixture(alphas_of(space))
     storages = {}
@@ -157,7 +159,7 @@ def kept_bytes(search, images):
 def test_fewer_channels_keep_fewer_bytes():
     images = torch.randn(2, 3, 64, 32)
     kept = [
-        kept_bytes(Search(channels=8, cells_per_stage=(1, 1), parts=2, partial_channels=partial), images)
+        kept_bytes(ReidCell(channels=8, cells_per_stage=(1, 1), parts=2, partial_channels=partial), images)
         for partial in (1, 2, 4, 8)
     ]
     assert kept == sorted(kept, reverse=True)
@@ -203,7 +205,7 @@ def read_by_hand(operations, nodes, edges_EO, inputs):
 @given(problems())
 def test_a_genotype_ranks_edges_by_their_weight_times_their_operations(problem):
     operations, nodes, values = problem
-    space = ReidCellSpace(Search(operations=operations, nodes=nodes, partial_channels=4))
+    space = ReidCellSpace(Search(reid_cell=ReidCell(operations=operations, nodes=nodes, partial_channels=4)))
     assert {name: group.shape for name, group in space.choices().items()} == {
         name: (len(rows), len(rows[0])) for name, rows in values.items()
     }
@@ -215,7 +217,11 @@ def test_a_genotype_ranks_edges_by_their_weight_times_their_operations(problem):
 
 def test_an_edge_that_counts_beats_one_that_is_decided():
     space = ReidCellSpace(
-        Search(operations=("none", "skip_connect", "sep_conv_3x3"), nodes=2, partial_channels=4)
+        Search(
+            reid_cell=ReidCell(
+                operations=("none", "skip_connect", "sep_conv_3x3"), nodes=2, partial_channels=4
+            )
+        )
     )
     values = {name: torch.full(group.shape, 1 / group.shape[1]) for name, group in space.choices().items()}
     values["normal"][2:] = torch.tensor([[0.0, 1.0, 0.0], [0.3, 0.3, 0.4], [0.2, 0.5, 0.3]])
@@ -225,7 +231,7 @@ def test_an_edge_that_counts_beats_one_that_is_decided():
 
 
 def test_signs_and_pictures_of_a_search_with_betas(tmp_path):
-    space = ReidCellSpace(Search(partial_channels=4))
+    space = ReidCellSpace(Search(reid_cell=ReidCell(partial_channels=4)))
     probabilities = Softmax().probabilities(alphas_of(space))
     probabilities["normal_node2"] = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     signs = search_signs(probabilities, space.choices(), space.watched())

@@ -24,20 +24,21 @@ class ReidCellSupernet(Supernet):
 
     def __init__(self, search: Search, plans: Sequence[CellPlan], num_identities: int) -> None:
         super().__init__()
-        self.stem = build_stem(search.stem, search.channels)
+        section = search.reid_cell
+        self.stem = build_stem(section.stem, section.channels)
         self.kinds = [plan.kind for plan in plans]
-        self.nodes, self.weighs_edges = search.nodes, search.partial_channels > 1
+        self.nodes, self.weighs_edges = section.nodes, section.partial_channels > 1
         self.recomputes = search.activation_checkpointing == "cell"
         self.cells = nn.ModuleList(
             SearchCell(
-                search.operations,
-                search.nodes,
-                search.parts,
+                section.operations,
+                section.nodes,
+                section.parts,
                 plan.in_channels,
                 plan.channels,
                 plan.kind == "reduce",
                 plan.after_reduction,
-                search.partial_channels,
+                section.partial_channels,
             )
             for plan in plans
         )
