@@ -1,155 +1,222 @@
 """Does the search for instance norm (IN) find what helps on a domain that nobody trained on?
 
-    python benchmarks/osnet_ain_domains.py [--quick] [--folder DIR] [--seeds N] [--json]
+    python -m benchmarks.osnet_ain_domains [--quick] [--folder DIR] [--searches N] [--trainings N] [--json]
 
-For each seed `configs/osnet_ain_quickstart.yaml` searches on two synthetic domains of strongly different style. What it
-found is then trained by `configs/osnet_ain_quickstart_train.yaml` on the same two domains, as are OSNet without IN, its
-form with IN in the stem alone (the space's own choice of no IN), the published OSNet-AIN and a random choice, all of
-one size and with the same seed; each is ranked on the test people of a domain that was trained on and of a third one
-that was not. A block drawn at random has IN with a probability of 3/4. A folder that holds some of the runs is gone on
-with.
+For each search seed, `configs/osnet_ain_quickstart.yaml` searches on two synthetic domains of different style. The
+found network is then trained by `configs/osnet_ain_quickstart_train.yaml` on the same two domains, and so are a random
+choice of blocks, OSNet without IN, OSNet with IN in the stem only (the space's own choice of no IN) and the published
+OSNet-AIN, all of one size and with the same seed. Each is measured on 160 test people of a domain that was trained on,
+and of a third one that was not. A block drawn at random has IN with a probability of 3/4.
+
+`--searches 0` trains the fixed networks only: they show whether the domains reward IN at all. `--network NAME=BLOCKS`
+adds a fixed network, such as `after=in_after*6`. All runs share one process. The same command resumes in a `--folder`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
-from autoreid.spaces import Genotype
-from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoreid import distributed
+from autoreid.config import Config
+from autoreid.distributed import World
+from autoreid.recipes import load_config
+from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
+from benchmarks.results_folder import ResultsFolder
+from benchmarks.trainings import search_genotype, train_network
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH, TRAINING = (ROOT / "configs" / f"osnet_ain_quickstart{which}.yaml" for which in ("", "_train"))
-SEEN, UNSEEN = "people_a", "people_c"
-#: Networks beside the found one: genotypes, or a network's name.
-NETWORKS = ("found", "random", "OSNet", "IN in the stem", "OSNet-AIN")
+SOURCES, SEEN, UNSEEN = ("people_a", "people_b"), "people_a", "people_c"
+#: Networks whose blocks are the same for each seed; a network without blocks is OSNet without any IN.
+FIXED: dict[str, tuple[str, ...] | None] = {
+    "OSNet": None,
+    "IN in the stem": ("plain",) * 6,
+    "OSNet-AIN": ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain"),
+}
+#: Options that determine the results.
+SETTINGS = ("epochs", "search_epochs", "test_people", "shift", "overrides")
+SEARCHES, TRAININGS = "searches.jsonl", "trainings.jsonl"
 
 
-def command(folder: Path, module: str, *arguments: str | Path) -> None:
-    """Runs one of the package's commands in a folder; its output goes to stderr."""
-    line = [sys.executable, "-m", f"autoreid.{module}", *map(str, arguments)]
-    subprocess.run(line, cwd=folder, check=True, stdout=sys.stderr)
+def recipe(path: Path, folder: Path, epochs: int | None, arguments: argparse.Namespace) -> Config:
+    """Return a recipe with the data of this benchmark, for a number of epochs; None keeps the recipe's."""
+    changes = [f"data.root={folder / 'data'}", f"data.targets=[{UNSEEN}, {SEEN}]", "data.workers=0"]
+    for name in (*SOURCES, UNSEEN):
+        people = f"data.synthetic.{name}"
+        changes += [f"{people}.shift={arguments.shift}", f"{people}.test_identities={arguments.test_people}"]
+    if epochs is not None:
+        changes += [f"training.epochs={epochs}", f"training.warmup_epochs={epochs // 4}"]
+    config = load_config(path, changes + arguments.overrides)
+    # Measured once, at the end.
+    evaluation = config.evaluation.model_copy(update={"every_epochs": config.training.epochs})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
-def search(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """One search: the chosen blocks, and the share of the mixture that has IN at the end."""
-    name = f"search{seed}"
-    command(folder, "train", "--config", SEARCH, f"task_name={name}", f"seed={seed}", *overrides)
-    run = folder / "runs" / name
-    genotype = Genotype.parse(
-        json.dumps(json.loads((run / "result.json").read_text())["genotype"]), f"{run}/result.json"
-    )
+def search(config: Config, seed: int, world: World) -> dict[str, Any]:
+    """Search once: the chosen blocks, and the share of the mixture that has IN at the end."""
+    genotype, probabilities = search_genotype(config.model_copy(update={"seed": seed}), world)
     assert isinstance(genotype, OsnetAinGenotype)
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return {"blocks": genotype.blocks, "in_share": last["blocks/in_share"]}
+    return {"search": seed, "blocks": genotype.blocks, "in_share": in_share(probabilities)}
 
 
-def recipe_of(folder: Path, network: str, seed: int) -> list[str | Path]:
-    """The training's recipe and what makes it train that network."""
-    if network == "OSNet":
-        return [TRAINING, "model.name=osnet_x0_25", "model.options={}"]
-    output = Path("derived") / f"{network.replace(' ', '_')}{seed}"
-    source: list[str | Path] = [Path("runs") / f"search{seed}"]
-    if network == "random":
-        source += ["--random", str(seed)]
-    elif network == "OSNet-AIN":
-        source = [ROOT / "searched_genotypes" / "published" / "osnet_ain.json"]
-    elif network == "IN in the stem":
-        source = [folder / "plain.json"]
-        OsnetAinGenotype.of_blocks(["plain"] * 6).save(folder / "plain.json")
-    command(folder, "derive", *source, "--config", TRAINING, "--output", output)
-    return [output / "config.yaml"]
+def in_share(probabilities: Mapping[str, Tensor]) -> float:
+    """Return the mean share of all candidates but `plain`."""
+    plain = OSNET_BLOCKS.index("plain")
+    return 1 - fmean(rows[:, plain].mean().item() for rows in probabilities.values())
 
 
-def train(folder: Path, network: str, seed: int, overrides: list[str]) -> dict[str, float]:
-    """A trained network's mAP on each target."""
-    name = f"{network.replace(' ', '_')}-seed{seed}"
-    recipe = recipe_of(folder, network, seed)
-    targets = f"data.targets=[{UNSEEN}, {SEEN}]"
-    command(folder, "train", "--config", *recipe, f"task_name={name}", f"seed={seed}", targets, *overrides)
-    content = json.loads((folder / "runs" / name / "result.json").read_text())
-    return {target: found["map"] for target, found in content["targets"].items()}
+def networks_of(
+    seed: int, found: Sequence[str] | None, extra: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...] | None]:
+    """Return the blocks of the networks to train with a seed, by name."""
+    networks = {**FIXED, **extra}
+    if found is not None:
+        like = OsnetAinGenotype.of_blocks(found)
+        networks["found"] = like.blocks
+        networks["random"] = like.draw_like(np.random.default_rng(seed)).blocks
+    return networks
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation and the values themselves."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "deviation": deviation, "values": values}
+def train(config: Config, blocks: Sequence[str] | None, seed: int, world: World) -> dict[str, float]:
+    """Train a network; return its mAP on the domain that it saw and on the one that it did not see."""
+    model = config.model.model_copy(update={"name": "osnet_x0_25", "options": {}})
+    if blocks is not None:
+        options = {**config.model.options, "genotype": str(OsnetAinGenotype.of_blocks(blocks))}
+        model = config.model.model_copy(update={"options": options})
+    trained = train_network(config.model_copy(update={"seed": seed, "model": model}), world)
+    return {"seen": trained.maps[SEEN], "unseen": trained.maps[UNSEEN], "seconds": round(trained.seconds, 1)}
 
 
-def study(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All runs, and what they came to."""
-    searches, rows = [], {network: [] for network in NETWORKS}  # type: ignore[var-annotated]
-    for seed in range(arguments.seeds):
-        searches.append(search(folder, seed, _epochs(arguments.search_epochs)))
-        for network in NETWORKS:
-            rows[network].append(train(folder, network, seed, _epochs(arguments.epochs)))
-    report: dict[str, Any] = {
-        "searches": searches,
-        "in_share": spread([found["in_share"] for found in searches]),
-        "blocks_with_in": spread([sum(block != "plain" for block in found["blocks"]) for found in searches]),
-    }
-    for network, results in rows.items():
-        gain = [mine[UNSEEN] - base[UNSEEN] for mine, base in zip(results, rows["OSNet"], strict=True)]
-        report[network] = {
-            "unseen": spread([result[UNSEEN] for result in results]),
-            "seen": spread([result[SEEN] for result in results]),
-            "gain": spread(gain),
-        }
+def fill(folder: ResultsFolder, arguments: argparse.Namespace, world: World) -> None:
+    """Do the searches and trainings that the folder lacks, seed by seed."""
+    found = {line["search"]: line["blocks"] for line in folder.read(SEARCHES)}
+    done = {(line["network"], line["seed"]) for line in folder.read(TRAININGS)}
+    search_config = recipe(SEARCH, folder.root, arguments.search_epochs, arguments)
+    training_config = recipe(TRAINING, folder.root, arguments.epochs, arguments)
+    for seed in range(max(arguments.searches, arguments.trainings)):
+        if seed < arguments.searches and seed not in found:
+            line = search(search_config, seed, world)
+            folder.append(SEARCHES, line)
+            found[seed] = line["blocks"]
+            print(f"search {seed}: {' '.join(line['blocks'])}", file=sys.stderr)
+        for network, blocks in networks_of(seed, found.get(seed), arguments.networks).items():
+            if (network, seed) not in done:
+                line = {"network": network, "seed": seed, "blocks": blocks}
+                line |= train(training_config, blocks, seed, world)
+                folder.append(TRAININGS, line)
+                print(
+                    f"{network}, seed {seed}: mAP seen {line['seen']:.1%}, unseen {line['unseen']:.1%} "
+                    f"in {line['seconds']:.0f} s",
+                    file=sys.stderr,
+                )
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard error of the mean (None of a single value) and number of the values."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return {"mean": fmean(values), "error": error, "n": len(values)}
+
+
+def summary(searches: Sequence[Mapping[str, Any]], trainings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return each network's mAP, and its gain over the others on the unseen domain, paired by seed."""
+    by_network: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for line in trainings:
+        by_network.setdefault(line["network"], {})[line["seed"]] = line
+    report: dict[str, Any] = {"networks": {}, "searches": list(searches)}
+    for network, lines in by_network.items():
+        row = {key: spread([line[key] for line in lines.values()]) for key in ("seen", "unseen")}
+        for base in ("IN in the stem", "random"):
+            others = by_network.get(base, {})
+            gains = [lines[seed]["unseen"] - others[seed]["unseen"] for seed in lines if seed in others]
+            if gains and network != base:
+                row[f"beyond {base}"] = spread(gains)
+        report["networks"][network] = row
+    if searches:
+        report["in_share"] = spread([line["in_share"] for line in searches])
+        report["blocks_with_in"] = spread(
+            [sum(block != "plain" for block in line["blocks"]) for line in searches]
+        )
     return report
 
 
-def _epochs(epochs: int | None) -> list[str]:
-    """Overrides for a shorter run, measured at its end; none keeps the recipe's."""
-    if epochs is None:
-        return []
-    warmup = f"training.warmup_epochs={epochs // 4}"
-    return [f"training.epochs={epochs}", f"evaluation.every_epochs={epochs}", warmup]
-
-
 def show(report: dict[str, Any]) -> None:
-    """Prints the tables."""
-    for seed, found in enumerate(report["searches"]):
-        print(f"seed {seed}: IN in {found['in_share']:.3f} of the mixture; {' '.join(found['blocks'])}")
-    share, blocks = report["in_share"], report["blocks_with_in"]
-    print(f"share of the mixture with IN {share['mean']:.3f} ± {share['deviation']:.3f} (chance 0.750)")
-    print(f"blocks with IN {blocks['mean']:.1f} ± {blocks['deviation']:.1f} of 6 (chance 4.5)\n")
-    print(f"{'mAP':<16}{'unseen domain':>18}{'beyond OSNet':>18}{'seen domain':>18}")
-    for network in NETWORKS:
-        row = report[network]
-        cells = (
-            f"{100 * row[key]['mean']:.1f} ± {100 * row[key]['deviation']:.1f} %"
-            for key in ("unseen", "gain", "seen")
+    """Print the tables: mean ± standard error (number of searches or seeds)."""
+    for line in report["searches"]:
+        print(
+            f"search {line['search']}: IN in {line['in_share']:.3f} of the mixture; {' '.join(line['blocks'])}"
         )
-        print(f"{network:<16}" + "".join(f"{cell:>18}" for cell in cells))
+    if report["searches"]:
+        print(f"share of the mixture with IN {_shown(report['in_share'], 1, 3)} (chance 0.750)")
+        print(f"blocks with IN {_shown(report['blocks_with_in'], 1, 1)} of 6 (chance 4.5)\n")
+    columns = ("unseen", "beyond IN in the stem", "beyond random", "seen")
+    print(f"{'mAP in %':<18}" + "".join(f"{column:>24}" for column in columns))
+    for network, row in report["networks"].items():
+        cells = (_shown(row[column], 100, 1) if column in row else "" for column in columns)
+        print(f"{network:<18}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def main() -> None:
-    """Runs what is missing, and prints."""
+def _shown(spread_: Mapping[str, Any], factor: float, digits: int) -> str:
+    error = "" if spread_["error"] is None else f" ± {factor * spread_['error']:.{digits}f}"
+    return f"{factor * spread_['mean']:.{digits}f}{error} ({spread_['n']})"
+
+
+def _network(text: str) -> tuple[str, tuple[str, ...]]:
+    """Read NAME=BLOCK,BLOCK,... with BLOCK*N for N equal blocks."""
+    name, _, rest = text.partition("=")
+    blocks: list[str] = []
+    for part in rest.split(","):
+        block, _, count = part.partition("*")
+        blocks += [block] * int(count or 1)
+    if len(blocks) != 6 or not set(blocks) <= set(OSNET_BLOCKS):
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME= and six of {', '.join(OSNET_BLOCKS)}")
+    return name, tuple(blocks)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="searches, and trainings of each network (default 3)"
-    )
-    parser.add_argument("--epochs", type=int, help="of a training (default: the recipe's)")
-    parser.add_argument("--search-epochs", type=int, help="of a search (default: the recipe's)")
-    parser.add_argument("--quick", action="store_true", help="one seed, one epoch each")
-    parser.add_argument("--folder", type=Path, help="keep the runs here (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.seeds = arguments.epochs = arguments.search_epochs = 1
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        report = study(folder.resolve(), arguments)
+    add = parser.add_argument
+    add("--searches", type=int, default=3, help="searches, each with a seed of its own (default: 3)")
+    add("--trainings", type=int, default=0, help="trainings of the fixed networks, if more than searches")
+    add("--network", dest="networks", type=_network, action="append", default=[], metavar="NAME=BLOCKS")
+    add("--epochs", type=int, help="epochs of a training (default: the recipe's)")
+    add("--search-epochs", type=int, help="epochs of a search (default: the recipe's)")
+    add("--test-people", type=int, default=160, help="people in query and gallery of a domain (default: 160)")
+    add("--shift", choices=("colour", "local"), default="local", help="how domains differ (default: local)")
+    add("--threads", type=int, default=1, help="threads of a run (default: 1)")
+    add("--quick", action="store_true", help="one search, one epoch each")
+    add("--folder", type=Path, help="keep the results here (default: a temporary folder)")
+    add("--json", action="store_true", help="print one JSON object")
+    add("overrides", nargs="*", metavar="section.key=value", help="replace values of both recipes")
+    parsed = parser.parse_intermixed_args(arguments)
+    parsed.networks = dict(parsed.networks)
+    if parsed.quick:
+        parsed.searches = parsed.epochs = parsed.search_epochs = 1
+    return parsed
+
+
+def main() -> None:
+    """Do what is missing, and print."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as temporary, distributed.setup("cpu") as world:
+        root = (arguments.folder or Path(temporary)).resolve()
+        folder = ResultsFolder(root, {key: getattr(arguments, key) for key in SETTINGS})
+        fill(folder, arguments, world)
+        report = summary(folder.read(SEARCHES), folder.read(TRAININGS))
     if arguments.json:
         print(json.dumps(report))
     else:

@@ -34,6 +34,9 @@ class SyntheticPeople(Section):
     """Image width in pixels."""
     domain: CountOrZero = 0
     """Number of the domain. Domains differ in the style of their cameras and in their people."""
+    shift: Literal["colour", "local"] = "colour"
+    """How domains differ. colour: in the colours of their cameras. local: also in texture, shading, local contrast and
+    blur, which change with place, so that an instance norm in the first layers does not remove them."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed."""
 

@@ -21,6 +21,7 @@ from autoreid.data.datasets.market1501 import FOLDERS
 from autoreid.data.records import DISTRACTOR, JUNK
 from autoreid.data.synthetic.cameras import BACKGROUNDS, Camera, draw_obstacle, pick_camera
 from autoreid.data.synthetic.drawing import Person, draw_person, pick_colours, pick_person, pick_pose
+from autoreid.data.synthetic.shifts import LocalShift, pick_shift
 from autoreid.errors import DataError, RunError
 
 SETTINGS_FILE = "synthetic.json"
@@ -41,6 +42,7 @@ class _Stream(IntEnum):
     IMAGE = 4
     STRANGER = 5
     JUNK = 6
+    SHIFT = 7
 
 
 def write_synthetic_people(root: Path, people: SyntheticPeople) -> None:
@@ -80,8 +82,10 @@ def _rng(people: SyntheticPeople, stream: _Stream, number: int = 0, image: int =
     return np.random.default_rng([people.seed, people.domain, stream, number, image])
 
 
-def _settings(people: SyntheticPeople) -> dict[str, int]:
-    return {"drawing_version": DRAWING_VERSION, **people.model_dump()}
+def _settings(people: SyntheticPeople) -> dict[str, int | str]:
+    # Without the default shift, which older folders do not name.
+    default = {"shift"} if people.shift == "colour" else None
+    return {"drawing_version": DRAWING_VERSION, **people.model_dump(exclude=default)}
 
 
 def _check_same(root: Path, people: SyntheticPeople) -> None:
@@ -143,6 +147,7 @@ class _Studio:
         rng = _rng(people, _Stream.WARDROBES)
         self.wardrobes = [pick_colours(rng, 3) for _ in range(_WARDROBES)]
         self.cameras = [self._camera(index) for index in range(people.cameras)]
+        self.shift = self._shift()
 
     def person(self, stream: _Stream, number: int) -> Person:
         return pick_person(_rng(self.people, stream, number), self.wardrobes)
@@ -152,6 +157,11 @@ class _Studio:
         background = BACKGROUNDS[(2 * domain + index % 2) % len(BACKGROUNDS)]
         rng = _rng(self.people, _Stream.CAMERA, index)
         return pick_camera(rng, background, 2.4 * domain if domain else None, self.size)
+
+    def _shift(self) -> LocalShift | None:
+        if self.people.shift == "colour":
+            return None
+        return pick_shift(_rng(self.people, _Stream.SHIFT), self.people.domain)
 
     def picture(
         self, rng: np.random.Generator, camera: int, person: Person, badly_cropped: bool = False
@@ -172,4 +182,5 @@ class _Studio:
         draw_person(image, person, pick_pose(rng), centre, head, size)
         if rng.random() < 0.4:
             draw_obstacle(image, rng)
-        return style.develop(image.reduce(_OVERSIZE), rng)
+        developed = style.develop(image.reduce(_OVERSIZE), rng)
+        return self.shift.apply(developed, rng) if self.shift else developed

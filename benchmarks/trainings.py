@@ -1,0 +1,70 @@
+"""Search and train in one process and without run folders: a process takes longer to start than to read its data."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from torch import Tensor
+
+from autoreid.config import Config
+from autoreid.data.training_data import build_search_data, build_training_data, draw_people, run_images
+from autoreid.distributed import StopSignal, World
+from autoreid.models import count_parameters
+from autoreid.reporting.run_report import Silence
+from autoreid.search.build import build_search
+from autoreid.spaces import Genotype
+from autoreid.training.loop import Task, run_epochs
+from autoreid.training.task import build_training
+
+
+class Trained(NamedTuple):
+    """The result of a training.
+
+    Attributes:
+        map: mean over the targets of the network's mAP.
+        maps: mAP on each target, by name.
+        parameters: number of the network's parameters.
+        seconds: processor time of the training, with its evaluation.
+    """
+
+    map: float
+    maps: dict[str, float]
+    parameters: int
+    seconds: float
+
+
+def train_network(config: Config, world: World) -> Trained:
+    """Train the network of a config to the end, and measure it on the targets.
+
+    The synthetic people that the config names are drawn first if they do not exist.
+    """
+    started = time.process_time()
+    draw_people(config.data)
+    data = build_training_data(config, world, run_images(config, world))
+    task = build_training(config, data, world)
+    _run(task, config)
+    retrieval = task.state.retrieval
+    assert retrieval is not None  # measured at the end of the last epoch
+    of_targets = retrieval.get("targets") or {data.targets[0].name: retrieval}
+    maps = {name: target["map"] for name, target in of_targets.items()}
+    return Trained(
+        retrieval["map"], maps, count_parameters(task.state.network), time.process_time() - started
+    )
+
+
+def search_genotype(config: Config, world: World) -> tuple[Genotype, dict[str, Tensor]]:
+    """Run the search of a config to the end.
+
+    Returns:
+        The genotype, and the probabilities of all candidates, (E, O) for each group of choices.
+    """
+    draw_people(config.data)
+    data = build_search_data(config, world, run_images(config, world))
+    task = build_search(config, data, world)
+    _run(task, config)
+    return task.genotype(), task.relaxation.probabilities(task.state.alphas)
+
+
+def _run(task: Task, config: Config) -> None:
+    run_epochs(task, config, lambda is_best: None, Silence(), StopSignal())  # noqa: ARG005
