@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ROOT / "configs" / "quickstart_train.yaml"
+#: On the recipe's own 32 test people, the mAP of a training scatters about twice as much as on 160.
+PEOPLE = "data.synthetic.synthetic_people.test_identities=160"
 
 
 def command(folder: Path, module: str, *arguments: str | Path) -> None:
@@ -65,8 +67,9 @@ def describe(results: list[dict[str, float]]) -> dict[str, float]:
 
 def study(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """All runs, and a row for each kind of network."""
-    epochs = [f"training.epochs={arguments.epochs}", f"evaluation.every_epochs={arguments.epochs}"]
+    epochs = [PEOPLE, f"training.epochs={arguments.epochs}", f"evaluation.every_epochs={arguments.epochs}"]
     search = [
+        PEOPLE,
         f"training.epochs={arguments.search_epochs}",
         f"evaluation.every_epochs={arguments.search_epochs}",
     ]

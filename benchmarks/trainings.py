@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -53,7 +54,7 @@ def train_network(config: Config, world: World) -> Trained:
     )
 
 
-def search_genotype(config: Config, world: World) -> tuple[Genotype, dict[str, Tensor]]:
+def search_genotype(config: Config, world: World) -> tuple[Genotype, Mapping[str, Tensor]]:
     """Run the search of a config to the end.
 
     Returns:

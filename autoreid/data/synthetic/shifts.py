@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter
 
 Plane = npt.NDArray[np.float32]
 
-TEXTURES = ("hatching", "dots", "weave", "scales", "waves", "cracks")
-SHADINGS = ("side", "top", "window", "spot", "foliage")
+TEXTURES = ("waves", "grain", "hatching", "dots", "weave", "scales")
+SHADINGS = ("top", "side", "window", "spot", "foliage")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LocalShift:
         angle: direction of the texture.
         strength: largest strength of the texture, as a fraction of the brightness.
         shading: the kind of light on the picture, one of SHADINGS.
-        contrast: factor of the contrast to the surroundings.
+        contrast: mean factor of the contrast to the surroundings.
         blur: largest standard deviation of the blur.
     """
 
@@ -47,9 +47,9 @@ class LocalShift:
         y, x = np.mgrid[0:height, 0:width].astype(np.float32) / height
         pixels = self._blurred(image, x, y, rng)
         around = _smooth(Image.fromarray(pixels.astype(np.uint8)), height / 8)
-        pixels = around + self.contrast * float(rng.uniform(0.85, 1.15)) * (pixels - around)
-        light = np.exp(rng.uniform(0.3, 0.8) * self._shading(x, y, rng))
-        grain = 1 + self.strength * rng.uniform(0.4, 1.0) * self._cover(x, y, rng) * self._texture(x, y, rng)
+        pixels = around + self.contrast * math.exp(rng.uniform(-0.5, 0.5)) * (pixels - around)
+        light = np.exp(rng.uniform(0, 0.5) * self._shading(x, y, rng))
+        grain = 1 + self.strength * rng.uniform() * self._cover(x, y, rng) * self._texture(x, y, rng)
         return Image.fromarray(np.clip(pixels * (light * grain)[..., None], 0, 255).astype(np.uint8))
 
     def _blurred(self, image: Image.Image, x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
@@ -69,7 +69,7 @@ class LocalShift:
         """Return the logarithm of the light, about -1 to 0.6."""
         where = float(rng.uniform(0.2, 0.8))
         u, v = 2 * x - where, y - where
-        shade: Plane
+        shade: npt.NDArray[np.floating]
         if self.shading == "side":
             shade = 0.6 - 1.6 * x / x.max()
         elif self.shading == "top":
@@ -83,12 +83,14 @@ class LocalShift:
         return shade.astype(np.float32)
 
     def _texture(self, x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
-        """Return the texture, from -1 to 1."""
+        """Return the texture, from -1 to 1, or noise of standard deviation 1."""
+        if self.texture == "grain":
+            return rng.standard_normal(x.shape, dtype=np.float32)
         k = 2 * math.pi / (self.period * float(rng.uniform(0.9, 1.1)))
         shift = rng.uniform(0, self.period, 2)
         u = k * (x * math.cos(self.angle) + y * math.sin(self.angle) + shift[0])
         v = k * (y * math.cos(self.angle) - x * math.sin(self.angle) + shift[1])
-        plane: Plane
+        plane: npt.NDArray[np.floating]
         if self.texture == "hatching":
             plane = np.sign(np.sin(u))
         elif self.texture == "dots":
@@ -97,10 +99,8 @@ class LocalShift:
             plane = np.where(np.sin(u / 2) * np.sin(v / 2) > 0, np.sin(2 * u), np.sin(2 * v))
         elif self.texture == "scales":
             plane = np.sin(u + 2 * np.abs(np.sin(v / 2)))
-        elif self.texture == "waves":
-            plane = np.sin(u + 1.5 * np.sin(v / 2))
         else:
-            plane = 1 - 2.0 * (np.abs(np.sin(u + np.sin(v)) * np.sin(v + np.sin(u / 2))) < 0.15)
+            plane = np.sin(u + 1.5 * np.sin(v / 2))
         return plane.astype(np.float32)
 
 
@@ -108,12 +108,12 @@ def pick_shift(rng: np.random.Generator, domain: int) -> LocalShift:
     """Return the shift of a domain: neighbouring domains differ in texture, light, contrast and blur."""
     return LocalShift(
         texture=TEXTURES[domain % len(TEXTURES)],
-        period=(0.06, 0.1, 0.075)[domain % 3],
+        period=(0.09, 0.08, 0.07, 0.1)[domain % 4],
         angle=2.4 * domain,
-        strength=0.25,
+        strength=0.9,
         shading=SHADINGS[domain % len(SHADINGS)],
-        contrast=(1.0, 0.7, 1.8, 1.2)[domain % 4],
-        blur=(0.01, 0.015, 0.03)[domain % 3] * float(rng.uniform(0.8, 1.2)),
+        contrast=(0.9, 1.0, 0.8, 1.25)[domain % 4],
+        blur=0.006 * float(rng.uniform(0.8, 1.2)),
     )
 
 
