@@ -10,7 +10,7 @@ trained.
 
 `DIR/table.jsonl` has a line for each training. All genotypes are trained with the first seed before any with the
 second, so that a part of the table is a fair sample as well. The same command resumes, and `--genotypes` and `--seeds`
-may grow.
+may grow. Processes with different values of `--only-seed` can fill one table at the same time.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 
 from autoreid import distributed
 from autoreid.config import CELL_OPERATIONS, Config
+from autoreid.derive import read_source
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
@@ -201,8 +202,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--folder", type=Path, required=True, help="folder of the table and its images")
     add("--genotypes", type=int, default=150, help="random genotypes (default: 150)")
     add("--seeds", type=int, default=2, help="trainings of each genotype (default: 2)")
+    add("--only-seed", type=int, metavar="S", help="train with this seed only, instead of 0 to M - 1")
     add("--seed", type=int, default=0, help="seed of the random genotypes (default: 0)")
-    add("--rank", type=Path, nargs="+", default=[], metavar="GENOTYPE", help="genotype files to rank as well")
+    add(
+        "--rank",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="GENOTYPE",
+        help="genotype files, or run folders of searches, to rank as well",
+    )
     add("--epochs", type=int, default=6, help="epochs of a training (default: 6)")
     add("--height", type=int, default=96, help="image height (default: 96)")
     add("--width", type=int, default=48, help="image width (default: 48)")
@@ -220,9 +229,9 @@ def main() -> None:
     """Train what is missing, and print."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    seeds = range(arguments.seeds)
+    seeds = range(arguments.seeds) if arguments.only_seed is None else [arguments.only_seed]
     wanted: list[tuple[str, str, Genotype]] = [*genotypes_of_table(arguments.genotypes, arguments.seed)]
-    wanted += [(RANKED, str(path), Genotype.load(path)) for path in arguments.rank]
+    wanted += [(RANKED, str(path), read_source(path)) for path in arguments.rank]
     folder = ResultsFolder(arguments.folder.resolve(), {key: getattr(arguments, key) for key in SETTINGS})
     with distributed.setup("cpu") as world:
         fill(folder, wanted, seeds, recipe(folder.root, arguments), world)

@@ -77,9 +77,10 @@ def test_an_unknown_shift_is_refused():
 def test_the_local_shift_survives_an_instance_norm_and_a_change_of_colours_does_not(roots):
     colour, local = pictures(roots["colour"]), pictures(roots["local"])
     dimmer = colour * 0.6 + 20
-    for before, after, shifted in zip(colour, dimmer, local, strict=True):
-        assert relative_change(before, after) < 1e-3
-        assert relative_change(before, shifted) > 0.3
+    assert max(relative_change(*pair) for pair in zip(colour, dimmer, strict=True)) < 1e-3
+    changes = [relative_change(*pair) for pair in zip(colour, local, strict=True)]
+    assert min(changes) > 0.1, "the strength differs from image to image"
+    assert np.mean(changes) > 0.5
 
 
 def test_the_people_stay_the_same(roots):
