@@ -44,6 +44,8 @@ FIXED: dict[str, tuple[str, ...] | None] = {
     "IN in the stem": ("plain",) * 6,
     "OSNet-AIN": ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain"),
 }
+#: Networks that the others are compared with on the unseen domain.
+BASES = ("OSNet", "IN in the stem", "random")
 #: Options that determine the results.
 SETTINGS = ("epochs", "search_epochs", "test_people", "shift", "overrides")
 SEARCHES, TRAININGS = "searches.jsonl", "trainings.jsonl"
@@ -136,7 +138,7 @@ def summary(searches: Sequence[Mapping[str, Any]], trainings: Sequence[Mapping[s
     report: dict[str, Any] = {"networks": {}, "searches": list(searches)}
     for network, lines in by_network.items():
         row = {key: spread([line[key] for line in lines.values()]) for key in ("seen", "unseen")}
-        for base in ("IN in the stem", "random"):
+        for base in BASES:
             others = by_network.get(base, {})
             gains = [lines[seed]["unseen"] - others[seed]["unseen"] for seed in lines if seed in others]
             if gains and network != base:
@@ -159,7 +161,7 @@ def show(report: dict[str, Any]) -> None:
     if report["searches"]:
         print(f"share of the mixture with IN {_shown(report['in_share'], 1, 3)} (chance 0.750)")
         print(f"blocks with IN {_shown(report['blocks_with_in'], 1, 1)} of 6 (chance 4.5)\n")
-    columns = ("unseen", "beyond IN in the stem", "beyond random", "seen")
+    columns = ("unseen", *(f"beyond {base}" for base in BASES), "seen")
     print(f"{'mAP in %':<18}" + "".join(f"{column:>24}" for column in columns))
     for network, row in report["networks"].items():
         cells = (_shown(row[column], 100, 1) if column in row else "" for column in columns)

@@ -80,7 +80,7 @@ def test_the_local_shift_survives_an_instance_norm_and_a_change_of_colours_does_
     assert max(relative_change(*pair) for pair in zip(colour, dimmer, strict=True)) < 1e-3
     changes = [relative_change(*pair) for pair in zip(colour, local, strict=True)]
     assert min(changes) > 0.1, "the strength differs from image to image"
-    assert np.mean(changes) > 0.5
+    assert np.mean(changes) > 0.3
 
 
 def test_the_people_stay_the_same(roots):

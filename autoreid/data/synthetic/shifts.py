@@ -110,7 +110,7 @@ def pick_shift(rng: np.random.Generator, domain: int) -> LocalShift:
         texture=TEXTURES[domain % len(TEXTURES)],
         period=(0.09, 0.08, 0.07, 0.1)[domain % 4],
         angle=2.4 * domain,
-        strength=0.9,
+        strength=0.5,
         shading=SHADINGS[domain % len(SHADINGS)],
         contrast=(0.9, 1.0, 0.8, 1.25)[domain % 4],
         blur=0.006 * float(rng.uniform(0.8, 1.2)),
