@@ -1,4 +1,4 @@
-"""A table of genotypes of the quickstart's space with the mAP of each, trained by itself.
+"""A table of genotypes of the quickstart's space and the mAP of each after a training of its own network.
 
     python -m benchmarks.genotype_table --folder DIR [--genotypes N] [--seeds M] [--rank GENOTYPE ...] [--json]
 

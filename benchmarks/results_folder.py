@@ -41,7 +41,7 @@ class ResultsFolder:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Append a line to a file, in the place of a line that was cut short when the writer was killed."""
+        """Append a line to a file; it replaces a last line that was cut short when its writer was killed."""
         path = self.root / name
         text = path.read_text() if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
