@@ -63,7 +63,12 @@ def parse_config(text: str, where: str) -> Config:
     Raises:
         ConfigError: it is not a valid config; one line that names `where`, key and value.
     """
-    return _validate(_parse(text, where), where, ())
+    tree = _parse(text, where)
+    losses = tree.get("losses")
+    if tree.get("task") == "search" and isinstance(losses, dict):
+        # What searches did before the key existed; null means something else today.
+        losses.setdefault("normalise", False)
+    return _validate(tree, where, ())
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from autoreid.config import Temperature
 from autoreid.search.alphas import Alphas, entropies
 from autoreid.search.collapse import search_signs
-from autoreid.search.relaxations import GumbelSoftmax, Softmax, TemperatureSchedule
+from autoreid.search.relaxations import GumbelSoftmax, Softmax
+from autoreid.search.schedules import TemperatureSchedule
 from autoreid.spaces.reid_cell.genotype import count_skips
 from autoreid.spaces.space import Choices
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from autoreid.config.section import (
     Count,
@@ -16,6 +16,7 @@ from autoreid.config.section import (
     Section,
 )
 from autoreid.config.spaces import SpaceChoice
+from autoreid.config.training import Losses
 
 
 class Temperature(Section):
@@ -29,6 +30,8 @@ class Temperature(Section):
     """halving: halve it after every `every_epochs` epochs; linear and cosine: lower it step by step over all epochs."""
     every_epochs: Count = 20
     """Epochs between two halvings."""
+    reached_at: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """linear and cosine: share of the steps after which the temperature is at its end."""
 
     @model_validator(mode="after")
     def _check(self) -> Temperature:
@@ -55,10 +58,15 @@ class Search(SpaceChoice):
     training.precision."""
     warmup_epochs: CountOrZero = 0
     """Number of first epochs that train only the weights."""
+    losses: Losses | None = None
+    """Loss for the alphas' images at level bilevel; null for the loss of the weights."""
     alpha_optimizer: Literal["adam", "sgd"] = "adam"
-    """adam has a constant learning rate; sgd has the schedule and the momentum of the weights."""
+    """Optimiser of the alphas; sgd has the momentum of the weights."""
     alpha_learning_rate: Positive = 3e-4
     """Learning rate of the alphas at the start."""
+    alpha_schedule: Literal["constant", "cosine", "weights"] | None = None
+    """Learning rate of the alphas: constant; cosine to 0 over the epochs after the warm-up; or that of the weights,
+    scaled. null is constant for adam and weights for sgd."""
     alpha_betas: tuple[Fraction, Fraction] = (0.5, 0.999)
     """Betas of Adam for the alphas."""
     alpha_weight_decay: NonNegative = 1e-3

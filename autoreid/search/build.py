@@ -46,7 +46,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
     # Candidates that a sample leaves out have no gradient.
     network = place_network(supernet, config, world, inputs, config.search.relaxation == "gumbel_hard")
-    loss = build_loss(config.losses)
+    loss = build_loss(config.losses.in_search())
+    alpha_settings = (config.search.losses or config.losses).in_search()
     state = SearchState(
         network=supernet,
         weight_optimizer=build_optimizer(config.training, supernet),
@@ -64,6 +65,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         supernet,
         alphas,
         relaxation,
+        build_loss(alpha_settings, only_weighted=True),
         loss,
         state.weight_optimizer,
         search.order,

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoreid.config import Config, Temperature
+from autoreid.config import Config
 from autoreid.search.alphas import Alphas
+from autoreid.search.schedules import TemperatureSchedule
 from autoreid.seeding import derive_seed
 from autoreid.spaces.space import Mixing, Sample
-from autoreid.training.schedules import cosine
 
 #: Which images a forward pass is computed on.
 Level = Literal["weights", "alphas"]
@@ -71,32 +71,6 @@ class Softmax(Relaxation):
     def mixture(self, alphas: Alphas, step: int = 0, level: Level = "weights") -> Mixing:  # noqa: ARG002
         """Returns the same weights for every pass."""
         return softmax(alphas)
-
-
-@dataclass(frozen=True)
-class TemperatureSchedule:
-    """The temperature of a search as a function of the step.
-
-    Attributes:
-        settings: start, end and shape.
-        steps_per_epoch: steps in an epoch.
-        epochs: epochs of the search.
-    """
-
-    settings: Temperature
-    steps_per_epoch: int
-    epochs: int
-
-    def at(self, step: int) -> float:
-        """Returns the temperature after `step` steps."""
-        settings = self.settings
-        if settings.schedule == "halving":
-            halvings = step // self.steps_per_epoch // settings.every_epochs
-            return max(settings.end, settings.start * 0.5**halvings)
-        steps = self.epochs * self.steps_per_epoch
-        if settings.schedule == "cosine":
-            return cosine(step, steps, settings.start, settings.end)
-        return settings.start + (settings.end - settings.start) * min(step / steps, 1.0)
 
 
 @dataclass(frozen=True)

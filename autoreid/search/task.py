@@ -95,9 +95,8 @@ class SearchTask:
 
     def alpha_learning_rate(self) -> float:
         """Returns the learning rate of the alphas in the next step."""
-        search, training = self.config.search, self.config.training
-        share = self.learning_rate() / training.learning_rate if search.alpha_optimizer == "sgd" else 1.0
-        return search.alpha_learning_rate * share
+        config, state = self.config, self.state
+        return alpha_learning_rate(config.search, config.training, state.step, state.steps_per_epoch)
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
         """Performs one step of the alphas and one of the weights."""
