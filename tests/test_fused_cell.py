@@ -157,6 +157,24 @@ def test_one_operation_an_edge(reduction, seed):
         torch.testing.assert_close(mine, theirs, **EXACT)
 
 
+@pytest.mark.parametrize("reduction", [False, True])
+def test_one_operation_an_edge_by_its_weight(reduction):
+    """GDAS computes the sampled candidates only, and gives their weights a gradient."""
+    cell, oracle = build(CELL_OPERATIONS, 3, 6, reduction)
+    inputs, (mixing,) = images(9, 7), draw_mixing(CELL_OPERATIONS, 3, 1)
+    columns = torch.randint(
+        -1, len(CELL_OPERATIONS), (9,), generator=torch.Generator().manual_seed(1)
+    ).tolist()
+    found, expected = (net(*inputs, mixing, columns=columns) for net in (cell, oracle))
+    torch.testing.assert_close(found, expected, **EXACT)
+    of_mixing, theirs = (torch.autograd.grad(output.sin().sum(), mixing)[0] for output in (found, expected))
+    torch.testing.assert_close(of_mixing, theirs, **EXACT)
+    chosen = torch.zeros_like(of_mixing, dtype=torch.bool)
+    for edge, column in enumerate(columns):
+        chosen[edge, column] = column >= 0
+    assert not of_mixing[~chosen].any()
+
+
 def supernets(partial=1):
     """A supernet that keeps everything, one that recomputes its cells, and images and mixing weights."""
     nets = []

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from autoreid.config import Search
@@ -15,8 +16,9 @@ from autoreid.spaces.genotype import Genotype
 
 #: Mixing weights of all candidates, (E, O) for each group of choices.
 Mixing = Mapping[str, Tensor]
-#: One candidate for each row of each group, by its column: the others are not computed.
+#: One candidate for each row of each group, by its column; NOTHING leaves the row out. Others are not computed.
 Sample = Mapping[str, Sequence[int]]
+NOTHING = -1
 
 
 class Choices(NamedTuple):
@@ -26,16 +28,23 @@ class Choices(NamedTuple):
         rows: a name for each of the E decisions, for plots.
         columns: the O candidates, which are the same in each row.
         family: groups of one family share their curves; None if the group has its own.
+        never_chosen: candidates that take a share of the mixture but are not part of any genotype.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     family: str | None = None
+    never_chosen: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
         """(E, O)."""
         return len(self.rows), len(self.columns)
+
+    @property
+    def allowed(self) -> list[int]:
+        """Columns of the candidates that a genotype may have."""
+        return [column for column, name in enumerate(self.columns) if name not in self.never_chosen]
 
 
 class Supernet(Network):
@@ -48,12 +57,12 @@ class Supernet(Network):
         """Embeds images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
 
         Args:
-            mixing: the weights of the mixture. Give either this or `sample`.
-            sample: the candidates to compute.
+            mixing: the weights of the mixture.
+            sample: the candidates to compute. Their weights are 1 without `mixing`, otherwise those in `mixing`.
 
         Returns:
-            In training mode the embedding (B, D) before the neck and logits (B, identities), in evaluation mode the
-            embedding.
+            In training mode the embedding (B, D) before the neck and logits (B, identities). In evaluation mode the
+            embedding that is ranked, which is the one that derived networks rank.
         """
 
 
@@ -106,6 +115,18 @@ class Space(ABC):
     @abstractmethod
     def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
         """Reads the most probable choices from (E, O) for each group; of equal ones, the first in order."""
+
+    @abstractmethod
+    def random_genotype(self, rng: np.random.Generator) -> Genotype:
+        """Samples a genotype uniformly from those that this search could find."""
+
+    @abstractmethod
+    def path(self, genotype: Any) -> Sample:
+        """Returns the candidates of the supernet that form a genotype's network."""
+
+    @abstractmethod
+    def mutated(self, genotype: Any, rng: np.random.Generator) -> Genotype:
+        """Returns a genotype with one random choice made anew, at random."""
 
     @abstractmethod
     def has_collapsed(self, genotype: Any) -> bool:

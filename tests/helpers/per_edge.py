@@ -244,12 +244,26 @@ class PerEdgeCell(nn.Module):
             for source in range(2 + node)
         )
 
-    def forward(self, x0: Tensor, x1: Tensor, mixing: Tensor, weights_E: Tensor | None = None) -> Tensor:
-        """The outputs of the cell before the last and of the last, and mixing weights (E, O) or columns (E,).
+    def forward(
+        self,
+        x0: Tensor,
+        x1: Tensor,
+        mixing: Tensor | None,
+        weights_E: Tensor | None = None,
+        columns: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The outputs of the two previous cells -> (B, N·C, H', W').
 
         Args:
-            weights_E: of each edge's output; None for 1.
+            mixing: (E, O) weights of the candidates.
+            weights_E: a factor of each edge's output; None for 1.
+            columns: the only candidate of each edge; it has weight 1 without `mixing`.
         """
+        if columns is not None:
+            of_columns = [
+                1.0 if mixing is None else mixing[edge, column] for edge, column in enumerate(columns)
+            ]
+            weights_E, mixing = of_columns, torch.tensor(columns)
         states = [self.preprocess0(x0), self.preprocess1(x1)]
         edge = 0
         for _ in range(self.nodes):

@@ -40,11 +40,11 @@ class MixedBlock(nn.ModuleDict):
 
         Args:
             mixing: weights of the blocks, (O,).
-            column: computes only the block in this column of the alphas, without a weight.
+            column: computes only the block in this column of the alphas; its weight is 1 without `mixing`.
         """
         if column is not None:
             chosen: Tensor = self[OSNET_BLOCKS[column]](x)
-            return chosen
+            return chosen if mixing is None else mixing[column] * chosen
         assert mixing is not None  # noqa: S101
         # Of Any, for mypy knows nothing of a ModuleDict's values.
         blocks: Sequence[Any] = list(self.values())
