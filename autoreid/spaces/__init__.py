@@ -1,6 +1,6 @@
-"""Search spaces: for each a folder with its genotypes, supernet, derived networks and pictures.
+"""Search spaces: a folder for each, with its genotype, supernet, derived network and drawings.
 
-A space is added by a folder, a line in `SPACES` and its settings in `autoreid.config`.
+To add a space, write its folder, name it in `SPACES` and add its settings to `autoreid.config.spaces`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "Derived",
     "Genotype",
     "Space",
+    "build_derived",
     "build_model",
     "build_space",
     "read_genotype",
@@ -33,41 +34,53 @@ __all__ = [
 #: Every space by name.
 SPACES: dict[str, type[Space]] = {"reid_cell": ReidCellSpace, "osnet_ain": OsnetAinSpace}
 
-#: Every network by name: the fixed ones, and `derived`, which is of the class that its genotype's space says.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    **models.NETWORKS,
-    "derived": ReidCellSpace.network_type,
-}
-
 
 def build_space(search: Search) -> Space:
-    """The space that a config names."""
+    """Return the space that a config searches."""
     return SPACES[search.space](search)
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
-    """Builds a fixed or derived network with fresh weights from torch's generator.
-
-    Works as `autoreid.models.build_model`, and knows `derived` as well. In training mode a derived network may give
-    an auxiliary head's logits after the other two outputs.
+def build_derived(num_identities: int, genotype: str, **options: Any) -> nn.Module:
+    """Build the network that a genotype describes.
 
     Args:
-        name: one of `NETWORKS`.
-        num_identities: of the training set.
-        options: of the network; for `derived` the path or JSON text of a `genotype`, and the options of its space's
-            `network_type`.
+        num_identities: number of identities in the training set.
+        genotype: path of a genotype's file, or its JSON text.
+        options: those of the `network_type` of the genotype's space.
+
+    Raises:
+        ConfigError: there is no such option, or a value is out of range.
+        DataError: the genotype cannot be read.
+    """
+    space = read_genotype(genotype).space
+    name = f"derived ({space})"
+    options["genotype"] = genotype
+    return models.build_from({name: SPACES[space].network_type}, name, num_identities, options)
+
+
+#: Every network by name: the fixed ones, and `derived`.
+NETWORKS: dict[str, Callable[..., nn.Module]] = {**models.NETWORKS, "derived": build_derived}
+
+
+def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
+    """Build a network with fresh weights from torch's generator.
+
+    In training mode it returns the embedding (B, D) and the logits (B, identities), followed by those of the auxiliary
+    head if it has one; in evaluation mode it returns the embedding that is ranked. Modules named `classifier` hold
+    what depends on the identities.
+
+    Args:
+        name: one of `NETWORKS`, such as "resnet50", "pcb", "osnet_x1_0" or "derived".
+        num_identities: number of identities in the training set.
+        options: options of the network, such as `last_stride` of resnet50, `parts` of pcb or `genotype` of derived.
 
     Raises:
         ConfigError: there is no such network or option, one is missing, or a value is out of range.
         DataError: the genotype cannot be read.
     """
-    if name != "derived" or "genotype" not in options:
-        return models.build_from(NETWORKS, name, num_identities, options)
-    space = read_genotype(options["genotype"]).space
-    name = f"derived ({space})"
-    return models.build_from({name: SPACES[space].network_type}, name, num_identities, options)
+    return models.build_from(NETWORKS, name, num_identities, options)
 
 
 def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A derived network's options with the genotype's text for its path, so that they need no other file."""
+    """Return the options of a derived network with the text of its genotype instead of the path of its file."""
     return {**options, "genotype": str(read_genotype(options["genotype"]))}

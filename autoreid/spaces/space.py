@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from autoreid.config import Search
+from autoreid.errors import DataError
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
 
@@ -70,9 +71,9 @@ class Space(ABC):
     def choices(self) -> dict[str, Choices]:
         """The groups of alphas, by name."""
 
-    @abstractmethod
     def watched(self) -> dict[str, tuple[str, ...]]:
-        """Candidates whose share of the mixture tells of a search, under a name for the curve."""
+        """Return candidates whose share of the mixture is worth a curve, by the name of the curve; by default none."""
+        return {}
 
     @abstractmethod
     def build_supernet(self, num_identities: int) -> nn.Module:
@@ -87,14 +88,14 @@ class Space(ABC):
     def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
         """Reads out the most probable choices from (E, O) a group; equal ones are ranked by position."""
 
-    @abstractmethod
-    def has_collapsed(self, genotype: Any) -> bool:
-        """Whether the search should stop here, because what it found is degenerate."""
+    def has_collapsed(self, genotype: Any) -> bool:  # noqa: ARG002
+        """Return whether the search should stop because its genotype is degenerate; by default never."""
+        return False
 
-    @abstractmethod
-    def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
-        """The entries of a supernet's weights that a genotype's derived network has too, by its names for them.
+    def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the weights of a supernet that a genotype's derived network also has, by the network's names.
 
         Raises:
-            DataError: the derived network has none of them.
+            DataError: the network cannot start from them; by default always.
         """
+        raise DataError("networks of this space cannot start from the weights of a search; train from none")
