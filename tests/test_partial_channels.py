@@ -16,7 +16,7 @@ from autoreid.search.collapse import search_signs
 from autoreid.search.relaxations import Softmax
 from autoreid.spaces.reid_cell.cells import count_edges
 from autoreid.spaces.reid_cell.genotype import Edge
-from autoreid.spaces.reid_cell.partial_channels import join, pass_by, weighted_sum
+from autoreid.spaces.reid_cell.partial_channels import bypass, join, weighted_sum
 from autoreid.spaces.reid_cell.space import ReidCellSpace
 
 OPERATIONS = CELL_OPERATIONS[:7]
@@ -53,10 +53,10 @@ def test_sums_of_half_precision_maps_are_not_rounded():
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 3)])
-def test_channels_pass_by(height, width):
+def test_channels_bypass(height, width):
     x = torch.randn(2, 3, height, width)
-    assert pass_by(x, 1) is x
-    found = pass_by(x, 2)
+    assert bypass(x, 1) is x
+    found = bypass(x, 2)
     assert found.shape == (2, 3, -(-height // 2), -(-width // 2))
     for row in range(found.shape[2]):
         for column in range(found.shape[3]):
@@ -73,7 +73,7 @@ def test_all_channels_are_as_without_the_setting():
         drawn = 1e-3 * torch.randn(14, 7, generator=generator)
         assert torch.equal(alphas_of(space).groups[kind], drawn)
     images = torch.randn(2, 3, 32, 16)
-    mixing = Softmax().mixing(alphas_of(space))
+    mixing = Softmax().mixture(alphas_of(space))
     stem = supernet.stem(images)
     first = supernet.cells[0](stem, stem, mixing["normal"])
     expected = supernet.cells[1](stem, first, mixing["reduce"]).mean((2, 3))
@@ -91,7 +91,7 @@ def test_betas_are_groups_of_alphas_named_by_node():
     assert choices["reduce_node2"] == (("node2",), ("c_k-2", "c_k-1", "node0", "node1"), "reduce_edges")
     assert choices["normal"] == build(nodes=3)[0].choices()["normal"]
     alphas = alphas_of(space)
-    embedding, logits = supernet(torch.randn(4, 3, 32, 16), Softmax().mixing(alphas))
+    embedding, logits = supernet(torch.randn(4, 3, 32, 16), Softmax().mixture(alphas))
     assert embedding.shape == (4, 3 * 8)
     (embedding.square().sum() + logits.square().sum()).backward()
     for name, alpha in alphas.groups.items():
@@ -142,7 +142,7 @@ def kept_bytes(settings, images):
     torch.manual_seed(0)
     space = ReidCellSpace(Search(reid_cell=settings))
     supernet = space.build_supernet(5)
-    mixing = Softmax().mixing(alphas_of(space))
+    mixing = Softmax().mixture(alphas_of(space))
     storages = {}
 
     def keep(tensor):

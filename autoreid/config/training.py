@@ -42,6 +42,8 @@ class Losses(Section):
     """Weight of the cross-entropy of the auxiliary head, for derived networks that have one."""
     mine_across_ranks: bool = False
     """Look for hard positives and negatives in the global batch instead of in each rank's share."""
+    terms: dict[str, NonNegative] = {}  # noqa: RUF012 (pydantic copies it)
+    """Weights of further terms of the loss, by their names in autoreid.losses.TERMS."""
 
 
 class Training(Section):

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from autoreid.errors import ConfigError
+from autoreid.models.network import Network
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
@@ -20,6 +19,7 @@ from autoreid.models.weights import LoadReport, load_weights
 __all__ = [
     "NETWORKS",
     "LoadReport",
+    "Network",
     "build_from",
     "check_input_size",
     "count_macs",
@@ -32,7 +32,7 @@ _IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")
 _AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
 
 #: Every fixed network by name; each takes the number of identities and its own options.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet50": ResNet50,
     "pcb": PCB,
     "osnet_x1_0": partial(OSNet, _PLAIN, False, 1.0),
@@ -48,11 +48,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_from(
-    networks: Mapping[str, Callable[..., nn.Module]],
+    networks: Mapping[str, Callable[..., Network]],
     name: str,
     num_identities: int,
     options: Mapping[str, Any],
-) -> nn.Module:
+) -> Network:
     """Build a network by name, with fresh weights from torch's generator.
 
     Args:

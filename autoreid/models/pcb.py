@@ -40,6 +40,10 @@ class PCB(ResNetBackbone):
         initialise(self.reduce)
         initialise(self.classifier)
 
+    def head(self) -> list[nn.Module]:
+        """Returns the parts' shared convolution and their classifiers."""
+        return [self.reduce, self.classifier]
+
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Embeds images (B, 3, H, W).
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
-
 from autoreid import models
 from autoreid.config import Search
+from autoreid.models import Network
 from autoreid.spaces.genotype import Genotype, read_genotype
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 from autoreid.spaces.reid_cell.space import ReidCellSpace
@@ -40,34 +39,32 @@ def build_space(search: Search) -> Space:
     return SPACES[search.space](search)
 
 
-def build_derived(num_identities: int, genotype: str, **options: Any) -> nn.Module:
+def build_derived(num_identities: int, genotype: str | Genotype, **options: Any) -> Network:
     """Build the network that a genotype describes.
 
     Args:
         num_identities: number of identities in the training set.
-        genotype: path of a genotype's file, or its JSON text.
+        genotype: the genotype, the path of its file, or its JSON text.
         options: those of the `network_type` of the genotype's space.
 
     Raises:
         ConfigError: there is no such option, or a value is out of range.
         DataError: the genotype cannot be read.
     """
-    space = read_genotype(genotype).space
-    name = f"derived ({space})"
-    options["genotype"] = genotype
-    return models.build_from({name: SPACES[space].network_type}, name, num_identities, options)
+    if not isinstance(genotype, Genotype):
+        genotype = read_genotype(genotype)
+    name, network_type = f"derived ({genotype.space})", SPACES[genotype.space].network_type
+    return models.build_from({name: network_type}, name, num_identities, options | {"genotype": genotype})
 
 
 #: Every network by name: the fixed ones, and `derived`.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {**models.NETWORKS, "derived": build_derived}
+NETWORKS: dict[str, Callable[..., Network]] = {**models.NETWORKS, "derived": build_derived}
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
+def build_model(name: str, num_identities: int, **options: Any) -> Network:
     """Build a network with fresh weights from torch's generator.
 
-    In training mode it returns the embedding (B, D) and the logits (B, identities), followed by those of the auxiliary
-    head if it has one; in evaluation mode it returns the embedding that is ranked. Modules named `classifier` hold
-    what depends on the identities.
+    See `autoreid.models.Network` for what it returns.
 
     Args:
         name: one of `NETWORKS`, such as "resnet50", "pcb", "osnet_x1_0" or "derived".

@@ -14,7 +14,6 @@ from autoreid.config import Search
 from autoreid.errors import DataError
 from autoreid.spaces.reid_cell.cells import SearchCell
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
-from autoreid.spaces.reid_cell.fan_out import FanOut
 from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype, Edge, count_skips
 from autoreid.spaces.reid_cell.macro import CellPlan, plan_cells
 from autoreid.spaces.reid_cell.partial_channels import edge_choices, edge_weights
@@ -114,12 +113,12 @@ class ReidCellSpace(Space):
         for index, plan in enumerate(self._plans()):
             edges = [(node, edge) for node, pair in enumerate(getattr(genotype, plan.kind)) for edge in pair]
             for place, (node, (operation, source)) in enumerate(edges):
-                fan = cast(FanOut, cast(SearchCell, supernet.cells[index]).fans[source])
+                outgoing = cast(SearchCell, supernet.cells[index]).outgoing(source)
                 first = max(0, source - 1)
-                if operation not in fan.candidates:
+                if operation not in outgoing.candidates:
                     continue
                 prefix = f"cells.{index}.fans.{source}."
-                chosen = fan.weights_of(operation, node - first, prefix, weights)
+                chosen = outgoing.weights_of(operation, node - first, prefix, weights)
                 found |= {f"cells.{index}.edges.{place}.{name}": value for name, value in chosen.items()}
         return found
 
