@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from autoreid.config import Search
+from autoreid.errors import ConfigError, DataError
 from autoreid.models.network import Network
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
@@ -104,9 +105,9 @@ class Space(ABC):
     def choices(self) -> dict[str, Choices]:
         """Returns the groups of alphas by name."""
 
-    @abstractmethod
     def watched(self) -> dict[str, tuple[str, ...]]:
-        """Returns candidates whose share of the mixture is worth a curve, by the name of the curve."""
+        """Returns candidates whose share of the mixture is worth a curve, by the name of the curve; by default none."""
+        return {}
 
     @abstractmethod
     def build_supernet(self, num_identities: int) -> Supernet:
@@ -116,26 +117,35 @@ class Space(ABC):
     def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
         """Reads the most probable choices from (E, O) for each group; of equal ones, the first in order."""
 
-    @abstractmethod
-    def random_genotype(self, rng: np.random.Generator) -> Genotype:
-        """Samples a genotype uniformly from those that this search could find."""
-
-    @abstractmethod
-    def path(self, genotype: Any) -> Sample:
-        """Returns the candidates of the supernet that form a genotype's network."""
-
-    @abstractmethod
-    def mutated(self, genotype: Any, rng: np.random.Generator) -> Genotype:
-        """Returns a genotype with one random choice made anew, at random."""
-
-    @abstractmethod
-    def has_collapsed(self, genotype: Any) -> bool:
-        """Returns whether the search should stop because the genotype is degenerate."""
-
-    @abstractmethod
-    def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
-        """Selects the weights of a supernet that a genotype's derived network has too, by the network's names.
+    def random_genotype(self, rng: np.random.Generator) -> Genotype:  # noqa: ARG002
+        """Samples a genotype uniformly from those that this search could find.
 
         Raises:
-            DataError: the derived network cannot use this supernet's weights.
+            ConfigError: the space cannot sample networks, which is the default; `path` and `mutated` raise it too.
         """
+        raise self._no_samples()
+
+    def path(self, genotype: Any) -> Sample:  # noqa: ARG002
+        """Returns the candidates of the supernet that form a genotype's network."""
+        raise self._no_samples()
+
+    def mutated(self, genotype: Any, rng: np.random.Generator) -> Genotype:  # noqa: ARG002
+        """Returns a genotype with one choice changed at random."""
+        raise self._no_samples()
+
+    def _no_samples(self) -> ConfigError:
+        return ConfigError(
+            f"search.space: {self.search.space} cannot sample networks: search.relaxation must not be uniform or fair"
+        )
+
+    def has_collapsed(self, genotype: Any) -> bool:  # noqa: ARG002
+        """Returns whether the search should stop because its genotype is degenerate; by default never."""
+        return False
+
+    def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:  # noqa: ARG002
+        """Returns the weights of a supernet that a genotype's derived network also has, by the network's names.
+
+        Raises:
+            DataError: the network cannot start from them; by default always.
+        """
+        raise DataError("networks of this space cannot start from the weights of a search; train from none")

@@ -260,10 +260,12 @@ class PerEdgeCell(nn.Module):
             columns: the only candidate of each edge; it has weight 1 without `mixing`.
         """
         if columns is not None:
-            of_columns = [
-                1.0 if mixing is None else mixing[edge, column] for edge, column in enumerate(columns)
-            ]
-            weights_E, mixing = of_columns, torch.tensor(columns)
+            pairs = enumerate(columns)
+            weights_E = (
+                None if mixing is None else torch.stack([mixing[edge, column] for edge, column in pairs])
+            )
+            mixing = torch.tensor(columns)
+        assert mixing is not None
         states = [self.preprocess0(x0), self.preprocess1(x1)]
         edge = 0
         for _ in range(self.nodes):

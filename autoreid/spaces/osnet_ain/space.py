@@ -58,10 +58,6 @@ class OsnetAinSpace(Space):
         blocks[place] = others[int(rng.integers(len(others)))]
         return OsnetAinGenotype.of_blocks(blocks)
 
-    def has_collapsed(self, genotype: OsnetAinGenotype) -> bool:  # noqa: ARG002
-        """Never: no block is a short cut."""
-        return False
-
     def inherited(self, weights: Mapping[str, Tensor], genotype: OsnetAinGenotype) -> dict[str, Tensor]:
         """The chosen blocks' entries of a supernet's weights, and all shared ones, as the derived network has them."""
         chosen = dict(zip(_PLACES, genotype.blocks, strict=True))
