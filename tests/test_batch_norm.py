@@ -55,8 +55,8 @@ def test_it_is_torchs(shape, scaled, shifted, running, channels_last, dtype):
         output = run(function, x, weight, bias, own if running else None)
         found.append([output, *torch.autograd.grad((output * output.detach().cos()).sum(), leaves), *own])
     close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, **close)
+    for value, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(value, wanted, **close)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -156,8 +156,8 @@ def test_half_precision_has_float32_statistics_and_keeps_the_map_as_it_is(dtype,
     torch.testing.assert_close(y.double(), expected, rtol=2e-2, atol=2e-2)
     gradients = torch.autograd.grad(y, leaves, dy)
     assert [gradient.dtype for gradient in gradients] == [dtype, torch.float32, torch.float32]
-    for mine, theirs in zip(gradients, torch.autograd.grad(expected, wide, dy.double()), strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=2e-2, atol=2e-2)
+    for value, wanted in zip(gradients, torch.autograd.grad(expected, wide, dy.double()), strict=True):
+        torch.testing.assert_close(value.double(), wanted, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.gpu

@@ -64,7 +64,7 @@ def _differentiate(world):
     return [[value.detach() for value in values] for values in (outputs, statistics, plain, first, second)]
 
 
-def _whole(results, place, maps):
+def _combined(results, place, maps):
     """One process's values of what the ranks have: maps side by side, parameters' gradients summed."""
     columns = zip(*(result[place] for result in results), strict=True)
     return [torch.cat(column) if index < maps else sum(column) for index, column in enumerate(columns)]
@@ -81,8 +81,8 @@ def test_ranks_normalise_and_differentiate_twice_as_one_process_does(alone, rank
     results = run_ranks(_differentiate, ranks)
     close = {"rtol": 1e-10, "atol": 1e-12}
     for place, maps in ((0, 4), (2, 3), (3, 3), (4, 3)):
-        for mine, theirs in zip(_whole(results, place, maps), alone[place], strict=True):
-            torch.testing.assert_close(mine, theirs, **close)
+        for value, wanted in zip(_combined(results, place, maps), alone[place], strict=True):
+            torch.testing.assert_close(value, wanted, **close)
     for result in results:
         torch.testing.assert_close(result[1], alone[1], **close)
 

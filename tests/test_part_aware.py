@@ -57,6 +57,7 @@ def build(channels, stride, parts, affine=False):
     return module
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
@@ -70,12 +71,12 @@ def test_equals_the_papers_definition(parts, height, stride, affine):
     torch.testing.assert_close(found, expected)
     cotangent = torch.randn_like(found)
     inputs = [x, *module.parameters()]
-    for mine, theirs in zip(
+    for value, wanted in zip(
         torch.autograd.grad((found * cotangent).sum(), inputs),
         torch.autograd.grad((expected * cotangent).sum(), inputs),
         strict=True,
     ):
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(value, wanted)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

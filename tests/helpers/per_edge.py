@@ -62,18 +62,6 @@ class PartAware(nn.Module):
         return self.norm(F.conv2d(F.relu(torch.cat([x, spread], dim=1)), weight, stride=self.stride))
 
 
-class Zero(nn.Module):
-    """`none`: no connection."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zeros of the output's shape."""
-        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
-
-
 class FactorizedReduce(nn.Module):
     """Halves the resolution by 1×1 convolutions: even pixels give one half of the channels, odd ones the other."""
 
@@ -125,15 +113,13 @@ def build_operation(name: str, channels: int, stride: int, affine: bool, parts: 
     """One candidate by name.
 
     Args:
-        name: one of `genotype.CELL_OPERATIONS`.
+        name: one of `config.CELL_OPERATIONS` except "none".
         channels: C, of input and output.
         stride: 1, or 2 on a reduction cell's edges from its inputs.
         affine: whether norms learn a scale and shift; False in a search.
         parts: M, of the part-aware operation.
     """
     match name:
-        case "none":
-            return Zero(stride)
         case "max_pool_3x3":
             return _pool(nn.MaxPool2d(3, stride, padding=1), channels, affine)
         case "avg_pool_3x3":
