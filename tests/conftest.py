@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(params=["cpu", "gpu"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs a test twice: with the implementations of layers for CPUs, and with those for GPUs, on a CPU."""
+    """Run a test twice on a CPU: with the implementations of layers for CPUs and with those for GPUs."""
     from autoreid.layers.cpu import gpu_forms
 
     with gpu_forms() if request.param == "gpu" else nullcontext():

@@ -1,4 +1,4 @@
-"""Batch normalisation is torch's: values, running statistics, first and second derivatives, on one process."""
+"""Batch normalisation on one process equals PyTorch's: values, running statistics, first and second derivatives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ours(*arguments):
 
 
 def drawn(shape, dtype=torch.float64, seed=0):
-    """Maps whose channels lie far from zero and differ in spread, a weight and a bias, statistics twice."""
+    """A map whose channels differ in mean and variance, a weight, a bias, and two copies of running statistics."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     channels = torch.arange(shape[1], dtype=torch.float64).view(1, -1, *[1] * (len(shape) - 2))
@@ -86,7 +86,7 @@ LAYOUTS = [
 
 
 def halves(shape, channels_last, dtype=torch.float64, device="cpu"):
-    """A batch as two ranks have it, its gradient, a weight and a bias."""
+    """A batch of two ranks, a gradient of its output, a weight and a bias."""
     x, weight, bias, _ = drawn((2 * shape[0], *shape[1:]), dtype)
     dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     tensors = [tensor.detach().to(device) for tensor in (x, dy, weight, bias)]

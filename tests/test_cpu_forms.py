@@ -1,4 +1,4 @@
-"""Layers compute the same in the forms for CPUs and for GPUs, and the switch between the two decides everywhere."""
+"""Layers compute the same values in the forms for CPUs and for GPUs, and always obey the switch between them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def leaf(*shape):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(9, 7), (6, 8)])
 @pytest.mark.parametrize("name", CELL_OPERATIONS[1:])
-def test_a_single_operation_is_that_of_plain_modules(name, size, stride, affine):
+def test_a_single_operation_equals_plain_modules(name, size, stride, affine):
     """As in a derived network, whose norms have a learned scale."""
     torch.manual_seed(0)
     oracle = per_edge.build_operation(name, 6, stride, affine, 3).double()
@@ -53,7 +53,7 @@ def test_a_single_operation_is_that_of_plain_modules(name, size, stride, affine)
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("size", [(5, 4), (2, 1)])  # more and fewer pixels than channels
-def test_a_pointwise_convolution_is_a_product(size, groups):
+def test_a_pointwise_convolution_equals_a_product(size, groups):
     def product(x, weight):
         channels = x.unflatten(1, (groups, -1)).flatten(3)
         return torch.einsum("goc,bgcp->bgop", weight.view(groups, -1, weight.shape[1]), channels).reshape(
@@ -74,7 +74,7 @@ def test_a_pointwise_convolution_is_a_product(size, groups):
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("size", [(9, 7), (6, 8), (4, 5)])
-def test_a_depthwise_convolution_meets_the_pixels_of_its_window(size, stride, dilation, kernel, copies):
+def test_a_depthwise_convolution_is_a_weighted_sum_of_shifted_maps(size, stride, dilation, kernel, copies):
     def by_taps(x, weight):
         reach = dilation * (kernel // 2)
         padded = F.pad(x, (reach,) * 4).repeat(1, copies, 1, 1)
@@ -92,7 +92,7 @@ def test_a_depthwise_convolution_meets_the_pixels_of_its_window(size, stride, di
 
 
 class Recorder(TorchDispatchMode):
-    """Lists the operations that reach a device."""
+    """Records the names of the operations that a device executes."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ class Recorder(TorchDispatchMode):
 
 
 def operations_of(module, device):
-    """The operations of a forward pass and of backward passes of both orders."""
+    """The names of the operations in a forward pass and in backward passes of both orders."""
     module = module.to(device)
     sizes, mixing = [(4, 16, 9, 6)], (4,)
     if isinstance(module, SearchCell):
@@ -129,7 +129,7 @@ def operations_of(module, device):
     ids=["normal cell", "reduction cell", "OSNet block"],
 )
 def test_the_switch_makes_a_cpu_run_what_other_devices_run(build):
-    """The meta device represents GPUs: no layer has code of its own for it."""
+    """The meta device represents GPUs, because no layer treats it specially."""
     with cpu.gpu_forms():
         operations_of(build(), "cpu")  # caches constants, as the meta device's first call does
         found = operations_of(build(), "cpu")

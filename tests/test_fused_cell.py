@@ -1,4 +1,4 @@
-"""The fused cell is the per-edge one, with all channels or a part of them: outputs, gradients, statistics."""
+"""The fused cell equals the per-edge one, with all or partial channels: outputs, gradients, statistics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def images(height, width, after_reduction=False, batch=3):
 
 
 def draw_mixing(operations, nodes, partial):
-    """Mixing weights, and edge weights where the cell takes them."""
+    """Mixing weights, and edge weights if the cell has partial channels."""
     shapes = [(count_edges(nodes), len(operations)), (count_edges(nodes),)]
     return [
         torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in shapes[: 1 + (partial > 1)]
@@ -44,7 +44,7 @@ def draw_mixing(operations, nodes, partial):
 
 
 def by_edge(cell, values):
-    """A fused cell's values by the names of the oracle's entries, for comparison."""
+    """A fused cell's values, with the keys that `of_oracle` gives to the oracle's values."""
     found = {name: value for name, value in values.items() if name.startswith("preprocess")}
     for source, (fan, edges) in enumerate(zip(cell.fans, cell.sources, strict=True)):
         for place, edge in enumerate(edges):
@@ -68,7 +68,7 @@ def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if not value.dim():
-            continue  # the number of batches, which a fused norm does not count
+            continue  # num_batches_tracked, which a fused norm does not increment
         torch.testing.assert_close(found[name], value, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -162,7 +162,7 @@ def test_one_operation_an_edge(reduction, seed):
 
 
 def supernets(partial=1):
-    """A supernet that keeps everything, one that recomputes its cells, and images and mixing weights."""
+    """A supernet without recomputation, one that recomputes its cells, images and mixing weights."""
     nets = []
     for setting in ("none", "cell"):
         torch.manual_seed(0)
@@ -202,7 +202,7 @@ def test_recomputing_cells_changes_nothing_but_what_is_kept(partial):
 
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("partial", [1, 2])
-def test_recomputing_has_the_weights_of_the_call_and_second_derivatives(partial):
+def test_recomputing_uses_the_weights_of_the_call_and_has_second_derivatives(partial):
     found = []
     *nets, x, mixing = supernets(partial)
     for net in nets:
@@ -216,7 +216,7 @@ def test_recomputing_has_the_weights_of_the_call_and_second_derivatives(partial)
 
 
 def test_edges_from_each_source():
-    """Edges are counted node by node, and in each node source by source."""
+    """Edges are numbered node by node, and within a node source by source."""
     numbered = {}
     for node in range(4):
         for source in range(2 + node):

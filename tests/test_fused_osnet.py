@@ -1,4 +1,4 @@
-"""OSNet's fused candidates are the four blocks by themselves: outputs, gradients, statistics, second derivatives."""
+"""OSNet's fused blocks equal the four separate ones: outputs, gradients, statistics, second derivatives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def build(in_channels, out_channels):
-    """A fused block in float64 with lively weights and statistics, and its oracle."""
+    """A fused block in float64 with random gates and statistics, and its oracle."""
     torch.manual_seed(0)
     block = MixedBlock(in_channels, out_channels).double()
     for name, value in [*block.named_parameters(), *block.named_buffers()]:

@@ -44,7 +44,7 @@ def test_output_shapes_and_gradients(name, stride, height, width):
     gradients = torch.autograd.grad((output * torch.randn_like(output)).sum(), [x, *weights])
     assert all(gradient.abs().sum() > 0 for gradient in gradients[:1])
     for (parameter, _), gradient in zip(operation.named_parameters(), gradients[1:], strict=True):
-        # A shift of all keys by one vector leaves a softmax over them as it is.
+        # Adding one vector to all keys does not change the softmax over them.
         assert gradient.abs().sum() > 0 or parameter == "key.bias", parameter
 
 
@@ -65,7 +65,7 @@ def test_no_norm_of_any_candidate_learns_a_scale_in_a_search(name, stride):
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("name", "reduce"), [("avg_pool_3x3", torch.mean), ("max_pool_3x3", torch.amax)])
-def test_pools_see_only_what_is_there(name, reduce, stride):
+def test_pools_do_not_count_their_padding(name, reduce, stride):
     x = images()
     H, W = x.shape[2:]
     expected = torch.stack(
@@ -119,7 +119,7 @@ def test_skip_connect_at_stride_two_is_a_factorized_reduce():
 
 
 def depthwise_block(x, depthwise, pointwise, stride, dilation):
-    """ReLU → depthwise, one channel at a time → 1×1 → norm."""
+    """ReLU → depthwise convolution, channel by channel → 1×1 → norm."""
     padding = dilation * (depthwise.shape[-1] - 1) // 2
     channels = [
         F.conv2d(x.relu()[:, [c]], depthwise[[c]], None, stride, padding, dilation) for c in range(x.shape[1])
@@ -141,7 +141,7 @@ def test_sep_conv_is_two_depthwise_separable_blocks(name, kernel, stride):
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("name", "kernel"), [("dil_conv_3x3", 3), ("dil_conv_5x5", 5)])
-def test_dil_conv_is_one_block_with_holes(name, kernel, stride):
+def test_dil_conv_is_one_block_with_dilation(name, kernel, stride):
     operation = build(name, stride)
     depthwise, pointwise = operation.parameters()
     assert depthwise.shape == (12, 1, kernel, kernel)
@@ -152,7 +152,7 @@ def test_dil_conv_is_one_block_with_holes(name, kernel, stride):
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_the_dense_form_that_gpus_take_is_the_separable_one(height, width, stride, dilation):
+def test_the_dense_form_of_a_separable_convolution_equals_it(height, width, stride, dilation):
     x = images(height, width, channels=4).requires_grad_()
     weights = [
         torch.randn(12, *shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 3, 3), (4, 1, 1))

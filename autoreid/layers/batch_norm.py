@@ -27,7 +27,7 @@ class Norm(NamedTuple):
 
     Attributes:
         x: (B, C) or (B, C, ...).
-        running_mean: (C,), updated in training and used in evaluation; None in training to update none.
+        running_mean: (C,), used in evaluation and updated in training; None in training if none is to be updated.
         running_var: (C,) or None, like `running_mean`.
         weight: (C,), or None for ones.
         bias: (C,), or None for zeros.

@@ -1,7 +1,7 @@
-"""Implementations of layers for CPUs, where they are several times faster than PyTorch's own.
+"""Implementations of layers that are several times faster on CPUs than the ones that GPUs use.
 
-Each function here gives the same values as the general implementation, up to rounding. A layer chooses between the
-two by `uses_cpu_form`, and by nothing else, so that a test can run on a CPU what GPUs run: see `gpu_forms`.
+Both implementations of a layer compute the same values, up to rounding. Layers choose between them only by
+`uses_cpu_form`. So a test can run on a CPU what GPUs run: see `gpu_forms`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def gpu_forms() -> Iterator[None]:
 
 
 def supports_batch_norm(x: Tensor) -> bool:
-    """Return whether `batch_norm` handles this input; where it does, PyTorch's own loops over single values."""
+    """Return whether `batch_norm` supports this input. PyTorch's implementation is not vectorised for such inputs."""
     if torch.compiler.is_compiling() or not x.is_contiguous():
         return False
     return x.dtype in (torch.float32, torch.float64) and x.dim() > 2 and x[:, 0].numel() > 1
@@ -55,7 +55,7 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Compute `torch.nn.functional.batch_norm` in training, for a map (B, C, ...), one row of values at a time."""
+    """Compute `torch.nn.functional.batch_norm` in training, for a map (B, C, ...), by vectorised operations."""
     output, mean, variance = _BatchNorm.apply(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
@@ -74,7 +74,7 @@ class _BatchNorm(Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output, and the mean and the biased variance of each channel, (C,)."""
-        # A tensor of its own: if the output were a view, an in-place addition to it would copy it in the backward pass.
+        # Allocated, not a view of another tensor: an in-place addition to a view makes the backward pass copy it.
         output = torch.empty_like(x)
         mean, variance = passes.centre(x, output)
         inverse = torch.rsqrt(variance + eps)
@@ -86,7 +86,7 @@ class _BatchNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, weight and bias; they are differentiable, because PyTorch's function is."""
+        """Return the gradients of x, weight and bias. They are differentiable, because PyTorch's function is."""
         x, weight, mean, inverse = ctx.saved_tensors
         needed = [*ctx.needs_input_grad[:3]]
         found = torch.ops.aten.native_batch_norm_backward(
@@ -111,12 +111,12 @@ def avg_pool(x: Tensor, stride: int) -> Tensor:
 def dilated_depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Compute a depthwise convolution with dilation 2 and stride 1 by convolutions without dilation.
 
-    With dilation 2 a pixel only meets pixels whose row and column have the same parity as its own. So the map falls
-    into four grids, each of which takes an ordinary convolution. PyTorch's dilated backward pass takes four times as
-    long.
+    With dilation 2 an output pixel reads only input pixels whose row and column have the same parity as its own. So
+    the map is split into four grids, which are convolved without dilation. PyTorch's backward pass of a dilated
+    convolution takes four times as long.
 
     Args:
-        x: (B, C, H, W), used E times.
+        x: (B, C, H, W), repeated E times along the channels.
         weight: (E·C, 1, k, k).
 
     Returns:
@@ -137,8 +137,8 @@ def dilated_depthwise(x: Tensor, weight: Tensor) -> Tensor:
 def multiplies_pointwise(x: Tensor, weight: Tensor, groups: int) -> bool:
     """Return whether a CPU computes a 1×1 convolution faster as a matrix product than as a convolution.
 
-    One group: the product has the faster backward pass. Several groups: the product is faster unless the map has fewer
-    pixels than input channels, because it copies the weights for each image.
+    With one group the product has the faster backward pass. With several groups the product copies the weights for
+    each image, so that it is only faster if the map has at least as many pixels as input channels.
     """
     if groups == 1:
         return torch.is_grad_enabled()

@@ -38,8 +38,8 @@ def separable(
 def dense(x: Tensor, depthwise_weight: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """Compute `separable` of an input that all edges share as one convolution with a dense 3×3 weight.
 
-    The weight is the product of the two. This reads x once and writes no map between the two convolutions. It takes
-    nine times the multiplications, which a GPU can afford because it is limited by memory here, but a CPU cannot.
+    Its weight is the product of both weights. So x is read once, and there is no map between the two convolutions.
+    This takes nine times the multiplications: faster on a GPU, where memory is the limit, and slower on a CPU.
     """
     channels = x.shape[1]
     by_edge = weight.view(-1, channels, channels, 1, 1) * depthwise_weight.view(-1, 1, channels, 3, 3)
@@ -89,7 +89,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """Compute a depthwise convolution with "same" padding, of one copy of x for each edge.
 
     Args:
-        x: (B, C, H, W) or (B, E·C, H, W).
+        x: (B, C, H, W), shared by all edges, or (B, E·C, H, W).
         weight: (E·C, 1, k, k).
         stride: 1 or 2.
         dilation: 1 or 2.

@@ -1,4 +1,4 @@
-"""What tests compare of two implementations of one function: values, first and second derivatives."""
+"""Compare the values and the first and second derivatives of two implementations of one function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def derivatives(function: Callable[..., Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The output; its gradients, as a training asks for them and differentiable ones; and the gradients of these."""
+    """Return the output, its gradients as in training, its differentiable gradients, and second derivatives."""
     output = function(*leaves)
     plain = torch.autograd.grad(output.sin().sum(), leaves)
     first = torch.autograd.grad(function(*leaves).cos().sum(), leaves, create_graph=True)
@@ -20,6 +20,6 @@ def derivatives(function: Callable[..., Tensor], leaves: Sequence[Tensor]) -> li
 def assert_same_derivatives(
     function: Callable[..., Tensor], expected: Callable[..., Tensor], leaves: Sequence[Tensor]
 ) -> None:
-    """Asserts that two functions agree to 1e-9 in their values and derivatives; for leaves in float64."""
+    """Assert that two functions of float64 leaves agree to 1e-9 in their values and derivatives."""
     for found, wanted in zip(derivatives(function, leaves), derivatives(expected, leaves), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)

@@ -36,7 +36,7 @@ class Skip(Shared):
 
 
 class Pool(Shared):
-    """A 3×3 pool followed by a norm; an average does not count the padding.
+    """A 3×3 pool followed by a norm. An average pool does not count the padding.
 
     Args:
         kind: "avg" or "max".

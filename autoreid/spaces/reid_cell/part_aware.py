@@ -29,9 +29,9 @@ class PartAware(Candidate):
     4. Repeat each part's vector over the rows of the part, concatenate the result with x, and apply ReLU → 1×1 → norm.
 
     The 1×1 convolution is linear. So its half for the parts is applied to the M vectors, and the results are added to
-    the rows of their parts; the concatenated map is never computed. A row belongs to part ⌊row·M/H⌋, one of those that
-    average over it. Pooling and repeating are products with constant matrices. Unlike those of adaptive pooling and
-    indexing, their backward passes are deterministic on GPUs.
+    the rows of their parts; the concatenated map is never computed. A row belongs to part ⌊row·M/H⌋, which is one of
+    the parts that average over it. Pooling and repeating are products with constant matrices. Unlike those of adaptive
+    pooling and indexing, their backward passes are deterministic on GPUs.
 
     Raises:
         ValueError: in the forward pass, if a map has fewer rows than there are parts.
