@@ -97,7 +97,7 @@ class FactorizedReduce(Candidate):
         self.edges = edges
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C_in, H, W) -> (B, E·C_out, ⌈H/2⌉, ⌈W/2⌉)."""
+        """Return the norm of a map (B, E·C_out, ⌈H/2⌉, ⌈W/2⌉)."""
         rectified, edges = inputs.rectified, inputs.edges
         odd_height, odd_width = rectified.shape[2] % 2, rectified.shape[3] % 2
         shifted = rectified
@@ -122,7 +122,7 @@ class ReluConvNorm(Candidate):
         self.add_module("2", EdgeNorm(out_channels, 1, affine))
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        """Return the norm of a map (B, C_out, H, W)."""
         convolution, norm = self._modules["1"], cast(EdgeNorm, self._modules["2"])
         assert convolution is not None  # noqa: S101
         return norm.of(convolution(inputs.rectified), inputs.scale, inputs.edges)
@@ -142,7 +142,10 @@ class DepthwiseSeparable(Candidate):
         self.stride, self.dilation, self.edges = stride, dilation, edges
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C, H, W), or (B, E·C, H, W) with an input for each edge -> (B, E·C, H', W')."""
+        """Return the norm of a map (B, E·C, H', W').
+
+        The rectified input is (B, C, H, W), or (B, E·C, H, W) if each edge has an input of its own.
+        """
         y = separable(
             inputs.rectified,
             rows_of(self.depthwise.weight, self.edges, inputs.edges),
@@ -163,11 +166,11 @@ class SeparableTwice(Candidate):
         self.second = DepthwiseSeparable(channels, kernel, 1, 1, affine, edges)
 
     def middle(self, inputs: EdgeInputs) -> Norm | None:
-        """Returns the norm of the first block."""
+        """Return the norm of the first block."""
         return self.first.last(inputs._replace(scale=None))
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """Returns the norm of the second block, whose input is the output of the first."""
+        """Return the norm of the second block, whose input is the output of the first."""
         assert inputs.middle is not None  # noqa: S101
         return self.second.last(inputs._replace(rectified=F.relu(inputs.middle)))
 

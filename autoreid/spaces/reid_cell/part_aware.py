@@ -55,7 +55,7 @@ class PartAware(Candidate):
             nn.init.uniform_(half.weight, -bound, bound)
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C, H, W) -> (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
+        """Return the norm of a map (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Raises:
             ValueError: H is less than the number of parts.
