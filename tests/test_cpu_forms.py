@@ -157,8 +157,8 @@ def search_in_form(world, path, gpu):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"search__order": "exact", "search__operations": list(CELL_OPERATIONS)},
-        {"search__order": "exact", "search__partial_channels": 2, "training__accumulation": 2},
+        {"search__order": "exact", "search__reid_cell__operations": list(CELL_OPERATIONS)},
+        {"search__order": "exact", "search__reid_cell__partial_channels": 2, "training__accumulation": 2},
         OSNET | {"search__alpha_learning_rate": 0.001},
     ],
     ids=["reid_cell", "partial channels, accumulated", "osnet_ain"],
