@@ -105,4 +105,6 @@ class SearchReport(RunReport):
             "choices": sum(len(group.rows) for group in choices.values()),
             "signs": task.state.progress.signs,
         }
+        if task.state.cost is not None:
+            found["cost"] = task.state.cost.of(task.genotype())
         return found | super().result()

@@ -11,6 +11,7 @@ from autoreid.distributed import World
 from autoreid.losses import build_loss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
+from autoreid.search.cost import SearchCost
 from autoreid.search.progress import SearchProgress
 from autoreid.search.relaxations import Relaxation, build_relaxation
 from autoreid.search.task import SearchState, SearchTask
@@ -56,6 +57,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
         progress=SearchProgress(shapes, world.device),
+        cost=None if config.search.cost.measure == "none" else SearchCost(config, space, world),
         metric_names=loss.metric_names,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
     )

@@ -75,7 +75,11 @@ class Relaxation(ABC):
     def probabilities(self, alphas: Alphas) -> Mixing:
         """Returns the probability of each candidate, (E, O) for each group; the genotype is read from them."""
         with torch.no_grad():
-            return softmax(alphas)
+            return self.distribution(alphas)
+
+    def distribution(self, alphas: Alphas) -> Mixing:
+        """Returns the same probabilities, differentiable in the alphas."""
+        return softmax(alphas)
 
     def scheduled(self, step: int) -> dict[str, float]:  # noqa: ARG002
         """Returns the values that follow a schedule, by the names of their curves."""
@@ -186,11 +190,10 @@ class DrNAS(Relaxation):
                 for name, alpha in alphas.groups.items()
             }
 
-    def probabilities(self, alphas: Alphas) -> Mixing:
+    def distribution(self, alphas: Alphas) -> Mixing:
         """Returns the means of the distributions."""
-        with torch.no_grad():
-            found = {name: _concentration(alpha) for name, alpha in alphas.groups.items()}
-            return {name: values / values.sum(-1, keepdim=True) for name, values in found.items()}
+        found = {name: _concentration(alpha) for name, alpha in alphas.groups.items()}
+        return {name: values / values.sum(-1, keepdim=True) for name, values in found.items()}
 
 
 def _concentration(alpha: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
+from autoreid.search.cost import SearchCost
 from autoreid.search.progress import SearchProgress
 from autoreid.search.read_out import by_evolution, by_perturbation
 from autoreid.search.relaxations import Relaxation
@@ -53,6 +54,7 @@ class SearchState(RunState):
         alpha_optimizer: their optimiser.
         alpha_stream: batches for the alphas; None if they learn from the weights' batches.
         progress: what the search remembers from epoch to epoch.
+        cost: the costs of networks; None if they do not count.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = (
@@ -61,12 +63,14 @@ class SearchState(RunState):
         "alpha_optimizer",
         "alpha_stream",
         "progress",
+        "cost",
     )
 
     alphas: Alphas
     alpha_optimizer: torch.optim.Optimizer
     alpha_stream: BatchStream | None
     progress: SearchProgress
+    cost: SearchCost | None = None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state; those of older versions have no progress, which then starts anew."""
@@ -119,6 +123,8 @@ class SearchTask:
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
         """Performs one step of the alphas and one of the weights."""
         state = self.state
+        if state.cost is not None:
+            state.cost.measure()
         self._set_learning_rates()
         weight_batch = self._next(state.stream)
         if state.alpha_stream is None:
@@ -192,23 +198,29 @@ class SearchTask:
             group["lr"] = self.alpha_learning_rate()
 
     def _step_alphas(self, gradients: Sequence[Tensor]) -> list[Norms]:
-        """Performs a step with averaged gradients and returns their norms. Without gradients it does nothing."""
+        """Performs a step with averaged gradients and returns their norms. Without gradients it does nothing.
+
+        The gradient of the expected cost is the same on every rank and for all images, so that it is added here.
+        """
         if not gradients:
             return []
         state = self.state
+        state.progress.add(gradients)
+        if state.cost is not None and self.config.search.cost.weight:
+            added = state.cost.gradients(state.alphas, self.relaxation)
+            gradients = [gradient + more for gradient, more in zip(gradients, added, strict=True)]
         names = []
         for (name, alpha), gradient in zip(state.alphas.named_parameters(), gradients, strict=True):
             names.append(f"alphas.{name}")
             alpha.grad = gradient
         state.alpha_optimizer.step()
-        state.progress.add(gradients)
         return [norms_of(names, gradients)]
 
     def genotype(self) -> Genotype:
         """Returns the genotype that the search has found so far."""
         if self.state.progress.found is not None:
             return self.state.progress.found
-        return self.space.genotype(self.relaxation.probabilities(self.state.alphas))
+        return self._most_probable(self.relaxation.probabilities(self.state.alphas))
 
     def end_epoch(self) -> SearchResult:
         """Closes the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
@@ -217,7 +229,10 @@ class SearchTask:
         probabilities = self.relaxation.probabilities(state.alphas)
         on_cpu = {name: values.cpu() for name, values in probabilities.items()}
         metrics |= self._signs(on_cpu)
-        self._check_collapse(self.space.genotype(on_cpu))
+        if state.cost is not None:
+            state.cost.measure()
+            metrics["cost/expected"] = state.cost.expected(probabilities).item()
+        self._check_collapse(on_cpu)
         retrieval, is_best = None, False
         if is_due(state, config.evaluation.every_epochs):
             inputs = self.relaxation.evaluation(state.alphas)
@@ -236,7 +251,16 @@ class SearchTask:
         progress.signs = signs
         return signs
 
-    def _check_collapse(self, genotype: Genotype) -> None:
+    def _most_probable(self, probabilities: Mapping[str, Tensor]) -> Genotype:
+        """The genotype of the largest alphas, or a probable one within the limit of the cost."""
+        genotype, cost = self.space.genotype(probabilities), self.state.cost
+        if cost is None:
+            return genotype
+        tiny = torch.finfo(torch.float32).tiny
+        logarithms = {name: values.clamp(min=tiny).log() for name, values in probabilities.items()}
+        return cost.within_limit(genotype, logarithms)
+
+    def _check_collapse(self, probabilities: Mapping[str, Tensor]) -> None:
         """Stops the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
 
         The last genotype before them is the result.
@@ -244,7 +268,10 @@ class SearchTask:
         state, progress = self.state, self.state.progress
         if state.epoch <= self.config.search.warmup_epochs or not self.relaxation.learns_alphas:
             return
-        if not self.space.has_collapsed(genotype):
+        # Not that within the limit of the cost, which may have cheap choices for another reason.
+        collapsed = self.space.has_collapsed(self.space.genotype(probabilities))
+        genotype = self._most_probable(probabilities)
+        if not collapsed:
             progress.collapsed, progress.sound, progress.sound_epoch = False, genotype, state.epoch
             return
         if progress.collapsed:
@@ -258,11 +285,13 @@ class SearchTask:
         progress.collapsed = True
 
     def _read_out(self, probabilities: Mapping[str, Tensor]) -> Genotype:
-        config, network = self.config, self.state.network
+        config, network, cost = self.config, self.state.network, self.state.cost
         match config.search.read_out:
             case "perturbation":
-                return by_perturbation(config, self.space, network, probabilities, self.data, self.world)
+                return by_perturbation(
+                    config, self.space, network, probabilities, self.data, self.world, cost
+                )
             case "one_shot":
-                return by_evolution(config, self.space, network, self.data, self.world)
+                return by_evolution(config, self.space, network, self.data, self.world, cost)
             case _:
-                return self.space.genotype(probabilities)
+                return self._most_probable(probabilities)
