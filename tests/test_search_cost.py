@@ -16,9 +16,7 @@ from autoreid import train
 from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.models import count_macs, count_parameters
-from autoreid.search import cost as cost_module
 from autoreid.search import cost_table, read_out
-from autoreid.search.cost_table import CostTable
 from autoreid.spaces.osnet_ain.derived import DerivedOSNet
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
 from tests.helpers.ranks import run_ranks
@@ -54,14 +52,14 @@ def real_cost(task, genotype):
 
 @pytest.mark.parametrize(
     "changes",
-    [MACS, PARAMETERS, PARTIAL | MACS, THREE_STAGES | MACS, THREE_STAGES | PARAMETERS, OSNET | PARAMETERS],
-    ids=["macs", "parameters", "partial macs", "stages macs", "stages parameters", "osnet_ain parameters"],
+    [PARAMETERS, PARTIAL | MACS, THREE_STAGES | MACS],
+    ids=["parameters", "partial macs", "stages macs"],
 )
 def test_the_table_gives_the_costs_of_derived_networks(tmp_path, changes):
     task, cost = measured(tmp_path, **changes)
     rng = np.random.default_rng(3)
     genotype = task.space.random_genotype(rng)
-    for _ in range(6):
+    for _ in range(4):
         other = task.space.mutated(genotype, rng)  # differs in one choice
         difference = real_cost(task, other) - real_cost(task, genotype)
         assert cost.of(other) == pytest.approx(real_cost(task, other), rel=1e-9)
@@ -79,11 +77,13 @@ def test_equal_probabilities_have_the_mean_cost_of_random_networks(tmp_path):
     assert abs(np.mean(costs) - cost.table.mean) < 4 * error < 0.1 * cost.table.mean
 
 
-def test_decided_probabilities_have_the_cost_of_their_network(tmp_path):
+def test_the_table_of_osnet_and_decided_probabilities(tmp_path):
     task, cost = measured(tmp_path, **OSNET, **PARAMETERS)
-    genotype = task.space.random_genotype(np.random.default_rng(2))
-    hot = torch.eye(4)[task.space.path(genotype)["blocks"]]
-    assert cost.expected({"blocks": hot}).item() == pytest.approx(real_cost(task, genotype), rel=1e-5)
+    for seed in range(3):
+        genotype = task.space.random_genotype(np.random.default_rng(seed))
+        assert cost.of(genotype) == pytest.approx(real_cost(task, genotype), rel=1e-9)
+        hot = torch.eye(4)[task.space.path(genotype)["blocks"]]
+        assert cost.expected({"blocks": hot}).item() == pytest.approx(cost.of(genotype), rel=1e-5)
 
 
 @pytest.mark.parametrize("relaxation", ["softmax", "drnas"])
@@ -121,7 +121,7 @@ def test_the_gradient_is_that_of_the_expected_cost(tmp_path, relaxation):
 
 @pytest.mark.parametrize("level", ["bilevel", "single"])
 def test_a_step_adds_the_gradient_once(tmp_path, level):
-    changes = {"search__level": level, "training__accumulation": 2, **MACS}
+    changes = {"search__level": level, "training__accumulation": 2, **PARAMETERS}
     gradients, added = [], []
     for weight in (0.0, 2.0):
         task, cost = measured(tmp_path, **changes, search__cost__weight=weight)
@@ -134,7 +134,7 @@ def test_a_step_adds_the_gradient_once(tmp_path, level):
 
 
 def test_ranks_compute_what_one_process_computes(tmp_path):
-    changes = MACS | {"search__cost__weight": 5.0}
+    changes = PARAMETERS | {"search__cost__weight": 5.0}
     path = write_tiny(tmp_path, **changes)
     tiny_config(tmp_path, **changes)
     (alone,) = run_ranks(search_in_float64, 1, path)
@@ -253,7 +253,7 @@ def test_the_limit_changes_the_choices_that_cost_little_probability(tmp_path, sh
 
 
 def test_a_limit_that_is_met_changes_nothing(tmp_path):
-    task, cost = measured(tmp_path, **MACS, search__cost__limit=1000.0)
+    task, cost = measured(tmp_path, **PARAMETERS, search__cost__limit=1000.0)
     for seed in range(5):
         genotype = task.space.random_genotype(np.random.default_rng(seed))
         scores = {name: torch.zeros(group.shape) for name, group in task.space.choices().items()}
@@ -369,5 +369,3 @@ def test_without_a_measure_a_search_holds_no_costs(tmp_path):
     task = build_search_task(tmp_path)
     assert task.state.cost is None
     assert "cost" not in task.state.state_dict()
-    assert isinstance(cost_module.UNITS, dict)
-    assert CostTable._fields[0] == "base"

@@ -121,15 +121,13 @@ class SearchCost:
 
     def cheapest(self) -> Genotype:
         """Returns the cheapest network of the space."""
-        found = one_hot(
-            self._choices, {name: [NOTHING] * len(group.rows) for name, group in self._choices.items()}
-        )
         least = min(costs.min().item() for costs in self.table.costs.values())
+        values = {}
         for name, group in self._choices.items():
-            found[name][:, group.allowed] = (
-                1 / (1 + self.table.costs[name][:, group.allowed] - least)
-            ).float()
-        return genotype_of(self.space, found)
+            costs = self.table.costs[name]
+            values[name] = torch.zeros_like(costs)
+            values[name][:, group.allowed] = 1 / (1 + costs[:, group.allowed] - least)
+        return genotype_of(self.space, values)
 
     def _best_change(self, path: Sample, scores: Mapping[str, Tensor]) -> tuple[str, int, int] | None:
         """The group, the row and the new column of the change with the least loss of score for each unit saved."""
