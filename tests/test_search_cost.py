@@ -86,6 +86,15 @@ def test_the_table_of_osnet_and_decided_probabilities(tmp_path):
         assert cost.expected({"blocks": hot}).item() == pytest.approx(cost.of(genotype), rel=1e-5)
 
 
+def test_equal_costs_are_worth_a_warning(tmp_path, monkeypatch, caplog):
+    for value, warns in ((lambda *_: 10**6, True), (count_macs, False)):
+        monkeypatch.setattr(cost_table, "count_macs", value)
+        caplog.clear()
+        _, cost = measured(tmp_path, **MACS)
+        assert ("all networks have equal GMACs" in caplog.text) == warns
+    assert cost.table.mean > 0
+
+
 @pytest.mark.parametrize("relaxation", ["softmax", "drnas"])
 def test_the_gradient_is_that_of_the_expected_cost(tmp_path, relaxation):
     changes = {"search__relaxation": relaxation, "search__cost__weight": 3.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,8 @@ from autoreid.search.relaxations import Relaxation
 from autoreid.spaces import Genotype
 from autoreid.spaces.space import NOTHING, Sample, Space
 
+_log = logging.getLogger(__name__)
+
 #: The unit of each measure.
 UNITS = {"parameters": "M parameters", "macs": "GMACs", "latency": "ms"}
 
@@ -47,14 +50,18 @@ class SearchCost:
         Raises:
             ConfigError: an option of the derived network is wrong, or the cheapest network exceeds the limit.
         """
-        if self._table is None:
-            self._table = on_main(self._measured)
-            cheapest = self.cheapest()
-            if not self.fits(cheapest):
-                raise ConfigError(
-                    f"search.cost.limit: {self.settings.limit} is too low: the cheapest network has "
-                    f"{self.of(cheapest):.4g} {UNITS[self.settings.measure]}"
-                )
+        if self._table is not None:
+            return
+        self._table = on_main(self._measured)
+        cheapest, unit = self.cheapest(), UNITS[self.settings.measure]
+        least, mean = self.of(cheapest), self.table.mean
+        _log.info("cost: random networks have %.4g %s on average, the cheapest has %.4g", mean, unit, least)
+        if not self.fits(cheapest):
+            raise ConfigError(
+                f"search.cost.limit: {self.settings.limit} is too low: the cheapest network has {least:.4g} {unit}"
+            )
+        if mean - least < 1e-9 * mean:
+            _log.warning("cost: all networks have equal %s, so that search.cost changes nothing", unit)
 
     @property
     def table(self) -> CostTable:
