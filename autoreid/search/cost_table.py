@@ -26,8 +26,8 @@ from autoreid.training.precision import PassPrecision
 
 #: Random genotypes from which it is estimated how often a network has each row.
 _DRAWS = 1000
-#: Passes that are not timed, and passes whose median is the latency.
-_WARM_UP, _ROUNDS = 3, 15
+#: Passes that are not timed, and timed passes.
+_WARM_UP, _ROUNDS = 3, 20
 
 
 class CostTable(NamedTuple):
@@ -133,9 +133,10 @@ def _description(name: str, module: nn.Module) -> tuple[str, str, str]:
 def latencies(
     networks: Sequence[Callable[[Tensor], Any]], images: Tensor, precision: PassPrecision
 ) -> list[float]:
-    """Returns the median time of a forward pass of each network in milliseconds.
+    """Returns the time of a forward pass of each network in milliseconds.
 
-    The networks take turns, so that a change of the device's speed affects all of them.
+    It is the shortest of several: other programs on the device can only add to it, and would change the median. The
+    networks take turns, so that a change of the device's speed affects all of them.
     """
     times = np.zeros((_WARM_UP + _ROUNDS, len(networks)))
     with torch.no_grad(), precision.backends(), precision.autocast():
@@ -146,8 +147,8 @@ def latencies(
                 if images.device.type == "cuda":
                     torch.cuda.synchronize(images.device)
                 of_round[place] = 1e3 * (time.perf_counter() - started)
-    found: list[float] = np.median(times[_WARM_UP:], axis=0).tolist()
-    return found
+    shortest: list[float] = times[_WARM_UP:].min(axis=0).tolist()
+    return shortest
 
 
 def build_table(space: Space, meter: CostMeter) -> CostTable:
