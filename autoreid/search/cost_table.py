@@ -26,6 +26,8 @@ from autoreid.training.precision import PassPrecision
 
 #: Random genotypes from which it is estimated how often a network has each row.
 _DRAWS = 1000
+#: Random networks among those that are timed.
+_RANDOM = 24
 #: Passes that are not timed, and timed passes.
 _WARM_UP, _ROUNDS = 3, 20
 
@@ -89,6 +91,11 @@ class CostMeter:
     space: Space
     world: World
 
+    @property
+    def is_noisy(self) -> bool:
+        """Whether a cost varies from one measurement to the next."""
+        return self.config.search.cost.measure == "latency"
+
     def network(self, genotype: Genotype) -> Network:
         """Builds the network of a genotype."""
         known = inspect.signature(self.space.network_type).parameters
@@ -106,15 +113,15 @@ class CostMeter:
 
     def costs(self, genotypes: Sequence[Genotype]) -> list[float]:
         """Measures networks in millions of parameters, GMACs or milliseconds, as the config says."""
-        data, measure = self.config.data, self.config.search.cost.measure
-        if measure == "latency":
+        data = self.config.data
+        if self.is_noisy:
             device = self.world.device
             networks = [self.network(genotype).to(device).eval() for genotype in genotypes]
             images = torch.zeros(1, 3, data.height, data.width, device=device)
             return latencies(networks, images, PassPrecision(self.config.training.precision, device))
         with torch.device("meta"):
             shapes_only = [self.network(genotype) for genotype in genotypes]
-        if measure == "parameters":
+        if self.config.search.cost.measure == "parameters":
             return [count_parameters(network) / 1e6 for network in shapes_only]
         return [count_macs(network, data.height, data.width) / 1e9 for network in shapes_only]
 
@@ -154,7 +161,8 @@ def latencies(
 def build_table(space: Space, meter: CostMeter) -> CostTable:
     """Fits a table to networks that differ from a first one in one choice, and to networks of equal choices.
 
-    Of networks that consist of the same modules, one is measured.
+    Of networks that consist of the same modules, one is measured. Where measurements are noisy, random networks are
+    added, because errors add up in networks that differ in many choices.
     """
     choices = costly_choices(space)
     genotypes = [
@@ -167,6 +175,9 @@ def build_table(space: Space, meter: CostMeter) -> CostTable:
             genotypes += [_with(space, choices, name, row, column) for column in group.allowed]
             # Where a network has some of the rows only, also with others of them.
             genotypes.append(_with(space, choices, name, row, first, prefers_last=True))
+    if meter.is_noisy:
+        rng = np.random.default_rng(1)
+        genotypes += [space.random_genotype(rng) for _ in range(_RANDOM)]
     alike = [meter.structure(genotype) for genotype in genotypes]
     unique = dict(zip(alike, genotypes, strict=True))
     costs = dict(zip(unique, meter.costs(list(unique.values())), strict=True))
