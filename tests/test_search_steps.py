@@ -116,7 +116,7 @@ def test_hard_weight_steps_compute_and_move_the_sampled_candidates_only(tmp_path
     alphas = copy.deepcopy(task.state.alphas)
     task.step(StopSignal())
     # The alphas' step is no larger than the noise.
-    chosen = task.relaxation.sample(task.state.alphas, 0, "weights")
+    chosen = task.relaxation.sample(task.state.alphas, 0, "weights", alphas_learn=False)
     moved = {
         name
         for name, weight in task.state.network.named_parameters()
