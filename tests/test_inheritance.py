@@ -80,14 +80,14 @@ def test_cells_start_as_their_supernet_is(tmp_path):
     ("changes", "name", "options", "message"),
     [
         (OSNET, "derived", {"genotype": str(BLOCKS), "width": 0.5}, "these are weights of another network"),
-        (OSNET, "osnet_ain_x0_25", {}, "only model.name: derived can start from it"),
+        (OSNET, "osnet_ain_x0_25", {}, "the checkpoint of a search needs model.name: derived"),
         (
             OSNET,
             "derived",
             {"genotype": str(CELLS)} | LAYOUT,
-            "a search of osnet_ain: a network of reid_cell cannot start from it",
+            "the checkpoint of a search of osnet_ain needs a genotype of osnet_ain, not of reid_cell",
         ),
-        ({}, "derived", {"genotype": str(BLOCKS)}, "a search of reid_cell: a network of osnet_ain"),
+        ({}, "derived", {"genotype": str(BLOCKS)}, "needs a genotype of reid_cell, not of osnet_ain"),
         (
             {},
             "derived",
@@ -105,7 +105,7 @@ def test_cells_start_as_their_supernet_is(tmp_path):
             {"search__reid_cell__partial_channels": 2},
             "derived",
             {"genotype": str(CELLS)} | LAYOUT,
-            "a search with search.reid_cell.partial_channels: 2, whose operations have fewer channels than",
+            "search.reid_cell.partial_channels of the search is 2, so its operations have fewer channels than",
         ),
     ],
 )

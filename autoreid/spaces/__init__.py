@@ -1,6 +1,6 @@
-"""Search spaces: for each a folder with its genotypes, supernet, derived networks and pictures.
+"""Search spaces: each has a folder with its genotype, supernet, derived network and drawings.
 
-A space is added by a folder, a line in `SPACES` and its settings in `autoreid.config`.
+To add a space, add a folder here, a line to `SPACES`, and its settings to `autoreid.config`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ __all__ = [
     "with_genotype_text",
 ]
 
-#: Every space by name.
+#: All spaces by name.
 SPACES: dict[str, type[Space]] = {"reid_cell": ReidCellSpace, "osnet_ain": OsnetAinSpace}
 
-#: Every network by name: the fixed ones, and `derived`, which is of the class that its genotype's space says.
+#: All networks by name: the fixed networks, and `derived`. The class of `derived` depends on its genotype; the class
+#: given here is only used to report that the genotype is missing.
 NETWORKS: dict[str, Callable[..., Network]] = {
     **models.NETWORKS,
     "derived": ReidCellSpace.network_type,
@@ -40,23 +41,23 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 
 
 def build_space(search: Search) -> Space:
-    """The space that a config names."""
+    """Build the space that the config names."""
     return SPACES[search.space](search)
 
 
 def build_model(name: str, num_identities: int, **options: Any) -> Network:
-    """Builds a fixed or derived network with fresh weights from torch's generator.
+    """Build a fixed or derived network, with random weights from torch's generator.
 
-    Works like `autoreid.models.build_model`, and also knows the network `derived`.
+    Like `autoreid.models.build_model`, but also builds the network `derived`.
 
     Args:
         name: one of `NETWORKS`.
         num_identities: number of identities in the training set.
-        options: of the network. `derived` takes a `genotype`, which is a `Genotype`, the path of its file or its JSON
-            text, and the options of its space's `network_type`.
+        options: options of the network. `derived` requires a `genotype`: a `Genotype`, the path of a genotype file or
+            its JSON text. Its other options are those of the space's `network_type`.
 
     Raises:
-        ConfigError: there is no such network or option, one is missing, or a value is out of range.
+        ConfigError: the network or an option does not exist, an option is missing, or a value is out of range.
         DataError: the genotype cannot be read.
     """
     if name != "derived" or "genotype" not in options:
@@ -70,5 +71,5 @@ def build_model(name: str, num_identities: int, **options: Any) -> Network:
 
 
 def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces the path of a derived network's genotype by its text, so that the options need no other file."""
+    """Replace the path of a genotype by its JSON text, so that the options no longer depend on a file."""
     return {**options, "genotype": str(read_genotype(options["genotype"]))}

@@ -1,4 +1,4 @@
-"""The interface of a search space: code outside its folder never depends on which space it is."""
+"""The interface of a search space. Code outside of a space's folder uses nothing else of it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from autoreid.models.network import Network
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
 
-#: Mixing weights of all candidates, (E, O) for each group of choices.
+#: The mixing weights of all candidates: (E, O) for each group of choices, by the name of the group.
 Mixing = Mapping[str, Tensor]
-#: One candidate for each row of each group, by its column: the others are not computed.
+#: The column of one candidate for each row of each group. The other candidates are not computed.
 Sample = Mapping[str, Sequence[int]]
 
 
@@ -23,9 +23,9 @@ class Choices(NamedTuple):
     """A group of alphas, (E, O).
 
     Attributes:
-        rows: a name for each of the E decisions, for plots.
-        columns: the O candidates, which are the same in each row.
-        family: groups of one family share their curves; None if the group has its own.
+        rows: names of the E choices, for plots.
+        columns: names of the O candidates, which are the same for all choices.
+        family: groups with the same family share their curves in plots. With None, the group has separate curves.
     """
 
     rows: tuple[str, ...]
@@ -39,41 +39,46 @@ class Choices(NamedTuple):
 
 
 class Supernet(Network):
-    """All networks of a space in one, whose weights they share."""
+    """A network that contains all networks of a space, with shared weights."""
 
     @abstractmethod
     def forward(
         self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeds images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
+        """Embed images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
+
+        Exactly one of `mixing` and `sample` must be given.
 
         Args:
-            mixing: the weights of the mixture. Give either this or `sample`.
+            mixing: the mixing weights.
             sample: the candidates to compute.
 
         Returns:
-            In training mode the embedding (B, D) before the neck and logits (B, identities), in evaluation mode the
-            embedding.
+            In training mode, the embedding (B, D) before the neck and the logits (B, identities); in evaluation mode,
+            the embedding only.
         """
 
 
 class Derived(Network):
-    """The network that a genotype describes. It is built from the number of identities, a genotype and options.
+    """The network that a genotype describes.
+
+    Its constructor takes the number of identities, the genotype, and options.
 
     Attributes:
-        genotype: the genotype that it was built from.
+        genotype: the genotype.
     """
 
     genotype: Genotype
 
     @abstractmethod
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
-        """Describes the picture of the network.
+        """Return a drawing of the network.
 
         Args:
-            shapes: C × H × W of the output of each module, by the module's name; of the images under "".
+            shapes: the output shape of each module as text, C × H × W, by the module's name; that of the images under
+                "".
             caption: the name of the network.
-            size: its parameters and multiply-accumulates.
+            size: the number of its parameters and multiply-accumulates as text.
         """
 
 
@@ -93,28 +98,34 @@ class Space(ABC):
 
     @abstractmethod
     def choices(self) -> dict[str, Choices]:
-        """Returns the groups of alphas by name."""
+        """Return the groups of alphas by name."""
 
     @abstractmethod
     def watched(self) -> dict[str, tuple[str, ...]]:
-        """Returns candidates whose share of the mixture is worth a curve, by the name of the curve."""
+        """Return the candidates whose total share of the mixture is plotted, by the name of the curve."""
 
     @abstractmethod
     def build_supernet(self, num_identities: int) -> Supernet:
-        """Builds the supernet with fresh weights from torch's generator."""
+        """Build the supernet, with random weights from torch's generator."""
 
     @abstractmethod
     def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
-        """Reads the most probable choices from (E, O) for each group; of equal ones, the first in order."""
+        """Read the most probable candidates from the probabilities (E, O) of each group. The first one wins a tie."""
 
     @abstractmethod
     def has_collapsed(self, genotype: Any) -> bool:
-        """Returns whether the search should stop because the genotype is degenerate."""
+        """Return whether the search should stop because the genotype is degenerate."""
 
     @abstractmethod
     def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
-        """Selects the weights of a supernet that a genotype's derived network has too, by the network's names.
+        """Select the weights that a genotype's derived network inherits from a supernet.
+
+        Args:
+            weights: the state dict of the supernet.
+
+        Returns:
+            The weights, with their names in the derived network.
 
         Raises:
-            DataError: the derived network cannot use this supernet's weights.
+            DataError: the derived network cannot use the weights of this supernet.
         """
