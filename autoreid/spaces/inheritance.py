@@ -46,6 +46,6 @@ def load_start(network: nn.Module, path: Path) -> LoadReport:
     absent = [name for name in report.missing if name in layers and not {*name.split(".")} & {*heads}]
     if absent:
         raise DataError(
-            f"{path}: the search's supernet has no {absent[0]}: its layout differs from the network's"
+            f"{path}: the search's supernet has no {absent[0]}: its layout or operations differ from the network's"
         )
     return report

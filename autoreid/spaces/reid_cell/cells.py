@@ -1,8 +1,8 @@
 """Search cells: every edge is a mixture of all candidate operations (DARTS, arXiv 1806.09055, eq. 2).
 
-All outgoing edges of a node have the same input, so a cell is computed source by source, and whatever the candidates on
-these edges have in common is computed once. The two inputs of the cell are computed together, as the first level. Each
-node is a further level.
+All outgoing edges of a node have the same input, so a cell is computed source by source, and the candidates on these
+edges share as much of the computation as possible. The two inputs of the cell are computed together, as the first
+level. Each node is a further level.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class SearchCell(nn.Module):
         self.levels = [(0, 1), *((source,) for source in range(2, nodes + 1))]
         picks = list(self._picks())
         self.picked_sizes = [len(places) for places in picks]
-        every = [place for places in picks for place in places]
-        self.register_buffer("picked", torch.tensor(every, dtype=torch.int64), persistent=False)
+        indices = [place for places in picks for place in places]
+        self.register_buffer("picked", torch.tensor(indices, dtype=torch.int64), persistent=False)
 
     def forward(
         self,
@@ -204,14 +204,17 @@ class SearchCell(nn.Module):
         outgoing = [self.outgoing(source) for source in level]
         mixing = [by_source[source] for source in level]
         rectified = [F.relu(x) for x in inputs]
-        halfway = [edges.middles(*of) for edges, *of in zip(outgoing, inputs, rectified, strict=True)]
-        middles = self._normalise(halfway)
-        every = zip(outgoing, inputs, rectified, middles, mixing, strict=True)
+        norms = [edges.middle_norms(x, y) for edges, x, y in zip(outgoing, inputs, rectified, strict=True)]
+        middles = self._normalise(norms)
         norms = [
-            edges.lasts(x, positive, middle, weights.scales) for edges, x, positive, middle, weights in every
+            edges.last_norms(x, y, middle, weights.scales)
+            for edges, x, y, middle, weights in zip(outgoing, inputs, rectified, middles, mixing, strict=True)
         ]
-        lasts = zip(outgoing, inputs, self._normalise(norms), mixing, strict=True)
-        totals = [edges.combine(x, last, weights.shared) for edges, x, last, weights in lasts]
+        lasts = self._normalise(norms)
+        totals = [
+            edges.combine(x, last, weights.shared)
+            for edges, x, last, weights in zip(outgoing, inputs, lasts, mixing, strict=True)
+        ]
         # The sources of a level lead to the same nodes.
         return list(sum(totals[1:], start=totals[0]).unbind(1))
 

@@ -40,7 +40,7 @@ class OutgoingEdges(nn.Module):
         """The candidates that compute one map for all edges."""
         return {name: one for name, one in self.candidates.items() if isinstance(one, Shared)}
 
-    def middles(self, x: Tensor, rectified: Tensor) -> dict[str, Norm]:
+    def middle_norms(self, x: Tensor, rectified: Tensor) -> dict[str, Norm]:
         """Return the middle norms of the candidates that have one, by the candidate's name.
 
         Args:
@@ -51,20 +51,20 @@ class OutgoingEdges(nn.Module):
         norms = {name: candidate.middle(inputs) for name, candidate in self.weighted.items()}
         return {name: norm for name, norm in norms.items() if norm is not None}
 
-    def lasts(
-        self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+    def last_norms(
+        self, x: Tensor, rectified: Tensor, middle_outputs: Mapping[str, Tensor], scales: Mapping[str, Tensor]
     ) -> dict[str, Norm]:
         """Return the last norms of the candidates that have one, by the candidate's name.
 
         Args:
             x: (B, C, H, W).
             rectified: ReLU(x).
-            middles: outputs of the middle norms.
+            middle_outputs: outputs of the middle norms, by the candidate's name.
             scales: mixing weights of each candidate, expanded to the channels of its norm, (E·C,).
         """
         inputs = EdgeInputs(x, rectified)
         found = {
-            name: candidate.last(inputs._replace(middle=middles.get(name), scale=scales[name]))
+            name: candidate.last(inputs._replace(middle=middle_outputs.get(name), scale=scales[name]))
             for name, candidate in self.weighted.items()
         }
         for name, one in self.shared.items():
@@ -72,16 +72,19 @@ class OutgoingEdges(nn.Module):
                 found[name] = one.norm.of(one.shared_map(x))
         return found
 
-    def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing_EK: Tensor) -> Tensor:
+    def combine(self, x: Tensor, last_outputs: Mapping[str, Tensor], mixing_EK: Tensor) -> Tensor:
         """Compute the output of each edge, (B, E, C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Args:
             x: (B, C, H, W).
-            lasts: outputs of the last norms.
+            last_outputs: outputs of the last norms, by the candidate's name.
             mixing_EK: mixing weights of the K candidates that compute one map for all edges.
         """
-        parts = [lasts[name].flatten(1).unflatten(1, (self.edges, -1)) for name in self.weighted]
-        maps = [lasts[name] if name in lasts else one.shared_map(x) for name, one in self.shared.items()]
+        parts = [last_outputs[name].flatten(1).unflatten(1, (self.edges, -1)) for name in self.weighted]
+        maps = [
+            last_outputs[name] if name in last_outputs else one.shared_map(x)
+            for name, one in self.shared.items()
+        ]
         if maps:
             total = keep_inputs(SharedMixture(), mixing_EK, *maps)
         else:
@@ -90,7 +93,7 @@ class OutgoingEdges(nn.Module):
         for part in parts:
             # In place, because no backward pass needs the sum.
             total = total.add_(part)
-        size = next(iter(lasts.values())).shape[2:] if lasts else x.shape[2:]
+        size = next(iter(last_outputs.values())).shape[2:] if last_outputs else x.shape[2:]
         return total.unflatten(2, (x.shape[1], *size))
 
     def sampled(self, x: Tensor, columns: Sequence[int]) -> list[Tensor]:
