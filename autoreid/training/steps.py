@@ -48,7 +48,7 @@ def average_and_agree_on_step(
 ) -> tuple[list[Tensor], Agreement]:
     """Average gradients over the ranks and combine the ranks' flags, in one all-reduce.
 
-    Apart from DDP's buckets this is the only collective of a step.
+    Apart from DDP's buckets, this is the only all-reduce of gradients in a step.
 
     Args:
         gradients: this rank's gradients. May be empty.
