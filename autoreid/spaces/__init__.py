@@ -1,6 +1,6 @@
 """Search spaces: each has a folder with its genotype, supernet, derived network and drawings.
 
-To add a space, add a folder here, a line to `SPACES`, and its settings to `autoreid.config`.
+To add a space, add its folder, a line to `SPACES`, and its settings to `autoreid.config.spaces`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "Derived",
     "Genotype",
     "Space",
+    "build_derived",
     "build_model",
     "build_space",
     "read_genotype",
@@ -32,42 +33,49 @@ __all__ = [
 #: All spaces by name.
 SPACES: dict[str, type[Space]] = {"reid_cell": ReidCellSpace, "osnet_ain": OsnetAinSpace}
 
-#: All networks by name: the fixed networks, and `derived`. The class of `derived` depends on its genotype; the class
-#: given here is only used to report that the genotype is missing.
-NETWORKS: dict[str, Callable[..., Network]] = {
-    **models.NETWORKS,
-    "derived": ReidCellSpace.network_type,
-}
-
 
 def build_space(search: Search) -> Space:
     """Build the space that the config names."""
     return SPACES[search.space](search)
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> Network:
-    """Build a fixed or derived network, with random weights from torch's generator.
-
-    Like `autoreid.models.build_model`, but also builds the network `derived`.
+def build_derived(num_identities: int, genotype: str | Genotype, **options: Any) -> Network:
+    """Build the network that a genotype describes.
 
     Args:
-        name: one of `NETWORKS`.
         num_identities: number of identities in the training set.
-        options: options of the network. `derived` requires a `genotype`: a `Genotype`, the path of a genotype file or
-            its JSON text. Its other options are those of the space's `network_type`.
+        genotype: a `Genotype`, the path of a genotype file, or its JSON text.
+        options: options of the `network_type` of the genotype's space.
+
+    Raises:
+        ConfigError: an option does not exist, or a value is out of range.
+        DataError: the genotype cannot be read.
+    """
+    if not isinstance(genotype, Genotype):
+        genotype = read_genotype(genotype)
+    name, network_type = f"derived ({genotype.space})", SPACES[genotype.space].network_type
+    return models.build_from({name: network_type}, name, num_identities, options | {"genotype": genotype})
+
+
+#: All networks by name: the fixed networks, and `derived`.
+NETWORKS: dict[str, Callable[..., Network]] = {**models.NETWORKS, "derived": build_derived}
+
+
+def build_model(name: str, num_identities: int, **options: Any) -> Network:
+    """Build a network, with random weights from torch's generator.
+
+    See `autoreid.models.Network` for what it returns.
+
+    Args:
+        name: one of `NETWORKS`, such as "resnet50", "pcb", "osnet_x1_0" or "derived".
+        num_identities: number of identities in the training set.
+        options: options of the network, such as `last_stride` of resnet50, `parts` of pcb or `genotype` of derived.
 
     Raises:
         ConfigError: the network or an option does not exist, an option is missing, or a value is out of range.
         DataError: the genotype cannot be read.
     """
-    if name != "derived" or "genotype" not in options:
-        return models.build_from(NETWORKS, name, num_identities, options)
-    genotype = options["genotype"]
-    if not isinstance(genotype, Genotype):
-        genotype = read_genotype(genotype)
-    name = f"derived ({genotype.space})"
-    network_type = SPACES[genotype.space].network_type
-    return models.build_from({name: network_type}, name, num_identities, options | {"genotype": genotype})
+    return models.build_from(NETWORKS, name, num_identities, options)
 
 
 def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from autoreid.config import Search
+from autoreid.errors import ConfigError, DataError
 from autoreid.models.network import Network
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
 
 #: The mixing weights of all candidates: (E, O) for each group of choices, by the name of the group.
 Mixing = Mapping[str, Tensor]
-#: The column of one candidate for each row of each group. The other candidates are not computed.
+#: The column of one candidate for each row of each group, or NOTHING for none. Other candidates are not computed.
 Sample = Mapping[str, Sequence[int]]
+NOTHING = -1
 
 
 class Choices(NamedTuple):
@@ -26,16 +29,23 @@ class Choices(NamedTuple):
         rows: names of the E choices, for plots.
         columns: names of the O candidates, which are the same for all choices.
         family: groups with the same family share their curves in plots. With None, the group has separate curves.
+        never_chosen: candidates that take a share of the mixture but are not part of any genotype.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     family: str | None = None
+    never_chosen: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
         """(E, O)."""
         return len(self.rows), len(self.columns)
+
+    @property
+    def allowed(self) -> list[int]:
+        """Columns of the candidates that a genotype may have."""
+        return [column for column, name in enumerate(self.columns) if name not in self.never_chosen]
 
 
 class Supernet(Network):
@@ -47,15 +57,15 @@ class Supernet(Network):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Embed images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
 
-        Exactly one of `mixing` and `sample` must be given.
+        At least one of `mixing` and `sample` must be given.
 
         Args:
             mixing: the mixing weights.
-            sample: the candidates to compute.
+            sample: the candidates to compute. Their weights are those in `mixing`, or 1 without it.
 
         Returns:
-            In training mode, the embedding (B, D) before the neck and the logits (B, identities); in evaluation mode,
-            the embedding only.
+            In training mode, the embedding (B, D) before the neck and the logits (B, identities). In evaluation mode,
+            the embedding that is used for ranking, as in derived networks.
         """
 
 
@@ -100,9 +110,9 @@ class Space(ABC):
     def choices(self) -> dict[str, Choices]:
         """Return the groups of alphas by name."""
 
-    @abstractmethod
     def watched(self) -> dict[str, tuple[str, ...]]:
-        """Return the candidates whose total share of the mixture is plotted, by the name of the curve."""
+        """Return candidates whose total share of the mixture is plotted, by the name of the curve; by default none."""
+        return {}
 
     @abstractmethod
     def build_supernet(self, num_identities: int) -> Supernet:
@@ -112,12 +122,32 @@ class Space(ABC):
     def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
         """Read the most probable candidates from the probabilities (E, O) of each group. The first one wins a tie."""
 
-    @abstractmethod
-    def has_collapsed(self, genotype: Any) -> bool:
-        """Return whether the search should stop because the genotype is degenerate."""
+    def random_genotype(self, rng: np.random.Generator) -> Genotype:  # noqa: ARG002
+        """Sample a genotype uniformly from those that this search could find.
 
-    @abstractmethod
-    def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
+        Raises:
+            ConfigError: the space cannot sample networks, which is the default; `path` and `mutated` raise it too.
+        """
+        raise self._no_samples()
+
+    def path(self, genotype: Any) -> Sample:  # noqa: ARG002
+        """Return the candidates of the supernet that form the network of a genotype."""
+        raise self._no_samples()
+
+    def mutated(self, genotype: Any, rng: np.random.Generator) -> Genotype:  # noqa: ARG002
+        """Return a copy of a genotype with one random choice changed."""
+        raise self._no_samples()
+
+    def _no_samples(self) -> ConfigError:
+        return ConfigError(
+            f"search.space: {self.search.space} cannot sample networks: search.relaxation must not be uniform or fair"
+        )
+
+    def has_collapsed(self, genotype: Any) -> bool:  # noqa: ARG002
+        """Return whether the search should stop because its genotype is degenerate; by default never."""
+        return False
+
+    def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """Select the weights that a genotype's derived network inherits from a supernet.
 
         Args:
@@ -127,5 +157,8 @@ class Space(ABC):
             The weights, with their names in the derived network.
 
         Raises:
-            DataError: the derived network cannot use the weights of this supernet.
+            DataError: the derived network cannot use the weights of this supernet; by default always.
         """
+        raise DataError(
+            "networks of this space cannot inherit the weights of a search; train from random weights"
+        )

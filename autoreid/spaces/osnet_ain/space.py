@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor
 
 from autoreid.spaces.osnet_ain.derived import DerivedOSNet
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from autoreid.spaces.osnet_ain.supernet import GROUP, OsnetAinSupernet
-from autoreid.spaces.space import Choices, Space
+from autoreid.spaces.space import Choices, Sample, Space
 
 #: The module names of the six blocks, in order.
 _POSITIONS = tuple(f"{stage}.{block}" for stage in ("conv2", "conv3", "conv4") for block in (0, 1))
@@ -41,9 +42,21 @@ class OsnetAinSpace(Space):
             [OSNET_BLOCKS[column] for column in probabilities[GROUP].argmax(-1).tolist()]
         )
 
-    def has_collapsed(self, genotype: OsnetAinGenotype) -> bool:  # noqa: ARG002
-        """Return False: the search cannot collapse, as no block is a shortcut."""
-        return False
+    def random_genotype(self, rng: np.random.Generator) -> OsnetAinGenotype:
+        """Sample one of the 4,096 genotypes."""
+        return OsnetAinGenotype.of_blocks([OSNET_BLOCKS[index] for index in rng.integers(4, size=6)])
+
+    def path(self, genotype: OsnetAinGenotype) -> Sample:
+        """Return the columns of the six blocks."""
+        return {GROUP: [OSNET_BLOCKS.index(block) for block in genotype.blocks]}
+
+    def mutated(self, genotype: OsnetAinGenotype, rng: np.random.Generator) -> OsnetAinGenotype:
+        """Return a genotype with another block at one random position."""
+        blocks = list(genotype.blocks)
+        position = int(rng.integers(len(blocks)))
+        others = [block for block in OSNET_BLOCKS if block != blocks[position]]
+        blocks[position] = others[int(rng.integers(len(others)))]
+        return OsnetAinGenotype.of_blocks(blocks)
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: OsnetAinGenotype) -> dict[str, Tensor]:
         """Select the weights of the chosen blocks, and all weights that the blocks share."""

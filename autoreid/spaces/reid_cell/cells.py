@@ -117,12 +117,13 @@ class SearchCell(nn.Module):
         Args:
             x0: output of the cell before the previous one.
             x1: output of the previous cell.
-            mixing: weights of the candidates, (E, O). Give either these or `columns`.
+            mixing: weights of the candidates, (E, O).
             edge_weights_E: weights of the edges, with partial channels.
-            columns: the column of the only candidate to compute on each edge, without a weight.
+            columns: the column of the only candidate to compute on each edge; NOTHING computes none. The weights are
+                those in `mixing`, or 1 without it.
         """
         by_source: Sequence[_Mixing] = ()
-        if mixing is not None:
+        if mixing is not None and columns is None:
             # The norms of the candidates apply the edge weights too. Only bypassing channels are weighted separately.
             by_source = self._by_source(
                 mixing if edge_weights_E is None else mixing * edge_weights_E[:, None]
@@ -139,7 +140,7 @@ class SearchCell(nn.Module):
             added = (
                 self._mix(level, inputs, by_source)
                 if columns is None
-                else self._sample(level, inputs, columns)
+                else self._sample(level, inputs, columns, mixing)
             )
             # The edges of a level lead to all nodes that are not complete yet.
             open_nodes = slice(-len(added), None)
@@ -189,12 +190,19 @@ class SearchCell(nn.Module):
         ]
         return [mixed for mixed, _ in split]
 
-    def _sample(self, level: Sequence[int], inputs: Sequence[Tensor], columns: Sequence[int]) -> list[Tensor]:
+    def _sample(
+        self,
+        level: Sequence[int],
+        inputs: Sequence[Tensor],
+        columns: Sequence[int],
+        mixing: Tensor | None,
+    ) -> list[Tensor]:
         """Compute what a level adds to each later node, with one candidate on each edge."""
-        by_source = [
-            self.outgoing(source).sampled(x, [columns[edge] for edge in self.sources[source]])
-            for source, x in zip(level, inputs, strict=True)
-        ]
+        by_source = []
+        for source, x in zip(level, inputs, strict=True):
+            edges = self.sources[source]
+            weights = None if mixing is None else [mixing[edge, columns[edge]] for edge in edges]
+            by_source.append(self.outgoing(source).sampled(x, [columns[edge] for edge in edges], weights))
         return [sum(maps[1:], start=maps[0]) for maps in zip(*by_source, strict=True)]
 
     def _mix(

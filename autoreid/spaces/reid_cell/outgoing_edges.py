@@ -12,6 +12,7 @@ from autoreid.layers.mixture import SharedMixture
 from autoreid.layers.recompute import keep_inputs
 from autoreid.spaces.reid_cell.candidate import Candidate, EdgeInputs, Shared
 from autoreid.spaces.reid_cell.operations import build_operation
+from autoreid.spaces.space import NOTHING
 
 
 class OutgoingEdges(nn.Module):
@@ -96,27 +97,31 @@ class OutgoingEdges(nn.Module):
         size = next(iter(last_outputs.values())).shape[2:] if last_outputs else x.shape[2:]
         return total.unflatten(2, (x.shape[1], *size))
 
-    def sampled(self, x: Tensor, columns: Sequence[int]) -> list[Tensor]:
+    def sampled(
+        self, x: Tensor, columns: Sequence[int], weights: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """Compute only one operation on each edge. A map that edges share is computed once.
 
         Args:
             x: (B, C, H, W).
-            columns: the column of the operation for each edge.
+            columns: the column of the operation for each edge. NOTHING has the same effect as `none`.
+            weights: a factor () for each edge. None for 1.
 
         Returns:
             The output of each edge, (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
         """
         outputs: list[Tensor] = []
         shared: dict[str, Tensor] = {}
-        for edge, name in enumerate(self.operations[column] for column in columns):
+        for edge, column in enumerate(columns):
+            name = "none" if column == NOTHING else self.operations[column]
             if name == "none":
                 outputs.append(torch.zeros_like(x[:, :, :: self.stride, :: self.stride]))
-            elif name in self.shared:
-                if name not in shared:
-                    shared[name] = self.candidates[name](x)
-                outputs.append(shared[name])
+                continue
+            if name not in self.shared:
+                output = self.candidates[name](x, slice(edge, edge + 1))
             else:
-                outputs.append(self.candidates[name](x, slice(edge, edge + 1)))
+                output = shared[name] = shared[name] if name in shared else self.candidates[name](x)
+            outputs.append(output if weights is None else weights[edge] * output)
         return outputs
 
     def weights_of(self, name: str, edge: int, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

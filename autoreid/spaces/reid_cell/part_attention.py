@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoreid.layers.recompute import Operation
+from autoreid.layers.recompute import RecomputedFunction
 
 
 class _Steps(NamedTuple):
@@ -33,7 +33,7 @@ class _Steps(NamedTuple):
     attended: Tensor
 
 
-class PartAttention(Operation):
+class PartAttention(RecomputedFunction):
     """Lets each part attend to all parts, and projects the result with the weights of the fusion.
 
     The inputs are x (B, C, H, W); the weights and biases of body, (E, D, C) and (E, D), of query and of key, (E, D, D)
