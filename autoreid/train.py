@@ -21,13 +21,13 @@ from autoreid.data.training_data import (
     draw_people,
     run_images,
 )
-from autoreid.distributed import StopSignal, World, gather_objects, naming_nondeterminism, on_main
+from autoreid.distributed import StopSignal, World, gather_objects, explain_nondeterminism, on_main
 from autoreid.errors import AutoreidError, RunError
 from autoreid.recipes import describe_options, load_config
 from autoreid.reporting.history import Kind, record
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.reporting.run_report import RunReport, Silence
+from autoreid.reporting.run_report import RunReport, NullReport
 from autoreid.reporting.search_report import SearchReport
 from autoreid.reporting.train_report import TrainReport
 from autoreid.search.build import build_search
@@ -135,7 +135,7 @@ def run(config: Config, world: World, stop: StopSignal) -> None:
         on_main(claim)
         start_logging(folder.logs, world.rank)
         try:
-            with naming_nondeterminism():
+            with explain_nondeterminism():
                 _go_on(config, world, data, task, folder, stop)
         except AutoreidError as error:
             with suppress(RunError):  # the disk may be full
@@ -198,10 +198,10 @@ def _resume(state: RunState, checkpoints: CheckpointFolder) -> None:
 
 def _open_report(
     config: Config, folder: RunFolder, task: SearchTask | TrainTask, world: World
-) -> RunReport | Silence:
+) -> RunReport | NullReport:
     """Rank 0's report, and silence on every other rank."""
     if not world.is_main:
-        return Silence()
+        return NullReport()
     if isinstance(task, SearchTask):
         return SearchReport(config, folder, task)
     return TrainReport(config, folder, task)

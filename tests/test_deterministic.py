@@ -11,7 +11,7 @@ from torch import nn
 
 from autoreid import distributed, train
 from autoreid.data.training_data import build_search_data
-from autoreid.distributed.device import device_settings, naming_nondeterminism
+from autoreid.distributed.device import device_settings, explain_nondeterminism
 from autoreid.errors import ConfigError
 from autoreid.search.build import build_search
 from autoreid.spaces import NETWORKS
@@ -177,7 +177,7 @@ def test_what_a_resumed_run_may_change(tmp_path, capsys):
 
 
 def test_other_errors_keep_their_words():
-    with pytest.raises(RuntimeError, match=r"^something else$"), naming_nondeterminism():
+    with pytest.raises(RuntimeError, match=r"^something else$"), explain_nondeterminism():
         raise RuntimeError("something else")
 
 

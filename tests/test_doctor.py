@@ -17,7 +17,7 @@ from autoreid.diagnosis import ranks as together
 from autoreid.diagnosis.machine import Finding
 from autoreid.diagnosis.meeting import Meeting, meet
 from autoreid.diagnosis.ranks import Rank
-from autoreid.distributed.gpus import Seat
+from autoreid.distributed.gpus import Placement
 from autoreid.errors import ConfigError, RunError
 from tests.helpers.ranks import free_port
 
@@ -196,7 +196,7 @@ def test_findings_name_the_nodes_where_they_hold():
 
 
 def rank(host="n1", findings=(), versions=None, gpu=None, name_means="10.0.0.1", clock=0.0):
-    seat = Seat(host, 0, 0 if gpu is None else 2, gpu)
+    seat = Placement(host, 0, 0 if gpu is None else 2, gpu)
     return Rank(host, list(findings), versions or {"torch": "2.6"}, seat, name_means, clock)
 
 

@@ -10,8 +10,8 @@ from torch.distributed import HashStore
 
 from autoreid import distributed
 from autoreid.cli import run_command
-from autoreid.distributed.gpus import Seat, seat_trouble, take_seat
-from autoreid.distributed.process_group import Rendezvous, find_seat
+from autoreid.distributed.gpus import Placement, placement_error, place_rank
+from autoreid.distributed.process_group import Rendezvous, agree_on_placement
 from autoreid.errors import ConfigError, RunError
 from tests.helpers.ranks import free_port
 
@@ -40,52 +40,62 @@ def gpus(monkeypatch):
 def test_seats(gpus):
     # Slurm shows a task its own GPU alone, or every task all GPUs of the node.
     gpus("a")
-    assert take_seat("auto", 3)[1:] == (3, 1, "a")
-    assert take_seat("auto", 3).device == torch.device("cuda", 0)
+    assert place_rank("auto", 3)[1:] == (3, 1, "a")
+    assert place_rank("auto", 3).device == torch.device("cuda", 0)
     gpus("a", "b")
-    assert take_seat("cuda", 1)[1:] == (1, 2, "b")
-    assert take_seat("cuda", 1).device == torch.device("cuda", 1)
-    assert take_seat("cuda", 2)[1:] == (2, 2, None)
-    assert take_seat("cpu", 1).device == torch.device("cpu")
+    assert place_rank("cuda", 1)[1:] == (1, 2, "b")
+    assert place_rank("cuda", 1).device == torch.device("cuda", 1)
+    assert place_rank("cuda", 2)[1:] == (2, 2, None)
+    assert place_rank("cpu", 1).device == torch.device("cpu")
     gpus()
-    assert take_seat("cuda", 1)[1:] == (1, 0, None)
-    assert take_seat("auto", 1).device == torch.device("cpu")
+    assert place_rank("cuda", 1)[1:] == (1, 0, None)
+    assert place_rank("auto", 1).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
     "seats",
     [
-        [Seat("n1", 0), Seat("n2", 0)],
-        [Seat("n1", 0, 2, "a"), Seat("n1", 1, 2, "b"), Seat("n2", 0, 2, "c"), Seat("n2", 1, 2, "d")],
-        [Seat("n1", 0, 1, "a"), Seat("n1", 1, 1, "b")],
-        [Seat("n1", 0, 1, "MIG-a"), Seat("n1", 1, 1, "MIG-b")],
-        [Seat("n1", 0, 8, "a"), Seat("n1", 1, 8, "b")],
+        [Placement("n1", 0), Placement("n2", 0)],
+        [
+            Placement("n1", 0, 2, "a"),
+            Placement("n1", 1, 2, "b"),
+            Placement("n2", 0, 2, "c"),
+            Placement("n2", 1, 2, "d"),
+        ],
+        [Placement("n1", 0, 1, "a"), Placement("n1", 1, 1, "b")],
+        [Placement("n1", 0, 1, "MIG-a"), Placement("n1", 1, 1, "MIG-b")],
+        [Placement("n1", 0, 8, "a"), Placement("n1", 1, 8, "b")],
     ],
     ids=["CPUs", "two nodes", "each sees its own", "slices of one GPU", "more GPUs than tasks"],
 )
 def test_seats_that_fit(seats):
-    assert seat_trouble(seats) is None
+    assert placement_error(seats) is None
 
 
 @pytest.mark.parametrize(
     ("seats", "text"),
     [
         (
-            [Seat("n1", 0, 1, "a"), Seat("n2", 0, 1, "b"), Seat("n2", 1, 1, "b")],
+            [Placement("n1", 0, 1, "a"), Placement("n2", 0, 1, "b"), Placement("n2", 1, 1, "b")],
             "ranks 1, 2 share the GPU b on n2, where 2 tasks run and torch sees 1 GPU",
         ),
         (
-            [Seat("n1", 0, 2, "a"), Seat("n1", 1, 2, "b"), Seat("n1", 2, 2), Seat("n1", 3, 2)],
+            [
+                Placement("n1", 0, 2, "a"),
+                Placement("n1", 1, 2, "b"),
+                Placement("n1", 2, 2),
+                Placement("n1", 3, 2),
+            ],
             "ranks 2, 3 find no GPU left on n1, where 4 tasks run and torch sees 2 GPUs",
         ),
         (
-            [Seat("n1", 0, 1, "a"), Seat("n2", 0), Seat("n2", 1)],
+            [Placement("n1", 0, 1, "a"), Placement("n2", 0), Placement("n2", 1)],
             "ranks 1, 2 compute on the CPU, the others on GPUs",
         ),
     ],
 )
 def test_seats_that_do_not_fit(seats, text):
-    found, mend = seat_trouble(seats)
+    found, mend = placement_error(seats)
     assert found == text
     assert "--ntasks-per-node" in mend
 
@@ -95,8 +105,8 @@ def test_no_gpu_where_one_is_asked_for(gpus):
     text = r"distributed\.device = cuda: torch sees no GPU on .*; use auto or cpu"
     with pytest.raises(ConfigError, match=text), distributed.setup("cuda"):
         pass
-    seats = [Seat("n1", 0, 1, "a"), Seat("n2", 0)]
-    assert seat_trouble(seats, "cuda")[0] == "distributed.device = cuda: torch sees no GPU on n2"
+    seats = [Placement("n1", 0, 1, "a"), Placement("n2", 0)]
+    assert placement_error(seats, "cuda")[0] == "distributed.device = cuda: torch sees no GPU on n2"
 
 
 def _start(rank, port, uuids, results):
@@ -149,4 +159,4 @@ def test_every_rank_leaves_with_status_2(visible, text):
 def test_a_rank_that_does_not_come(gpus):
     gpus("a")
     with pytest.raises(RunError, match="nothing heard of rank 1"):
-        find_seat(HashStore(), Rendezvous(0, 2, 0, "127.0.0.1", 1), "auto", 0.1)
+        agree_on_placement(HashStore(), Rendezvous(0, 2, 0, "127.0.0.1", 1), "auto", 0.1)

@@ -16,7 +16,7 @@ from autoreid.distributed.collectives import (
     sum_over_ranks,
     world_size,
 )
-from autoreid.distributed.device import naming_nondeterminism
+from autoreid.distributed.device import explain_nondeterminism
 from autoreid.distributed.process_group import World, setup
 from autoreid.distributed.stop import StopSignal, ignore_stop_signals
 
@@ -32,7 +32,7 @@ __all__ = [
     "gather",
     "gather_objects",
     "ignore_stop_signals",
-    "naming_nondeterminism",
+    "explain_nondeterminism",
     "on_main",
     "setup",
     "sum_over_ranks",

@@ -36,7 +36,7 @@ def device_settings(
         expandable_segments: whether PyTorch's allocator grows its segments instead of adding new ones; the user's own
             PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF goes before.
         deterministic: whether equal inputs give equal bits on equal GPUs; benchmarking is then off. Operations that
-            cannot do that raise RuntimeError, see `naming_nondeterminism`.
+            cannot do that raise RuntimeError, see `explain_nondeterminism`.
 
     Raises:
         ConfigError: the environment has settings of cuBLAS that are not deterministic.
@@ -75,7 +75,7 @@ def _set_environment(expandable_segments: bool, deterministic: bool) -> None:
 
 
 @contextmanager
-def naming_nondeterminism() -> Iterator[None]:
+def explain_nondeterminism() -> Iterator[None]:
     """Makes one line of torch's refusal to compute something that has no deterministic form.
 
     Raises:

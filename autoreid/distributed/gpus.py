@@ -14,7 +14,7 @@ Device = Literal["auto", "cpu", "cuda"]
 _ONE_EACH = "start one task for each GPU of a node (--ntasks-per-node = --gpus-per-node, or torchrun --nproc-per-node)"
 
 
-class Seat(NamedTuple):
+class Placement(NamedTuple):
     """Where one rank computes.
 
     Attributes:
@@ -38,9 +38,9 @@ class Seat(NamedTuple):
         return torch.device("cuda", 0 if self.visible == 1 else self.local_rank)
 
 
-def take_seat(setting: Device, local_rank: int) -> Seat:
-    """The place of this rank, whose GPU becomes torch's current one; `seat_trouble` says whether it will do."""
-    seat = Seat(socket.gethostname(), local_rank)
+def place_rank(setting: Device, local_rank: int) -> Placement:
+    """The place of this rank, whose GPU becomes torch's current one; `placement_error` says whether it will do."""
+    seat = Placement(socket.gethostname(), local_rank)
     if setting == "cpu" or not torch.cuda.is_available():
         return seat
     seat = seat._replace(visible=torch.cuda.device_count())
@@ -52,7 +52,7 @@ def take_seat(setting: Device, local_rank: int) -> Seat:
     return seat._replace(gpu=str(torch.cuda.get_device_properties(index).uuid))
 
 
-def seat_trouble(seats: Sequence[Seat], setting: Device = "auto") -> tuple[str, str] | None:
+def placement_error(seats: Sequence[Placement], setting: Device = "auto") -> tuple[str, str] | None:
     """Why ranks cannot compute at their seats, and what to do about it; None if they can.
 
     Args:
@@ -73,7 +73,7 @@ def seat_trouble(seats: Sequence[Seat], setting: Device = "auto") -> tuple[str, 
     return _shared_gpu(seats)
 
 
-def _shared_gpu(seats: Sequence[Seat]) -> tuple[str, str] | None:
+def _shared_gpu(seats: Sequence[Placement]) -> tuple[str, str] | None:
     owners: dict[str, list[int]] = {}
     for rank, seat in enumerate(seats):
         if seat.gpu is not None:
@@ -85,7 +85,7 @@ def _shared_gpu(seats: Sequence[Seat]) -> tuple[str, str] | None:
     return None
 
 
-def _crowd(seats: Sequence[Seat], rank: int) -> str:
+def _crowd(seats: Sequence[Placement], rank: int) -> str:
     """A rank's node, with its tasks and its GPUs."""
     seat = seats[rank]
     tasks = [other for other in seats if other.host == seat.host]

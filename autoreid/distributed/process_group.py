@@ -16,7 +16,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from autoreid.distributed.device import device_settings
-from autoreid.distributed.gpus import Device, Seat, seat_trouble, take_seat
+from autoreid.distributed.gpus import Device, Placement, placement_error, place_rank
 from autoreid.distributed.lost_peer import watching_nccl
 from autoreid.distributed.store import exchange, leave
 from autoreid.errors import ConfigError, RunError
@@ -152,8 +152,8 @@ def setup(
     place = read_rendezvous(os.environ)
     with device_settings(device, cudnn_benchmark, expandable_segments, deterministic):
         if place is None:
-            seat = take_seat(device, 0)
-            _require_seats([seat], device)
+            seat = place_rank(device, 0)
+            _check_placements([seat], device)
             yield World(0, 1, 0, seat.device)
         else:
             with _group(place, device, timedelta(seconds=timeout_seconds)) as world:
@@ -166,7 +166,7 @@ def _group(place: Rendezvous, device: Device, timeout: timedelta) -> Iterator[Wo
         raise ConfigError(f"environment: rank {place.rank} is outside 0 to {place.size - 1}")
     url = f"tcp://{place.address}:{place.port}"
     store, _, _ = next(rendezvous(url, place.rank, place.size, timeout=timeout))
-    seat = find_seat(PrefixStore("seats", store), place, device, timeout.total_seconds())
+    seat = agree_on_placement(PrefixStore("seats", store), place, device, timeout.total_seconds())
     on_gpu = seat.device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
@@ -186,7 +186,7 @@ def _group(place: Rendezvous, device: Device, timeout: timedelta) -> Iterator[Wo
         dist.destroy_process_group()
 
 
-def find_seat(store: Store, place: Rendezvous, device: Device, timeout: float) -> Seat:
+def agree_on_placement(store: Store, place: Rendezvous, device: Device, timeout: float) -> Placement:
     """This rank's seat, once all ranks know that their seats fit together; before NCCL, which would only time out.
 
     Args:
@@ -196,10 +196,10 @@ def find_seat(store: Store, place: Rendezvous, device: Device, timeout: float) -
         ConfigError: on every rank, if they do not fit together.
         RunError: some ranks did not come in time.
     """
-    mine = take_seat(device, place.local_rank)
+    mine = place_rank(device, place.local_rank)
     found = exchange(store, "seat", place.rank, place.size, mine, timeout)
     try:
-        _require_seats([Seat(*values) for values in found], device)
+        _check_placements([Placement(*values) for values in found], device)
     except ConfigError:
         # Rank 0 holds the store: it must not leave before every rank has seen what is wrong.
         with suppress(RunError):
@@ -208,7 +208,7 @@ def find_seat(store: Store, place: Rendezvous, device: Device, timeout: float) -
     return mine
 
 
-def _require_seats(seats: Sequence[Seat], device: Device) -> None:
-    trouble = seat_trouble(seats, device)
+def _check_placements(seats: Sequence[Placement], device: Device) -> None:
+    trouble = placement_error(seats, device)
     if trouble is not None:
         raise ConfigError("; ".join(trouble))

@@ -91,7 +91,7 @@ def _parse(line: str) -> Event | None:
     return event if event.kind in get_args(Kind) else None
 
 
-def of_incarnation(events: Sequence[Event], job: str | None, restart: int) -> list[Event]:
+def events_of_start(events: Sequence[Event], job: str | None, restart: int) -> list[Event]:
     """The events of a job between two requeues."""
     return [event for event in events if (event.job, event.restart) == (job, restart)]
 

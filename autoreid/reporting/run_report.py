@@ -22,10 +22,10 @@ from autoreid.training.state import METRICS, RunState
 _log = logging.getLogger(__name__)
 
 
-class Silence:
+class NullReport:
     """The report of a rank that says nothing."""
 
-    def __enter__(self) -> Silence:
+    def __enter__(self) -> NullReport:
         return self
 
     def __exit__(self, *error: object) -> None:
