@@ -21,13 +21,13 @@ from autoreid.data.training_data import (
     draw_people,
     run_images,
 )
-from autoreid.distributed import StopSignal, World, gather_objects, explain_nondeterminism, on_main
+from autoreid.distributed import StopSignal, World, explain_nondeterminism, gather_objects, on_main
 from autoreid.errors import AutoreidError, RunError
 from autoreid.recipes import describe_options, load_config
 from autoreid.reporting.history import Kind, record
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.reporting.run_report import RunReport, NullReport
+from autoreid.reporting.run_report import NullReport, RunReport
 from autoreid.reporting.search_report import SearchReport
 from autoreid.reporting.train_report import TrainReport
 from autoreid.search.build import build_search

@@ -132,7 +132,7 @@ def test_a_run_on_cpus_reads_checkpoints_that_hold_a_gpu_s_random_state(tmp_path
 
 
 class Scattered(nn.Module):
-    """A network with an operation that has no deterministic form on any device."""
+    """A network with an operation that has no deterministic implementation on any device."""
 
     def __init__(self, num_identities):
         super().__init__()
@@ -145,16 +145,16 @@ class Scattered(nn.Module):
         return (embedding, self.classifier(embedding)) if self.training else embedding
 
 
-def test_an_operation_without_a_deterministic_form_is_named(tmp_path, monkeypatch, capsys):
+def test_an_operation_without_a_deterministic_implementation_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(NETWORKS, "scattered", Scattered)
     changes = OSNET_TRAINING | {"model": {"name": "scattered"}, "training__epochs": 1}
     path = write_tiny(tmp_path, **changes, distributed__deterministic=True)
     assert train.main(["--config", str(path)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(
-        "autoreid: distributed.deterministic = true: the operation put_ has no deterministic form"
+        "autoreid: distributed.deterministic = true: the operation put_ has no deterministic implementation"
     )
-    # Before the first step, and a job does not come back for it.
+    # It fails before the first step, and a job is not requeued.
     assert not list((tmp_path / "runs/tiny/checkpoints").iterdir())
     events = (tmp_path / "runs/tiny/history.jsonl").read_text().splitlines()
     assert json.loads(events[-1])["kind"] == "failed"

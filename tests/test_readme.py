@@ -38,7 +38,7 @@ _CLUSTER = "the fixture slurm_cluster and tests/test_local_slurm.py run it"
 NOT_RUN = {
     "python3 -m venv .venv": _INSTALLS,
     "source .venv/bin/activate": _INSTALLS,
-    "pip install --editable '.[tensorboard,export,mat]'": _INSTALLS,
+    "pip install --editable '.[tensorboard,plots,export,mat]'": _INSTALLS,
     "scripts/local_slurm.sh start": _CLUSTER,
     "scripts/local_slurm.sh stop": _CLUSTER,
 }

@@ -8,7 +8,7 @@ import pytest
 
 from autoreid.reporting.history import FILE, Event, read_history, record, starts_without_progress
 from autoreid.slurm import resume
-from autoreid.slurm.resume import exit_status, reason_to_requeue, reason_not_to_requeue
+from autoreid.slurm.resume import exit_status, reason_not_to_requeue, reason_to_requeue
 
 
 def events(*kinds, restart=0, job="7"):

@@ -118,7 +118,7 @@ def test_submitting_without_slurm_is_an_error(recipe, tmp_path):
 def test_a_job_with_gpus_does_not_fall_back_to_cpus(tmp_path):
     recipe = write_tiny(tmp_path, distributed__device="auto")
     with_gpus, without = (
-        plan_run(recipe, [], "search", JobOptions(gpus=gpus), may_draw=True).config for gpus in (2, 0)
+        plan_run(recipe, [], "search", JobOptions(gpus=gpus), may_generate=True).config for gpus in (2, 0)
     )
     assert (with_gpus.distributed.device, without.distributed.device) == ("cuda", "auto")
 

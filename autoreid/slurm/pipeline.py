@@ -83,7 +83,7 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
     """
     writes = not is_dry_run(options)
     searches = [
-        plan_run(options.config, [*options.overrides, *seed], "search", job_options, may_draw=writes)
+        plan_run(options.config, [*options.overrides, *seed], "search", job_options, may_generate=writes)
         for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
     name = options.name or f"{load_config(options.config, options.overrides).task_name}_found"

@@ -80,12 +80,12 @@ def plan_run(
     overrides: Sequence[str],
     task: Literal["search", "train"],
     job_options: JobOptions,
-    may_draw: bool,
+    may_generate: bool,
 ) -> PlannedRun:
     """Check everything that would stop the run at its start: config, data, network, batch size, run folder.
 
     Args:
-        may_draw: whether synthetic data sets that do not exist yet may be drawn; if not, the data are not checked.
+        may_generate: whether missing synthetic data sets may be generated; if not, the data are not checked.
 
     Raises:
         ConfigError, DataError: the errors that the ranks of the job would raise.
@@ -102,12 +102,12 @@ def plan_run(
     folder = (config.output_dir / config.task_name).absolute()
     RunFolder(folder).check_claim(config.to_yaml(), MAY_DIFFER)
     check_not_queued(folder)
-    if may_draw:
+    if may_generate:
         draw_people(config.data)
     missing = [name for name in config.data.synthetic if not (config.data.root / name).exists()]
     if missing:
         names = ", ".join(missing)
-        print(f"data not checked: {names} (synthetic) will be created on submission", file=sys.stderr)
+        print(f"data not checked: {names} (synthetic) will be generated on submission", file=sys.stderr)
     else:
         build_task(config, World(0, job_options.ranks, 0, torch.device("cpu")))
     return PlannedRun(config, folder)
