@@ -103,6 +103,6 @@ def test_a_full_disk_silences_the_board_and_not_the_run(tmp_path, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert len(caplog.records) == 1
-    assert f"{tmp_path}: TensorBoard gets no more of this run: File too large" in caplog.text
+    assert f"{tmp_path}: cannot write for TensorBoard any more: File too large" in caplog.text
     assert points(tmp_path, "loss") == [(1, 1.0)]
     assert [event.step for event in read_events(tmp_path).Images("noise")] == [1, 2]

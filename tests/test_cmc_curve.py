@@ -35,7 +35,7 @@ def test_the_legend_has_all_labels_and_lies_below_the_axes():
 
 def test_the_picture_shows_a_line_of_the_colour_of_each_curve():
     (axes,) = cmc_figure(CURVES).axes
-    pixels = np.asarray(draw_cmc_curves(CURVES).convert("RGB")).reshape(-1, 3)
+    pixels = np.asarray(draw_cmc_curves(CURVES)).reshape(-1, 3)
     for line in axes.lines:
         colour = np.round(255 * np.array(to_rgb(line.get_color())))
         assert (pixels == colour).all(1).sum() > 300

@@ -39,4 +39,4 @@ def draw_cmc_curves(curves: Mapping[str, Mapping[int, float]]) -> Image.Image:
     """Return the figure of `cmc_figure` as a picture."""
     data = io.BytesIO()
     cmc_figure(curves).savefig(data, format="png")
-    return Image.open(data)
+    return Image.open(data).convert("RGB")

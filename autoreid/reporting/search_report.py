@@ -1,4 +1,4 @@
-"""What a search shows beside any run: its genotypes as files and pictures, and its alphas as curves."""
+"""The report of a search, which adds genotypes as files and pictures, and the alphas as curves."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _log = logging.getLogger(__name__)
 
 
 class SearchReport(RunReport):
-    """Everything that rank 0 tells of a search."""
+    """The report of a search on rank 0."""
 
     def __init__(self, config: Config, folder: RunFolder, task: SearchTask) -> None:
         self.task = task
         self.pictures = config.genotype_dir / config.task_name
-        make_folder(self.pictures, "set genotype_dir to a folder that can be written")
-        # The weights' images, and the alphas' where they have their own.
+        make_folder(self.pictures, "set genotype_dir to a writable folder")
+        # The images of the weights, and in a bilevel search those of the alphas.
         batches = 1 if task.state.alpha_stream is None else 2
         super().__init__(config, folder, task.state, batches * config.data.batch_size)
 
     def learning_rates(self, weights: float) -> dict[str, float]:
-        """The weights' and the alphas', and what else the step was done with."""
+        """Return the learning rates of weights and alphas, and the scheduled values of the relaxation."""
         alphas = self.task.state.alpha_optimizer.param_groups[0]["lr"]
         scheduled = self.task.relaxation.scheduled(self.state.step - 1)
         return super().learning_rates(weights) | {"alpha_learning_rate": alphas} | scheduled
 
     def end_epoch(self, result: EpochResult) -> None:
-        """Saves and draws the genotype too."""
+        """Also save and draw the genotype."""
         if isinstance(result, SearchResult):
             self._show_alphas(result.probabilities)
             self._draw(result)
@@ -48,14 +48,14 @@ class SearchReport(RunReport):
         choices = self.task.space.choices()
         for group, entropy in entropies(probabilities).items():
             names, columns, family = choices[group]
-            shown = family or group
+            family = family or group
             rows = zip(names, entropy.tolist(), probabilities[group].tolist(), strict=True)
-            for label, undecided, row in rows:
+            for label, row_entropy, row in rows:
                 curves = {
-                    f"alphas_{shown}/{label}/{candidate}": probability
+                    f"alphas_{family}/{label}/{candidate}": probability
                     for candidate, probability in zip(columns, row, strict=True)
                 }
-                curves[f"entropy_{shown}/{label}"] = undecided
+                curves[f"entropy_{family}/{label}"] = row_entropy
                 self.board.scalars(curves, self.state.step)
 
     def _draw(self, result: SearchResult) -> None:
@@ -69,12 +69,12 @@ class SearchReport(RunReport):
             self.board.picture(f"genotype/{part}", picture, self.state.step)
 
     def finish(self) -> None:
-        """Says where the pictures are too."""
-        _log.info("genotypes: %s", self.pictures)
+        """Also log the folder of the genotypes."""
+        _log.info("genotypes and their pictures: %s", self.pictures)
         super().finish()
 
     def result(self) -> dict[str, Any]:
-        """With the genotype, and the digest of the alphas."""
+        """Return the content of result.json, with the genotype and the digest of the alphas."""
         found = {
             "genotype": self.task.genotype().model_dump(mode="json"),
             "alpha_sha256": self.task.state.alphas.digest().hex(),

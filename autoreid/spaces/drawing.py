@@ -27,7 +27,7 @@ ARROW = {"arrowsize": "0.8"}
 FRAME = {"style": "rounded,filled", "color": "#b0bec5", "fillcolor": "#fafafa", "fontsize": "13"}
 FRAME |= {"fontname": "Helvetica", "margin": "10"}
 
-#: Boxes of the input, of what lies in between, and of the output.
+#: Fills of the boxes of inputs, inner nodes and outputs.
 INPUT, INNER, OUTPUT = {"fillcolor": "#ffe0b2"}, {"fillcolor": "#e3f2fd"}, {"fillcolor": "#c8e6c9"}
 #: Colour of what the search is about, which must catch the eye.
 ACCENT = "#d6006c"
