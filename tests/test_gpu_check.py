@@ -125,7 +125,7 @@ def test_what_the_budget_has_no_time_for_is_left_out(tmp_path):
     assert check(*line, python=python).returncode == 1
     parts = wholes(read(tmp_path / "out/results.jsonl"))
     assert parts["micros"]["skipped"] == "no time left of 13 s"
-    assert "micros: left out" in (tmp_path / "out/summary.md").read_text()
+    assert "micros: skipped" in (tmp_path / "out/summary.md").read_text()
 
 
 def test_a_machine_that_lacks_a_module_is_told_so_in_one_line(tmp_path):
@@ -149,7 +149,7 @@ def test_a_machine_without_a_gpu_is_told_so_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["speed"], "unknown part speed; the parts are product_tests supernet steps"),
+        (["speed"], "unknown part speed; available parts: product_tests supernet steps"),
         (["ranking:soon"], "ranking:soon: not of the form PART or PART:SECONDS"),
         (["--budget", "long"], "--budget long: not a whole number of seconds"),
         (["--budget"], "--budget needs a value"),
@@ -168,7 +168,7 @@ def test_earlier_results_are_not_overwritten(dry_run):
     before = (dry_run[0] / "results.jsonl").read_text()
     done = check("--dry-run", "--output", dry_run[0], "ceilings")
     assert done.returncode == 2
-    assert "holds results already" in done.stderr
+    assert "already contains results" in done.stderr
     assert (dry_run[0] / "results.jsonl").read_text() == before
 
 

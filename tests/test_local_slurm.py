@@ -129,7 +129,10 @@ def test_stop_removes_everything(slurm_cluster: SlurmCluster) -> None:
 def test_a_folder_with_other_files_is_not_touched(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     done = refused(tmp_path, "start")
-    assert (done.returncode, done.stderr) == (1, f"local_slurm: {tmp_path} holds something else\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"local_slurm: {tmp_path}: the folder contains other files; set AUTOREID_SLURM_LAB to another folder\n",
+    )
     subprocess.run([SCRIPT, "stop"], env=os.environ | {"AUTOREID_SLURM_LAB": str(tmp_path)}, check=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -97,7 +97,7 @@ def test_captions_are_written_under_the_images(drawn):
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("", "without the paths"), ("nowhere.jpg", r"nowhere\.jpg: cannot read")]
+    ("path", "message"), [("", "no image paths"), ("nowhere.jpg", r"nowhere\.jpg: cannot read")]
 )
 def test_images_that_cannot_be_shown_are_an_error(path, message):
     query, gallery = people([1], [1], [path]), people([1], [2], [path])

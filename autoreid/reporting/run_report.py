@@ -161,11 +161,11 @@ class RunReport:
         _log.info("%s: %s, %.1f %% of the time waiting for data", self.name, summarise(result), wait)
 
     def finish(self) -> None:
-        """Write result.json, and log its path and the command that shows the run in TensorBoard."""
+        """Write result.json, and log its path and the command that starts TensorBoard."""
         self.folder.write_result(self.result())
-        _log.info("finished; result: %s", self.folder.result)
+        _log.info("result: %s", self.folder.result)
         _log.info(
-            "curves and pictures: tensorboard --samples_per_plugin images=1000 --logdir %s",
+            "TensorBoard: tensorboard --samples_per_plugin images=1000 --logdir %s",
             self.folder.root.parent,
         )
 

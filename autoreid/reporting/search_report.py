@@ -70,7 +70,7 @@ class SearchReport(RunReport):
 
     def finish(self) -> None:
         """Also log the folder of the genotypes."""
-        _log.info("genotypes and their pictures: %s", self.pictures)
+        _log.info("genotypes: %s", self.pictures)
         super().finish()
 
     def result(self) -> dict[str, Any]:

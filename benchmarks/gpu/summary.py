@@ -68,7 +68,7 @@ FORMATS: dict[str, str] = {
     "two_us": "one after the other {:.0f} µs",
     "dense_us": "dense {:.0f} µs",
     "out_of_memory": "out of memory",
-    "skipped": "left out: {}",
+    "skipped": "skipped: {}",
     "error": "failed: {}",
 }
 #: The case that scripts/gpu_check.sh writes for a part as a whole.
@@ -111,7 +111,7 @@ def heading(versions: Row) -> str:
 def what_happened(row: Row) -> str:
     """Why a part as a whole did not end well; nothing if it did."""
     if "skipped" in row:
-        return f"left out ({row['skipped']})"
+        return f"skipped ({row['skipped']})"
     if row.get("timed_out"):
         return f"stopped after {row['seconds']} s"
     return f"ended with status {row['status']}" if row.get("status") else ""

@@ -1,6 +1,6 @@
-"""The oracle of the fused supernet: one module for each candidate of each edge, as the papers draw them.
+"""Reference for the fused supernet: one module for each candidate operation of each edge, as in the papers.
 
-Nothing is shared, stacked, recomputed or done in another order; `per_edge_cell` copies a fused cell's weights.
+Nothing is shared, stacked, recomputed or reordered. `per_edge_cell` copies the weights of a fused cell.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from autoreid.spaces.reid_cell.cells import SearchCell
 
 
 class PartAware(nn.Module):
-    """Lets horizontal body parts inform each other, and each pixel know what its part learnt.
+    """Attention between horizontal body parts, which then informs each pixel about its part.
 
     1. The M horizontal parts of x (B, C, H, W) are averaged to vectors (adaptive pooling's borders).
-    2. A linear map makes body vectors b (B, M, D) of them, D = ⌈C/3⌉ as in the authors' release.
+    2. A linear map gives body vectors b (B, M, D), with D = ⌈C/3⌉ as in the authors' release.
     3. Self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, unscaled and without a value projection.
-    4. Each part's result goes back to the part's rows, is concatenated with x, and ReLU → 1×1 → norm fuses them.
+    4. The result of each part is copied to the rows of the part and concatenated with x; ReLU → 1×1 → norm fuse them.
 
-    A row belongs to the part ⌊row·M/H⌋, which pools over it.
+    A row belongs to part ⌊row·M/H⌋.
     """
 
     def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4) -> None:
@@ -39,7 +39,7 @@ class PartAware(nn.Module):
         self.fuse_parts = nn.Linear(hidden, channels, bias=False)
         self.norm = nn.BatchNorm2d(channels, affine=affine)
         for half in (self.fuse_pixels, self.fuse_parts):
-            # Both halves start as one layer of C + D inputs would (Kaiming, as torch's convolutions do).
+            # Both halves are initialised as one layer with C + D inputs (Kaiming, as torch's convolutions).
             bound = (channels + hidden) ** -0.5
             nn.init.uniform_(half.weight, -bound, bound)
 
@@ -86,13 +86,13 @@ class FactorizedReduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, ⌈H/2⌉, ⌈W/2⌉)."""
         x = F.relu(x)
-        # Odd sizes have no last odd pixel: zeros stand in for it.
+        # For odd sizes, zeros replace the missing last odd pixel.
         shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
 
 
 def relu_conv_norm(in_channels: int, out_channels: int, affine: bool) -> nn.Sequential:
-    """ReLU → 1×1 convolution → norm: brings a cell's input to its channels."""
+    """Return ReLU → 1×1 convolution → norm, which maps an input of a cell to the cell's channels."""
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
@@ -112,7 +112,7 @@ def _depthwise(channels: int, kernel: int, stride: int, dilation: int, affine: b
 
 
 def _separable(channels: int, kernel: int, stride: int, affine: bool) -> nn.Sequential:
-    """The depthwise block twice, the stride in the first."""
+    """Return two depthwise blocks, of which the first has the stride."""
     first = _depthwise(channels, kernel, stride, 1, affine)
     return nn.Sequential(*first, *_depthwise(channels, kernel, 1, 1, affine))
 
@@ -122,7 +122,7 @@ def _pool(pool: nn.Module, channels: int, affine: bool) -> nn.Sequential:
 
 
 def build_operation(name: str, channels: int, stride: int, affine: bool, parts: int) -> nn.Module:
-    """One candidate by name.
+    """Return a candidate operation by name.
 
     Args:
         name: one of `genotype.CELL_OPERATIONS`.
@@ -159,7 +159,7 @@ class MixedOperation(nn.Module):
     def __init__(self, operations: Sequence[str], channels: int, stride: int, parts: int) -> None:
         super().__init__()
         self.stride = stride
-        # `none` takes a share of the weight and adds nothing.
+        # `none` has a weight, but adds nothing.
         self.columns = [column for column, name in enumerate(operations) if name != "none"]
         self.candidates = nn.ModuleList(
             build_operation(operations[column], channels, stride, affine=False, parts=parts)
@@ -201,12 +201,12 @@ class PartialOperation(MixedOperation):
         for channel in range(mixed.shape[1], x.shape[1]):
             passed = x[:, channel]
             if self.stride == 2:
-                # A last odd row or column stands alone.
+                # A last odd row or column is pooled alone.
                 padded = F.pad(passed, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf)
                 corners = [padded[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
                 passed = torch.stack(corners).amax(0)
             channels.append(passed)
-        # As read row by row and written column by column.
+        # The channel shuffle: read by rows, written by columns.
         width = mixed.shape[1]
         order = [group * width + place for place in range(width) for group in range(self.partial)]
         return torch.stack([channels[channel] for channel in order], dim=1)
@@ -264,7 +264,7 @@ class PerEdgeCell(nn.Module):
 
 
 def per_edge_cell(cell: SearchCell, *arguments: Any) -> PerEdgeCell:
-    """The oracle of a cell that was built with the same arguments, with its weights and statistics."""
+    """Return the reference of a cell that was built with the same arguments, with its weights and statistics."""
     oracle = PerEdgeCell(*arguments).to(next(cell.parameters()))
     state = cell.state_dict()
     inputs = {key: value for key, value in state.items() if key.startswith("preprocess")}
@@ -275,7 +275,7 @@ def per_edge_cell(cell: SearchCell, *arguments: Any) -> PerEdgeCell:
         for place, edge in enumerate(edges):
             for name, candidate in zip(fan.candidates, mixed[edge].candidates, strict=True):
                 values = fan.weights_of(name, place, f"fans.{source}.", state)
-                # By position: the fused modules have names where these have numbers.
+                # By position, because the fused modules have names and these have numbers.
                 own = candidate.state_dict()
                 assert [value.shape for value in own.values()] == [
                     value.shape for value in values.values()

@@ -1,4 +1,4 @@
-"""A training's checkpoint of a small derived network, as the training loop writes it, without the training."""
+"""Write the checkpoint of a small derived network as a training would, without training it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEIGHT, WIDTH, DIMENSIONS = 64, 32, 16
 
 
 def lively_network(seed: int, images: torch.Tensor) -> nn.Module:
-    """A network whose batch statistics are those of the images, so that its embeddings of them differ."""
+    """Return a network with the batch statistics of the images, so that their embeddings differ."""
     torch.manual_seed(seed)
     network = build_model("derived", 7, **OPTIONS)
     for module in network.modules():
@@ -36,7 +36,7 @@ def lively_network(seed: int, images: torch.Tensor) -> nn.Module:
 
 
 def small_network(seed: int) -> nn.Module:
-    """The same, for images of noise."""
+    """Return the same network with the batch statistics of noise."""
     generator = torch.Generator().manual_seed(seed)
     return lively_network(seed, torch.randn(16, 3, HEIGHT, WIDTH, generator=generator))
 
@@ -44,7 +44,12 @@ def small_network(seed: int) -> nn.Module:
 def write_checkpoint(
     path: Path, network: nn.Module, task: str = "train", training: dict | None = None, **parts: dict
 ) -> Path:
-    """`parts` join the network's weights, such as the moving average `ema`; `training` is the config's section."""
+    """Write a checkpoint and return its path.
+
+    Args:
+        training: the config's section `training`.
+        parts: further parts of the state, such as the moving average `ema`.
+    """
     config = Config(
         task=task,
         task_name="tiny",
