@@ -143,7 +143,7 @@ def test_a_machine_without_a_gpu_is_told_so_in_one_line(tmp_path):
     done = check("--output", tmp_path / "out")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "sees no CUDA device; --dry-run tries the script on the CPU" in line
+    assert "sees no CUDA device; test the script on the CPU with --dry-run" in line
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def _cuhk03_pair(
 
 
 def _cuhk03_protocol(path: Path, names: list[str]) -> None:
-    """Write a protocol: the first pair's people for training, and of the others each camera's first image as a query."""
+    """Write a protocol: train on the first pair's people; of the others, each camera's first image is a query."""
     people = [name[:5] for name in names]
     labels = np.unique(people, return_inverse=True)[1] + 1
     cameras = np.array([int(name.split("_")[2]) for name in names])
