@@ -12,7 +12,7 @@ from tests.helpers.trained import HEIGHT, OPTIONS, WIDTH
 
 
 class Pooled(nn.Module):
-    """A network that ends with a pooling module, which also has a 4-D output."""
+    """Ends with pooling by a module, whose output is 4-D as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Pooled(nn.Module):
         return self.layers(images).flatten(1)
 
 
-def test_the_map_is_the_sum_of_squares_of_the_pooled_feature_map():
+def test_the_map_is_the_sum_of_squares_of_what_is_pooled():
     network, images = Pooled().eval(), torch.randn(2, 3, 33, 17)
     maps = activation_maps(network, images)
     features = network.layers[:2](images).detach().double().numpy()
@@ -32,17 +32,17 @@ def test_the_map_is_the_sum_of_squares_of_the_pooled_feature_map():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "pcb", "osnet_x0_25", "osnet_ain_x0_25"])
-def test_the_map_of_every_network_is_the_one_that_it_pools(name):
+def test_every_network_shows_the_map_that_it_pools(name):
     network, images = build_model(name, 3).eval(), torch.randn(1, 3, 64, 32)
     with torch.inference_mode():
         expected = network.feature_map(images).square().sum(1)
     torch.testing.assert_close(activation_maps(network, images), expected)
 
 
-def test_the_map_of_a_derived_network_is_that_of_its_last_cell():
+def test_a_derived_network_shows_its_last_cell():
     torch.manual_seed(0)
     network, images = build_model("derived", 7, **OPTIONS).eval(), torch.randn(2, 3, HEIGHT, WIDTH)
-    # The ranked embedding is the mean of this cell's map, after the norm of the neck.
+    # What is ranked is the mean of that cell's map, after the neck's norm.
     with torch.inference_mode():
         embedding = network(images)
     outputs = []
@@ -53,7 +53,7 @@ def test_the_map_of_a_derived_network_is_that_of_its_last_cell():
     torch.testing.assert_close(maps, outputs[0].square().sum(1))
 
 
-def test_a_network_without_a_feature_map_is_an_error():
+def test_a_network_without_a_feature_map_is_refused():
     with pytest.raises(RunError, match="Sequential: no module has a feature map"):
         activation_maps(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.zeros(1, 3, 4, 4))
 
@@ -75,7 +75,7 @@ def test_the_sheet_shows_image_map_and_overlay_and_is_reddest_where_the_activati
         np.testing.assert_allclose(overlay, 0.4 * image + 0.6 * heat, atol=1)
 
 
-def test_colours_range_from_blue_over_cyan_and_yellow_to_red():
+def test_colours_go_from_blue_to_red_over_cyan_and_yellow():
     colours = rainbow(torch.tensor([[[0.0, 0.125, 0.375, 0.625, 0.875, 1.0]]]))[0, :, 0].T
     expected = [[0, 0, 0.5], [0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0], [0.5, 0, 0]]
     torch.testing.assert_close(colours, torch.tensor(expected))

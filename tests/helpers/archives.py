@@ -1,4 +1,4 @@
-"""Creating archives of folders."""
+"""Archives of folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Create an archive of the files in a folder, in the format of the archive's suffix, and return its path."""
+    """An archive of a folder's content, of the kind that its name says."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:

@@ -1,4 +1,4 @@
-"""A small data set in the layout of users' own data, and the preparation of its images."""
+"""A small data set of one's own, and what a run makes of its images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepare(root, world=ALONE, **options):
 
 
 def caches(root):
-    """Return all files in the folder of the cache, including hidden ones."""
+    """Everything in the cache's folder, hidden or not."""
     folder = root / ".image_cache"
     return sorted(folder.iterdir()) if folder.exists() else []
 
@@ -57,11 +57,7 @@ def assert_pixels(found, paths):
 
 
 def prepare_on_rank(world, root, hosts, options):
-    """Prepare the images on a rank.
-
-    Returns:
-        The number of caches that this rank wrote, notes, broken images, and the pixels of the readable images.
-    """
+    """What a rank finds, and how many caches it wrote itself."""
     socket.gethostname = lambda: hosts[world.rank]
     written = []
     write = images.write_cache

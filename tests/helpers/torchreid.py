@@ -1,4 +1,4 @@
-"""Recorded features of torchreid's networks, for weights and images that are computed by a formula."""
+"""Features that torchreid's networks give for weights and images of a formula, as recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fixtures():
 
 
 def their_state(name):
-    """Return a state dict with torchreid's names and the values of the formula."""
+    """A state dict with torchreid's names, filled by the fixture's formula."""
     state = {}
     for place, (key, shape) in enumerate(fixtures()[name]["state_dict"]):
         if key.endswith("num_batches_tracked"):

@@ -1,4 +1,4 @@
-"""Write the checkpoint of a small derived network as a training would, without training it."""
+"""A training's checkpoint of a small derived network, as the training loop writes it, without the training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEIGHT, WIDTH, DIMENSIONS = 64, 32, 16
 
 
 def lively_network(seed: int, images: torch.Tensor) -> nn.Module:
-    """Return a network with the batch statistics of the images, so that their embeddings differ."""
+    """A network whose batch statistics are those of the images, so that its embeddings of them differ."""
     torch.manual_seed(seed)
     network = build_model("derived", 7, **OPTIONS)
     for module in network.modules():
@@ -36,7 +36,7 @@ def lively_network(seed: int, images: torch.Tensor) -> nn.Module:
 
 
 def small_network(seed: int) -> nn.Module:
-    """Return the same network with the batch statistics of noise."""
+    """The same, for images of noise."""
     generator = torch.Generator().manual_seed(seed)
     return lively_network(seed, torch.randn(16, 3, HEIGHT, WIDTH, generator=generator))
 
@@ -44,17 +44,12 @@ def small_network(seed: int) -> nn.Module:
 def write_checkpoint(
     path: Path, network: nn.Module, task: str = "train", training: dict | None = None, **parts: dict
 ) -> Path:
-    """Write a checkpoint and return its path.
-
-    Args:
-        training: the config's section `training`.
-        parts: further parts of the state, such as the moving average `ema`.
-    """
+    """`parts` join the network's weights, such as the moving average `ema`; `training` is the config's section."""
     config = Config(
         task=task,
         task_name="tiny",
         data={"root": Path("nowhere"), "height": HEIGHT, "width": WIDTH},
-        search={"parts": 1},
+        search={"reid_cell": {"parts": 1}},
         model={"name": "derived", "options": OPTIONS},
         training=training or {},
     )
