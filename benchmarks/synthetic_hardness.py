@@ -2,7 +2,7 @@
 
     python benchmarks/synthetic_hardness.py [--quick] [--domain N] [--json]
 
-The data set serves its purpose if an untrained network ranks hardly better than chance, colour alone is not enough, and
+The data set serves its purpose if an untrained network ranks about as well as chance, colour alone is not enough, and
 training improves the ranking of unseen people.
 """
 

@@ -49,7 +49,10 @@ def test_the_content_of_the_run_folder(finished):
     environment = json.loads((run / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert load_config(run / "config.yaml") == load_config(finished / "tiny.yaml")
-    assert "epoch 2/2" in (run / "logs" / "rank0.log").read_text()
+    log = (run / "logs" / "rank0.log").read_text()
+    assert "epoch 2/2" in log
+    for line in (f"run folder: {run}", "search in reid_cell: 2 epochs of 3 steps", "device: CPU"):
+        assert f"INFO {line}\n" in log
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["step"]) for line in metrics] == [(1, 3), (2, 6)]
     assert metrics[-1]["map"] == result["map"]

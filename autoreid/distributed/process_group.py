@@ -52,7 +52,7 @@ class World:
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """What a launcher says about this process: its rank, and the address where the ranks meet."""
+    """The rank of this process and the address of rank 0, as set by a launcher."""
 
     rank: int
     size: int
@@ -146,8 +146,8 @@ def setup(
         cudnn_benchmark, expandable_segments, deterministic: see `device_settings`.
 
     Raises:
-        ConfigError: the launcher's variables are incomplete; or, on every rank, not every rank has a GPU of its own
-            and not all compute on CPUs.
+        ConfigError: the launcher's variables are incomplete; or, on every rank, two ranks share a GPU, or some ranks
+            compute on GPUs and others on CPUs.
         RunError: some ranks did not join in time.
     """
     rendezvous = read_rendezvous(os.environ)

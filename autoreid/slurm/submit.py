@@ -129,23 +129,15 @@ def is_dry_run(options: argparse.Namespace) -> bool:
     return bool(options.dry_run or options.test_only)
 
 
-def submit_runs(
-    runs: Sequence[PlannedRun], job_options: JobOptions, options: argparse.Namespace
-) -> list[str]:
-    """Submit one run as a job, or several as a job array; or handle --dry-run, --test-only and --local.
-
-    Returns:
-        The job id of each run; empty if nothing was submitted.
-    """
+def submit_runs(runs: Sequence[PlannedRun], job_options: JobOptions, options: argparse.Namespace) -> None:
+    """Submit one run as a job, or several as a job array; or handle --dry-run, --test-only and --local."""
     first = runs[0]
     name = first.config.task_name
     executor = JobExecutor(job_options, first.folder / "slurm", name, [run.folder for run in runs])
-    if options.dry_run:
-        print(executor.script(len(runs)))
-        return []
-    if options.test_only:
-        test_only(executor.script(len(runs)))
-        return []
+    if is_dry_run(options):
+        script = executor.script(len(runs))
+        print(script) if options.dry_run else test_only(script)
+        return
     if not options.local:
         require_slurm()
     for run in runs:
@@ -153,12 +145,11 @@ def submit_runs(
     if options.local:
         for run in runs:
             run_locally(run.command(), job_options.ranks)
-        return []
+        return
     ids = executor.launch([run.command() for run in runs])
     for run, job in zip(runs, ids, strict=True):
         record(run.folder, "submitted", job=(job, 0))
         announce(job, run.folder, executor.folder, job_options, run.config.task)
-    return ids
 
 
 def announce(job: str, folder: Path, logs: Path, job_options: JobOptions, what: str) -> None:
