@@ -33,7 +33,7 @@ from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.distances import Metric
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
 from autoreid.reporting.activation_maps import draw_activation_maps
-from autoreid.reporting.evaluation_report import Cell, EvaluationReport, as_json, as_table
+from autoreid.reporting.evaluation_report import EvaluationReport, TableCell, as_json, as_table
 from autoreid.reporting.logs import progress_bar
 from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
 from autoreid.training.build import memory_format
@@ -159,7 +159,7 @@ class Job(NamedTuple):
         )
 
 
-def evaluate_files(job: Job) -> Cell:
+def evaluate_files(job: Job) -> TableCell:
     """The cell of two feature files."""
     paths = (job.options.query, job.options.gallery)
     query, gallery = (FeatureSet.load(path) for path in paths)
@@ -202,7 +202,7 @@ class Source:
         network.to(device=job.world.device, memory_format=memory_format(training))  # type: ignore[call-overload]
         return cls(job, name, network, config, job.options.precision or training.precision)
 
-    def evaluate(self, target: str, data: ReidDataset) -> Cell:
+    def evaluate(self, target: str, data: ReidDataset) -> TableCell:
         """The cell of a data set; equal on every rank."""
         query, gallery = self.embed(data.query), self.embed(data.gallery)
         comparison = self.job.compare(query, gallery, self.config.evaluation.metric)
@@ -225,7 +225,7 @@ class Source:
                 yield batch
                 bar.update(len(batch.labels))
 
-    def _finish(self, target: str, query: Split, comparison: Comparison) -> Cell:
+    def _finish(self, target: str, query: Split, comparison: Comparison) -> TableCell:
         job = self.job
         cell = rank(job, self.name, target, comparison, precision=self.precision)
         if job.report is not None:
@@ -240,13 +240,13 @@ class Source:
         return cell
 
 
-def rank(job: Job, source: str, target: str, comparison: Comparison, **settings: str) -> Cell:
+def rank(job: Job, source: str, target: str, comparison: Comparison, **settings: str) -> TableCell:
     """Scores a comparison; further settings join those that it was made with."""
     own = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": job.options.flip}
-    return Cell(source, target, own | settings, comparison.evaluate(RANKS))
+    return TableCell(source, target, own | settings, comparison.evaluate(RANKS))
 
 
-def draw_hardest(job: Job, cell: Cell, comparison: Comparison) -> Image.Image:
+def draw_hardest(job: Job, cell: TableCell, comparison: Comparison) -> Image.Image:
     """The ranked lists of the queries with the lowest average precision."""
     precision = cell.result.average_precision
     hardest = hardest_queries(precision, job.options.rows)
@@ -259,7 +259,7 @@ def draw_hardest(job: Job, cell: Cell, comparison: Comparison) -> Image.Image:
     return draw_ranked_lists(lists, query, comparison.gallery, precision[hardest], title)
 
 
-def evaluate(options: argparse.Namespace, world: World) -> list[Cell]:
+def evaluate(options: argparse.Namespace, world: World) -> list[TableCell]:
     """The cells of the table, in which sources are rows and targets columns; equal on every rank."""
     reports: list[EvaluationReport] = []
     if options.output is not None:

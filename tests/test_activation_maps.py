@@ -54,7 +54,7 @@ def test_a_derived_network_shows_its_last_cell():
 
 
 def test_a_network_without_a_feature_map_is_refused():
-    with pytest.raises(RunError, match="Sequential: no module puts out a feature map"):
+    with pytest.raises(RunError, match="Sequential: no module has a feature map"):
         activation_maps(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.zeros(1, 3, 4, 4))
 
 

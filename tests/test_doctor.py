@@ -17,7 +17,7 @@ from autoreid.diagnosis import ranks as together
 from autoreid.diagnosis.machine import Finding
 from autoreid.diagnosis.meeting import Meeting, meet
 from autoreid.diagnosis.ranks import Rank
-from autoreid.distributed.gpus import Seat
+from autoreid.distributed.gpus import Placement
 from autoreid.errors import ConfigError, RunError
 from tests.helpers.ranks import free_port
 
@@ -196,7 +196,7 @@ def test_findings_name_the_nodes_where_they_hold():
 
 
 def rank(host="n1", findings=(), versions=None, gpu=None, name_means="10.0.0.1", clock=0.0):
-    seat = Seat(host, 0, 0 if gpu is None else 2, gpu)
+    seat = Placement(host, 0, 0 if gpu is None else 2, gpu)
     return Rank(host, list(findings), versions or {"torch": "2.6"}, seat, name_means, clock)
 
 
@@ -208,7 +208,7 @@ def test_ranks_that_share_a_gpu():
     assert shared.grade == "FAIL"
     assert shared.text.startswith("ranks 2, 3 share the GPU c on n2")
     mixed = together.check_gpus([*own, rank("n2")])
-    assert (mixed.grade, mixed.text) == ("FAIL", "ranks 3 compute on the CPU, the others on GPUs")
+    assert (mixed.grade, mixed.text) == ("FAIL", "torch sees no GPU on rank 3, but does on the other ranks")
 
 
 def test_environments_that_differ():
@@ -267,7 +267,7 @@ def test_blocked_ports():
 def test_a_rank_that_never_comes():
     meeting = Meeting(0, 3, 0, store=HashStore(), timeout=0.1)
     meeting.store.set("1/1", "0")
-    with pytest.raises(RunError, match="nothing heard of rank 2,"):
+    with pytest.raises(RunError, match="no message from rank 2 within"):
         meeting.exchange("here")
 
 
@@ -385,4 +385,4 @@ def test_nodes_that_cannot_reach_each_other(slurm_cluster, tmp_path):
     assert done.returncode == 1
     found = lines(done.stdout)
     assert "No route to host" in found["launch, on n2"][1]
-    assert "nothing heard of rank 1" in found["launch"][1]
+    assert "no message from rank 1" in found["launch"][1]

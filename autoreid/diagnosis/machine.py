@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from packaging.requirements import Requirement
 
-from autoreid.distributed.gpus import Seat, take_seat
+from autoreid.distributed.gpus import Placement, place_rank
 
 #: Where loader processes hand over their batches.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -110,9 +110,9 @@ def check_slurm() -> Finding:
     return Finding("ok", "Slurm", "jobs can find their nodes and requeue themselves")
 
 
-def check_device(local_rank: int) -> tuple[Finding, Seat]:
+def check_device(local_rank: int) -> tuple[Finding, Placement]:
     """Whether torch can use the GPUs that are here, and where this rank computes."""
-    seat = take_seat("auto", local_rank)
+    seat = place_rank("auto", local_rank)
     if not seat.visible:
         return _why_no_gpu(), seat
     return Finding("ok", "GPU", f"torch {torch.__version__} with CUDA {torch.version.cuda} can use it"), seat

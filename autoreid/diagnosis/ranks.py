@@ -25,7 +25,7 @@ from autoreid.diagnosis.machine import (
 )
 from autoreid.diagnosis.meeting import Meeting, listen, meet
 from autoreid.distributed import setup, sum_over_ranks
-from autoreid.distributed.gpus import Seat, seat_trouble
+from autoreid.distributed.gpus import Placement, placement_error
 from autoreid.errors import ConfigError, RunError
 
 #: Seconds that a file may take to be seen on another node.
@@ -48,7 +48,7 @@ class Rank(NamedTuple):
     host: str
     findings: list[Finding]
     versions: dict[str, str]
-    seat: Seat
+    seat: Placement
     name_means: str
     clock: float
 
@@ -100,7 +100,7 @@ def examine(meeting: Meeting, folder: Path) -> list[Finding]:
 
 def _as_rank(host: str, findings: Sequence[Any], versions: dict[str, str], seat: Any, *rest: Any) -> Rank:
     """A rank as it was before JSON made lists of its tuples."""
-    return Rank(host, [Finding(*finding) for finding in findings], versions, Seat(*seat), *rest)
+    return Rank(host, [Finding(*finding) for finding in findings], versions, Placement(*seat), *rest)
 
 
 def _address_of(host: str) -> str:
@@ -151,7 +151,7 @@ def check_versions(ranks: Sequence[Rank]) -> Finding:
 def check_gpus(ranks: Sequence[Rank]) -> Finding:
     """Whether each rank has a GPU of its own, or none has one."""
     seats = [rank.seat for rank in ranks]
-    trouble = seat_trouble(seats)
+    trouble = placement_error(seats)
     if trouble is not None:
         return Finding("FAIL", "GPUs", *trouble)
     return Finding("ok", "GPUs", "each rank has its own" if seats[0].visible else "no rank has one")
