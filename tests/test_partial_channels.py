@@ -88,7 +88,7 @@ def test_betas_are_groups_of_alphas_named_by_node():
         "reduce",
         *(f"{k}_node{n}" for k in ("normal", "reduce") for n in range(3)),
     ]
-    assert choices["reduce_node2"] == (("node2",), ("c_k-2", "c_k-1", "node0", "node1"), "reduce_edges")
+    assert choices["reduce_node2"] == (("node2",), ("c_k-2", "c_k-1", "node0", "node1"), "reduce_edges", ())
     assert choices["normal"] == build(nodes=3)[0].choices()["normal"]
     alphas = alphas_of(space)
     embedding, logits = supernet(torch.randn(4, 3, 32, 16), Softmax().mixture(alphas))
@@ -237,7 +237,12 @@ def test_signs_and_pictures_of_a_search_with_betas(tmp_path):
     signs = search_signs(probabilities, space.choices(), space.watched())
     kinds = ("normal", "reduce")
     shares = {f"{kind}/{name}" for kind in kinds for name in space.watched()}
-    assert signs.keys() == shares | {f"{kind}{of}/entropy" for kind in kinds for of in ("", "_edges")}
+    values = {f"{kind}{of}" for kind in kinds for of in ("", "_edges")}
+    assert signs.keys() == shares | {
+        f"{v}/{sign}" for v in values for sign in ("entropy", "margin", "undecided")
+    }
+    # Of four nodes with edges of equal weight, one has two of three others at 0; all of them are undecided.
+    assert signs["normal_edges/undecided"] == 1
     # Nodes with 2, 3 and 5 inputs have equal weights; the node with 4 inputs uses two of them.
     expected = (math.log(2) + math.log(3) + math.log(2) + math.log(5)) / 4
     assert signs["normal_edges/entropy"] == pytest.approx(expected, abs=1e-4)

@@ -115,9 +115,9 @@ def test_hard_weight_steps_compute_and_update_the_sampled_candidates_only(tmp_pa
     statistics = {name: value.clone() for name, value in task.state.network.named_buffers()}
     alphas = copy.deepcopy(task.state.alphas)
     task.step(StopSignal())
-    # The alphas' step is no larger than the noise.
+    # The step of the alphas is too small to change the sample.
     chosen = task.relaxation.sample(task.state.alphas, 0, "weights", alphas_learn=False)
-    moved = {
+    updated = {
         name
         for name, weight in task.state.network.named_parameters()
         if not torch.equal(weight, before[name])

@@ -47,18 +47,15 @@ class SearchReport(RunReport):
     def _show_alphas(self, probabilities: Mapping[str, Tensor]) -> None:
         choices = self.task.space.choices()
         for group, entropy in entropies(probabilities).items():
-            names, columns, shown = (
-                choices[group].rows,
-                choices[group].columns,
-                choices[group].family or group,
-            )
+            names, columns = choices[group].rows, choices[group].columns
+            family = choices[group].family or group
             rows = zip(names, entropy.tolist(), probabilities[group].tolist(), strict=True)
             for label, nats, row in rows:
                 curves = {
                     f"alphas_{family}/{label}/{candidate}": probability
                     for candidate, probability in zip(columns, row, strict=True)
                 }
-                curves[f"entropy_{shown}/{label}"] = nats
+                curves[f"entropy_{family}/{label}"] = nats
                 self.board.scalars(curves, self.state.step)
 
     def _draw(self, result: SearchResult) -> None:
