@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.data.images import Images
+from autoreid.data.records import ReidDataset
 from autoreid.data.training_data import (
     TrainingData,
     build_search_data,
     build_training_data,
-    draw_people,
+    generate_people,
+    read_datasets,
     run_images,
 )
 from autoreid.distributed import StopSignal, World, gather_objects, naming_nondeterminism, on_main
@@ -106,24 +108,29 @@ def with_genotype(config: Config) -> Config:
 
 
 def build_task(
-    config: Config, world: World, images: Images | None = None
+    config: Config,
+    world: World,
+    images: Images | None = None,
+    datasets: Mapping[str, ReidDataset] | None = None,
 ) -> tuple[TrainingData, SearchTask | TrainTask]:
     """Data, network and everything else that the config's task is made of; raises whatever is wrong with them.
 
     Args:
         images: the run's pixels; None looks at no image yet.
+        datasets: the run's data sets; None reads them.
     """
     if config.task == "search":
-        search_data = build_search_data(config, world, images)
+        search_data = build_search_data(config, world, images, datasets)
         return search_data, build_search(config, search_data, world)
-    data = build_training_data(config, world, images)
+    data = build_training_data(config, world, images, datasets)
     return data, build_training(config, data, world)
 
 
 def run(config: Config, world: World, stop: StopSignal) -> None:
     """Does the config's task, from its last checkpoint if there is one, and writes the run folder."""
-    on_main(lambda: draw_people(config.data))
-    data, task = build_task(config, world, run_images(config, world))
+    on_main(lambda: generate_people(config.data))
+    datasets = on_main(lambda: read_datasets(config))
+    data, task = build_task(config, world, run_images(config, world, datasets), datasets)
     folder = RunFolder(config.output_dir / config.task_name)
     with ExitStack() as stack:
 

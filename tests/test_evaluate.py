@@ -20,7 +20,7 @@ from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.reranking import rerank
 from autoreid.reporting.activation_maps import draw_activation_maps
-from autoreid.reporting.evaluation_report import Cell, as_table
+from autoreid.reporting.evaluation_report import TableCell, as_table
 from tests.helpers.events import points, read_events
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trained import HEIGHT, WIDTH, lively_network, write_checkpoint
@@ -177,7 +177,7 @@ def test_reranked_lists_and_figures_are_those_of_the_whole_matrix(metric):
         for N in (12, 40)
     )
     comparison = Comparison(query, gallery, metric, True, torch.device("cpu"))
-    matrix = rerank(query.features, gallery.features, metric=metric).full().numpy()
+    (matrix,) = (block.numpy() for block in rerank(query.features, gallery.features, metric=metric))
     numbers = [query.identities, gallery.identities, query.cameras, gallery.cameras]
     assert comparison.evaluate(RANKS) == evaluate_distances(matrix, *numbers, ranks=RANKS)
     chosen = np.array([7, 0, 11])
@@ -190,7 +190,7 @@ def test_reranking_on_the_command_line(world_of, tmp_path, capsys):
     saved = tmp_path / "out" / "net0" / "people0"
     query, gallery = (FeatureSet.load(saved / f"{part}.npz") for part in ("query", "gallery"))
     numbers = [query.identities, gallery.identities, query.cameras, gallery.cameras]
-    matrix = rerank(query.features, gallery.features).full()
+    (matrix,) = rerank(query.features, gallery.features)  # a single block
     assert_same(cell, evaluate_distances(matrix, *numbers, ranks=RANKS))
     assert cell["rerank"] is True
     assert (saved / "ranked_lists.png").exists()
@@ -324,8 +324,8 @@ def test_the_table_has_a_row_a_source_and_a_column_a_target():
     numbers = [torch.arange(4), torch.arange(4), torch.zeros(4), torch.ones(4)]
     perfect = evaluate_retrieval(query, query, *numbers)
     worst = evaluate_retrieval(query, -query, *numbers)
-    cells = [Cell("ours", "market", {}, perfect), Cell("ours", "duke", {}, worst)]
-    cells += [Cell("resnet50", "market", {}, worst), Cell("resnet50", "duke", {}, perfect)]
+    cells = [TableCell("ours", "market", {}, perfect), TableCell("ours", "duke", {}, worst)]
+    cells += [TableCell("resnet50", "market", {}, worst), TableCell("resnet50", "duke", {}, perfect)]
     assert as_table(cells).splitlines() == [
         "mAP / rank-1 in %   market          duke",
         "ours                100.0 / 100.0   25.0 / 0.0",

@@ -10,14 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from autoreid import train
 from autoreid.config import Config, Data, Evaluation, Search, SyntheticPeople
 from autoreid.data import training_data
 from autoreid.data.datasets import read_dataset
 from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
-from autoreid.data.training_data import build_search_data, build_training_data, draw_people, run_images
-from autoreid.distributed import World
+from autoreid.data.training_data import (
+    build_search_data,
+    build_training_data,
+    generate_people,
+    read_datasets,
+    run_images,
+)
+from autoreid.distributed import StopSignal, World
 from autoreid.errors import DataError
+from autoreid.recipes import load_config
 from tests.helpers import miniatures
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import OSNET_TRAINING, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +180,7 @@ def seasons(tmp_path_factory):
         name: SyntheticPeople(domain=domain, width=16, distractors=2, junk=1, **small)
         for domain, name in enumerate(("summer", "winter"))
     }
-    draw_people(Data(root=root, sources=("summer",), targets=("winter",), synthetic=people))
+    generate_people(Data(root=root, sources=("summer",), targets=("winter",), synthetic=people))
     return root
 
 
@@ -313,7 +323,7 @@ def test_broken_images_of_every_part_are_left_out_alike_with_and_without_a_cache
         data = Data(root=tmp_path, sources=("own",), held_out_fraction=0.0, workers=0, **sizes | options)
         config = Config(task="train", task_name="t", data=data, evaluation=Evaluation(split="test"))
         alone = World(0, 1, 0, torch.device("cpu"))
-        found = build_training_data(config, alone, run_images(config, alone))
+        found = build_training_data(config, alone, run_images(config, alone, read_datasets(config)))
         for path in lost:
             assert sum(str(path) in note for note in found.notes) == 1
         (target,) = found.targets
@@ -322,3 +332,24 @@ def test_broken_images_of_every_part_are_left_out_alike_with_and_without_a_cache
         batches.append([next(found.stream).images for _ in range(4)])
     for cached, decoded in zip(*batches, strict=True):
         assert torch.equal(cached, decoded)
+
+
+def listings_at_a_start(world, path):
+    """How often this rank's start of a run reads a data set."""
+    calls, read = [], training_data.read_dataset
+
+    def counted(root, name):
+        calls.append(name)
+        return read(root, name)
+
+    training_data.read_dataset = counted
+    with StopSignal() as stop:
+        train.run(load_config(path), world, stop)
+    return calls
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_start_lists_each_data_set_once_on_rank_0_alone(tmp_path, ranks):
+    path = write_tiny(tmp_path, **OSNET_TRAINING, training__epochs=1)
+    names = list(load_config(path).data.sources)
+    assert run_ranks(listings_at_a_start, ranks, path) == [names, *[[]] * (ranks - 1)]

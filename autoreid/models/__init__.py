@@ -1,4 +1,4 @@
-"""Networks that embed images of people, re-ID heads, and their weights."""
+"""Networks that embed images of people, their sizes and their weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PLAIN = ("plain",) * 6
 _IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")
 _AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
 
-#: Every network by name: called with the number of identities and the network's own options.
+#: Networks by name; each is called with the number of identities and the network's own options.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet50,
     "pcb": PCB,
@@ -49,18 +49,18 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
-    """Builds a network with fresh weights from torch's generator.
+    """Build a network with newly initialised weights.
 
-    In training mode it gives (embedding, logits), in evaluation mode the embedding (B, D) that is ranked. Modules
-    named `classifier` hold what depends on the identities.
+    In training mode, the network returns (embedding, logits); in evaluation mode, the embedding (B, D) that is
+    used for ranking. Modules named `classifier` depend on the number of identities.
 
     Args:
         name: one of `NETWORKS`.
-        num_identities: of the training set.
-        options: of the network: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb).
+        num_identities: number of identities in the training set.
+        options: the network's options: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb).
 
     Raises:
-        ConfigError: there is no such network or option, one is missing, or a value is out of range.
+        ConfigError: the network or an option is unknown, an option is missing, or a value is out of range.
     """
     return build_from(NETWORKS, name, num_identities, options)
 
@@ -71,29 +71,29 @@ def build_from(
     num_identities: int,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """Builds one of several networks by name; `build_model` for networks that this package does not know.
+    """Build one of several networks by name, like `build_model`, which only knows the networks of this package.
 
     Args:
-        networks: called with the number of identities and the network's own options.
+        networks: constructors by name; called with the number of identities and the network's own options.
 
     Raises:
-        ConfigError: as `build_model`.
+        ConfigError: as in `build_model`.
     """
     if name not in networks:
         nearest = difflib.get_close_matches(name, networks, n=1, cutoff=0)[0]
         raise ConfigError(
-            f"unknown network {name!r}; did you mean {nearest}? Known are {', '.join(networks)}"
+            f"unknown network {name!r}; did you mean {nearest}? Available networks: {', '.join(networks)}"
         )
     if num_identities < 1:
-        raise ConfigError(f"{name}: num_identities = {num_identities}: must be 1 or more")
+        raise ConfigError(f"{name}: num_identities = {num_identities}: must be at least 1")
     build = networks[name]
     known = {
         key: value for key, value in inspect.signature(build).parameters.items() if key != "num_identities"
     }
     unknown = next((option for option in options if option not in known), None)
     if unknown is not None:
-        raise ConfigError(f"{name} has no option {unknown!r}; it has {', '.join(known) or 'none'}")
+        raise ConfigError(f"{name} has no option {unknown!r}; its options are: {', '.join(known) or 'none'}")
     for option, parameter in known.items():
         if parameter.default is parameter.empty and option not in options:
-            raise ConfigError(f"{name} needs the option {option!r}; it has {', '.join(known)}")
+            raise ConfigError(f"{name} requires the option {option!r}; its options are: {', '.join(known)}")
     return build(num_identities, **options)

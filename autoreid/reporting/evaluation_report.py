@@ -19,7 +19,7 @@ from autoreid.reporting.cmc_curve import draw_cmc_curve
 from autoreid.reporting.run_folder import RunFolder
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """A cell of the cross-domain table.
 
     Attributes:
@@ -34,7 +34,7 @@ class Cell(NamedTuple):
     result: RetrievalResult
 
 
-def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
+def as_json(cells: Sequence[TableCell]) -> dict[str, Any]:
     """What result.json holds: `results`, the cells with their figures as fractions of 1."""
     results = []
     for source, target, settings, result in cells:
@@ -44,7 +44,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
     return {"results": results}
 
 
-def as_table(cells: Sequence[Cell]) -> str:
+def as_table(cells: Sequence[TableCell]) -> str:
     """Sources as rows, targets as columns; mAP and rank-1 in percent. Below, the precisions and what was left out."""
     rows = _rows(cells)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -61,7 +61,7 @@ def as_table(cells: Sequence[Cell]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _rows(cells: Sequence[Cell]) -> list[list[str]]:
+def _rows(cells: Sequence[TableCell]) -> list[list[str]]:
     shown = {
         (cell.source, cell.target): f"{100 * cell.result.map:.1f} / {100 * cell.result.cmc[1]:.1f}"
         for cell in cells
@@ -95,7 +95,7 @@ class EvaluationReport:
         self.board.close()
 
     def add(
-        self, cell: Cell, pictures: Mapping[str, Image.Image], features: Mapping[str, FeatureSet]
+        self, cell: TableCell, pictures: Mapping[str, Image.Image], features: Mapping[str, FeatureSet]
     ) -> None:
         """Takes a cell's figures, and its pictures and features, each by the name of the file."""
         folder = self.folder.root / cell.source / cell.target
@@ -109,7 +109,7 @@ class EvaluationReport:
         for what, picture in pictures.items():
             self._show(f"{what}/{name}", picture, folder / f"{what}.png")
 
-    def finish(self, cells: Sequence[Cell]) -> None:
+    def finish(self, cells: Sequence[TableCell]) -> None:
         """Writes result.json, and shows the table and the CMC curves."""
         self.folder.write_result(as_json(cells))
         self.folder.write_environment({})

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from autoreid.config import Config
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.files import write_atomically
@@ -95,7 +95,7 @@ def plan_run(
     RunFolder(folder).check_claim(config.to_yaml(), MAY_DIFFER)
     refuse_active(folder)
     if draw:
-        draw_people(config.data)
+        generate_people(config.data)
     undrawn = [name for name in config.data.synthetic if not (config.data.root / name).exists()]
     if undrawn:
         print(f"not checked: the data, for {', '.join(undrawn)} will be drawn on submission", file=sys.stderr)
