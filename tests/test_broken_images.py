@@ -43,7 +43,7 @@ def spoil(root, kind):
         return path, "truncated"
     if kind == "no image":
         path.write_text("no image")
-        return path, "of no known format"
+        return path, "unknown image format"
     if kind == "dangling":
         path.unlink()
         path.symlink_to("nowhere.jpg")
@@ -77,7 +77,7 @@ def test_or_is_left_out_and_named(root, kind, folder):
     for _ in range(2):
         found = prepare(root, cache=folder and Path(folder), on_broken_image="skip")
         (note,) = found.notes
-        assert note.startswith(f"left out: {path}: cannot read this image: ")
+        assert note.startswith(f"skipped: {path}: cannot read this image: ")
         assert reason in note
         assert list(found.broken) == [str(path)]
         train = read_dataset(root, "people").train
@@ -109,12 +109,12 @@ def test_an_image_that_may_not_be_read_and_then_may(root, monkeypatch):
 def test_many_broken_images_are_counted(root, monkeypatch):
     for person in range(4):
         (root / f"people/p{person}/c1/1.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"the file is empty, nor 3 more of the run's; data.on_broken_image"):
+    with pytest.raises(DataError, match=r"the file is empty \(and 3 more\); set data.on_broken_image=skip"):
         prepare(root)
     monkeypatch.setattr(images, "_NAMED", 2)
     *named, rest = prepare(root, on_broken_image="skip").notes
     assert len(named) == 2
-    assert rest == "left out: 2 more images that cannot be read"
+    assert rest == "skipped: 2 more images that cannot be read"
 
 
 def make_stream(split, found):
@@ -158,7 +158,7 @@ def test_a_node_without_room_decodes_and_all_leave_out_the_same(root):
     assert list(broken) == [str(path)]
     np.testing.assert_array_equal(pixels, same)
     assert len(good) == 1
-    assert "cannot make the folder" in full[0]
+    assert "cannot create the folder" in full[0]
     assert full[1:] == good
 
 

@@ -171,7 +171,7 @@ def test_a_folder_is_read_by_its_name_or_its_layout(tmp_path, folder):
 
 def test_a_folder_of_two_data_sets_is_asked_about(tmp_path):
     miniatures.cuhk03_labeled(tmp_path / "cuhk03")
-    with pytest.raises(DataError, match="say which, as in cuhk03_labeled="):
+    with pytest.raises(DataError, match="name one, as in cuhk03_labeled="):
         read_folder(tmp_path / "cuhk03", "x")
     assert read_folder(tmp_path / "cuhk03", "cuhk03_detected").name == "cuhk03_detected"
 
@@ -304,15 +304,15 @@ def test_a_csv_without_splits_trains_on_everything(tmp_path):
     [
         ("path,identity\na.jpg,1\n", ":1: no column camera"),
         ("", ":1: no column camera"),
-        ("path,identity,camera\n", "no line of images"),
-        ("path,identity,camera\na.jpg,1,1\nb.jpg,,1\n", ":3: no identity"),
-        ("path,identity,camera\na.jpg,1\n", ":2: no camera"),
+        ("path,identity,camera\n", "contains no images"),
+        ("path,identity,camera\na.jpg,1,1\nb.jpg,,1\n", ":3: empty identity"),
+        ("path,identity,camera\na.jpg,1\n", ":2: empty camera"),
         (
             "path,identity,camera,split\na.jpg,1,1,test\n",
-            ":2: split 'test'; expected train, query or gallery",
+            ":2: split 'test': must be train, query or gallery",
         ),
         ("path,identity,camera,split\na.jpg,1,1\n", ":2: split ''"),
-        ("path,identity,camera\na.jpg,1,1\n./a.jpg,2,1\n", "a.jpg is in line 2 too"),
+        ("path,identity,camera\na.jpg,1,1\n./a.jpg,2,1\n", ":3: duplicate of line 2: "),
         ("path,identity,camera,split\na.jpg,junk,1,query\n", "junk (-1) or a distractor"),
         ('path,identity,camera\n"a.jpg,1,1\n', "cannot read the list: unexpected end of data"),
         ("path,identity,camera\n\udce4.jpg,1,1\n", "cannot read the list"),
@@ -325,10 +325,10 @@ def test_a_wrong_csv_is_answered_with_file_and_line(tmp_path, text, message):
 
 
 def test_a_folder_of_nothing_known_is_answered_with_what_would_be(tmp_path):
-    with pytest.raises(DataError, match="not a data set; expected bounding_box_train"):
+    with pytest.raises(DataError, match="unknown layout; expected bounding_box_train"):
         read_folder(tmp_path, "x")
     miniatures.Miniature(tmp_path).add("train", "anna/1.jpg", "anna", "")
-    with pytest.raises(DataError, match="anna: no folder in it; expected one a camera"):
+    with pytest.raises(DataError, match="anna: contains no folder; expected one per camera"):
         read_folder(tmp_path, "x")
     (tmp_path / "anna/door").mkdir()
     with pytest.raises(DataError, match="door: holds no image"):
@@ -338,7 +338,7 @@ def test_a_folder_of_nothing_known_is_answered_with_what_would_be(tmp_path):
 def test_two_folders_that_both_fit_are_named(tmp_path):
     for inside in ("first/", "second/"):
         miniatures.market1501(tmp_path / "market1501", inside)
-    with pytest.raises(DataError, match="bounding_box_train is in first and in second"):
+    with pytest.raises(DataError, match="both first and second contain bounding_box_train"):
         read_dataset(tmp_path, "market1501")
 
 

@@ -89,11 +89,11 @@ def test_a_random_genotype_of_about_the_same_size(tmp_path, genotype):
     ("source", "more", "message"),
     [
         ("none.json", [], "none.json"),
-        (".", [], "result.json: no genotype in it"),
+        (".", [], "result.json: contains no genotype"),
         (
             "found.json",
             ["model.name=resnet50", "model.options={}"],
-            "expected task: train and model.name: derived",
+            "must have task: train and model.name: derived",
         ),
         ("found.json", ["model.options.chanels=3"], "chanels"),
         (

@@ -216,7 +216,7 @@ def test_bare_feature_files_of_another_system_are_ranked(tmp_path, capsys):
 def test_features_without_images_give_all_but_the_ranked_lists(tmp_path, capsys, caplog):
     folder = tmp_path / "out"
     assert main([*write_features(tmp_path), "--output", str(folder)]) == 0
-    assert "no ranked lists" in caplog.text
+    assert "cannot draw ranked lists" in caplog.text
     assert "1 of 3 queries have no match" in capsys.readouterr().out
     assert (folder / "result.json").exists()
     assert (folder / "cmc.png").exists()
@@ -284,8 +284,11 @@ def test_an_error_of_rank_0_reaches_every_rank(world_of, tmp_path):
         (["--checkpoint", "x", "--data", "y", "--query", "q.npz", "--gallery", "g.npz"], "give either"),
         (["--query", "q.npz", "--gallery", "g.npz"], "q.npz: cannot read the features"),
         (["--query", "q.npz", "--gallery", "g.npz", "--flip"], "--flip"),
-        (["--query", "q.npz", "--gallery", "g.npz", "--precision", "tf32"], "--precision: features in files"),
-        (["--query", "q.npz", "--gallery", "g.npz", "--rows", "0"], "--rows 0: must be 1 or more"),
+        (
+            ["--query", "q.npz", "--gallery", "g.npz", "--precision", "tf32"],
+            "--precision: requires --checkpoint",
+        ),
+        (["--query", "q.npz", "--gallery", "g.npz", "--rows", "0"], "--rows 0: must be at least 1"),
         (["--checkpoint", "a=x/y", "--data", "z"], "--checkpoint a=x/y: no such file or folder: x/y"),
     ],
 )
@@ -300,8 +303,9 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments, message, capsy
 def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):
     network, people = str(world_of / "net0"), str(world_of / "people0")
     cases = {
-        "another one is called net0 too; give NAME=PATH": ["--checkpoint", network] * 2 + ["--data", people],
-        "not a data set; expected bounding_box_train": ["--checkpoint", network, "--data", str(tmp_path)],
+        "the name net0 is already used; give a unique NAME=PATH": ["--checkpoint", network] * 2
+        + ["--data", people],
+        "unknown layout; expected bounding_box_train": ["--checkpoint", network, "--data", str(tmp_path)],
         "holds a run": ["--checkpoint", network, "--data", people, "--output", str(world_of / "net0")],
         "features of 2 dimensions; those of": write_features(tmp_path),
     }

@@ -190,9 +190,9 @@ def test_a_split_and_its_features_make_a_set_that_can_be_saved(gallery, tmp_path
         ("features", np.zeros(4), r"features has shape \(4,\)"),
         ("features", np.array([[np.nan], [1], [np.inf], [2]]), "features: NaN or infinity in 2 of 4 rows"),
         ("features", np.full((4, 1), 1e300), "features: NaN or infinity in 4 of 4 rows"),
-        ("features", np.zeros((4, 2), complex), "features is of type complex128: must be numbers"),
-        ("identities", np.arange(4.0), "identities is of type float64: must be integers"),
-        ("paths", np.arange(4), "paths is of type int64: must be text"),
+        ("features", np.zeros((4, 2), complex), "features has type complex128: must be numbers"),
+        ("identities", np.arange(4.0), "identities has type float64: must be integers"),
+        ("paths", np.arange(4), "paths has type int64: must be text"),
         ("paths", np.array(["a", "b", "c", "d"], object), "not a feature file"),
     ],
 )

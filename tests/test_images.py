@@ -180,7 +180,7 @@ def test_another_run_may_be_faster(root, monkeypatch):
 
 def assert_decodes(root, found, *words):
     (note,) = found.notes
-    for word in (*words, "images are decoded each time that they are used"):
+    for word in (*words, "images are decoded each time they are used"):
         assert word in note
     assert "\n" not in note
     assert_pixels(found, read_dataset(root, "people").train.paths)
@@ -189,7 +189,9 @@ def assert_decodes(root, found, *words):
 def test_a_disk_that_is_too_small_is_noticed_before_it_is_full(root, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 6000, 6000))
     found = prepare(root)
-    assert_decodes(root, found, str(root / ".image_cache"), "no room for the image cache", "0.00 GB")
+    assert_decodes(
+        root, found, str(root / ".image_cache"), "not enough disk space for the image cache", "0.00 GB"
+    )
     assert caches(root) == []
 
 
@@ -222,7 +224,7 @@ def test_a_disk_that_fills_while_the_cache_is_written(root, small_disk, monkeypa
 def test_a_cache_that_cannot_be_written(root):
     (root / ".image_cache").write_text("a file")
     found = prepare(root)
-    assert_decodes(root, found, f"{root / '.image_cache'}: cannot make the folder", "set data.cache")
+    assert_decodes(root, found, f"{root / '.image_cache'}: cannot create the folder", "set data.cache")
 
 
 @pytest.mark.parametrize(

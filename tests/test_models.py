@@ -78,10 +78,10 @@ def test_the_nearest_name_is_proposed():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet50", {"last_strid": 1}, "no option 'last_strid'; it has last_stride, neck"),
-        ("osnet_x0_25", {"width": 2.0}, "no option 'width'; it has none"),
+        ("resnet50", {"last_strid": 1}, "no option 'last_strid'; its options are: last_stride, neck"),
+        ("osnet_x0_25", {"width": 2.0}, "no option 'width'; its options are: none"),
         ("resnet50", {"last_stride": 3}, "last_stride = 3: must be 1 or 2"),
-        ("pcb", {"parts": 0}, "parts = 0: must be 1 or more"),
+        ("pcb", {"parts": 0}, "parts = 0: must be at least 1"),
         ("pcb", {"dropout": 1.0}, r"dropout = 1\.0: must be"),
     ],
 )

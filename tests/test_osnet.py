@@ -124,7 +124,7 @@ def test_narrower_networks_have_the_same_layers_in_proportion(family, widths):
     "blocks", [("plain",) * 5, ("plain",) * 7, ("plain", "in", "plain", "plain", "plain", "plain")]
 )
 def test_other_than_six_known_blocks_are_refused(blocks):
-    with pytest.raises(ConfigError, match="expected six, each one of plain, in_inside, in_after, in_both"):
+    with pytest.raises(ConfigError, match="must be six names from plain, in_inside, in_after, in_both"):
         OSNet(blocks, True, 0.25, 5)
 
 

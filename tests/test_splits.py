@@ -79,9 +79,9 @@ def test_hold_out_depends_on_the_seed_alone():
 def test_hold_out_says_what_is_wrong():
     with pytest.raises(ConfigError, match=r"1\.0"):
         hold_out(make_split([(1, 1)]), 1.0, 0)
-    with pytest.raises(DataError, match="two cameras see 2"):
+    with pytest.raises(DataError, match="2 are seen by two cameras"):
         hold_out(make_split([(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1)]), 0.75, 0)
-    with pytest.raises(DataError, match="one more to train on"):
+    with pytest.raises(DataError, match="at least one must be left for training"):
         hold_out(make_split([(1, 1), (1, 2), (2, 1), (2, 2)]), 0.1, 0)
 
 
@@ -109,7 +109,7 @@ def test_bilevel_depends_on_the_seed_alone():
 
 def test_bilevel_says_what_is_wrong():
     train = make_split([(1, 1)] * 7 + [(2, 1)] * 3)
-    with pytest.raises(DataError, match=r"no identity has 8 images.*one has is 7"):
+    with pytest.raises(DataError, match=r"no identity has 8 images.*the largest has 7"):
         bilevel(train, 0.5, 4, 0)
     with pytest.raises(ConfigError, match="alpha fraction 0"):
         bilevel(train, 0.0, 1, 0)

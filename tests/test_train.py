@@ -358,4 +358,4 @@ def test_broken_images_may_be_skipped(tmp_path):
     line = ["--config", str(tmp_path / "tiny.yaml"), "data.on_broken_image=skip", "training.epochs=1"]
     assert train.main(line) == 0
     log = (tmp_path / "runs/tiny/logs/rank0.log").read_text()
-    assert f"WARNING left out: {broken}: cannot read this image: the file is empty" in log
+    assert f"WARNING skipped: {broken}: cannot read this image: the file is empty" in log
