@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 #: How to reduce memory use.
 LESS_MEMORY = (
-    "to reduce it, use a larger training.accumulation, a smaller data.batch_size, more GPUs, "
+    "to need less memory, use a larger training.accumulation, a smaller data.batch_size, more GPUs, "
     "search.activation_checkpointing=cell, search.partial_channels=4, training.precision=bfloat16 or a narrower "
     "network"
 )

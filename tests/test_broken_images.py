@@ -1,4 +1,4 @@
-"""What becomes of images that cannot be read, alone and among ranks."""
+"""How images that cannot be read are handled, in one process and among ranks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.helpers.ranks import run_ranks
 
 @pytest.fixture
 def root(tmp_path):
-    """A data set `people` of 4 identities with 4 images by 2 cameras, to train on."""
+    """A data set `people` of 4 identities with 4 images from 2 cameras, for training."""
     write_people(tmp_path)
     return tmp_path
 
 
 def spoil(root, kind):
-    """Breaks an image; its path, and the reason that is told."""
+    """Break an image; returns its path and the expected reason."""
     path = root / "people/p2/c1/1.jpg"
     if kind == "empty":
         path.write_bytes(b"")
@@ -87,7 +87,7 @@ def test_or_is_left_out_and_named(root, kind, folder):
 
 
 def test_an_image_that_may_not_be_read_and_then_may(root, monkeypatch):
-    """Its size and time do not change, so the cache would be taken for good."""
+    """Its size and time do not change, so the cache is considered valid."""
     path = root / "people/p2/c1/1.jpg"
     opened = Image.open
 
@@ -125,7 +125,7 @@ def make_stream(split, found):
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_a_folder_that_changes_during_the_run(root, policy):
-    """With a cache nobody notices; without, the batch says what is missing, whatever the policy."""
+    """With a cache, nothing is noticed; without, the batch reports the missing file, whatever the policy."""
     train = read_dataset(root, "people").train
     cached = prepare(root, on_broken_image=policy)
     decoded = prepare(root, on_broken_image=policy, cache=None)

@@ -1,4 +1,4 @@
-"""What a command says and how it ends, whatever ended it."""
+"""The message and the exit status of a command for each kind of error."""
 
 from __future__ import annotations
 

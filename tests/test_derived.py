@@ -237,7 +237,7 @@ def test_the_auxiliary_head_reads_the_cell_at_two_thirds_and_only_in_training():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "derived needs the option 'genotype'"),
+        ({}, "derived requires the option 'genotype'"),
         ({"channels": 0}, "channels = 0: must be 1 or more"),
         ({"channels": 4.5}, "channels = 4.5"),
         ({"cells_per_stage": ()}, "cells_per_stage = .*must be a list"),

@@ -1,4 +1,4 @@
-"""Each thing that the doctor looks for, made to be wrong."""
+"""Each problem that the doctor looks for is caused and must be found."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ def login_shell(monkeypatch):
 
 @pytest.fixture
 def programs(monkeypatch, tmp_path):
-    """A PATH with nothing on it but what `programs(name=script)` puts there."""
+    """A PATH that contains only the scripts given to `programs(name=script)`."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -47,12 +47,12 @@ def programs(monkeypatch, tmp_path):
 
 
 def lines(text):
-    """Grade and name of each line, and its whole text."""
+    """Return grade and name of each line, and the whole text."""
     return {line[5:].split(":")[0]: (line[:4].strip(), line) for line in text.splitlines()}
 
 
 def in_threads(function, size=2):
-    """What each rank's thread returned; ranks meet through a store in memory."""
+    """Return what each rank's thread returned; ranks communicate through a store in memory."""
     store, results = HashStore(), [None] * size
 
     def run(rank):
@@ -145,7 +145,7 @@ def test_shared_memory(monkeypatch, tmp_path):
 
 @pytest.fixture
 def no_gpu(monkeypatch, tmp_path):
-    """torch that sees no GPU, on a machine whose driver is where a test puts it."""
+    """torch without a GPU, on a machine whose driver file is at a path chosen by the test."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "DRIVER", tmp_path / "nvidiactl")
     return tmp_path / "nvidiactl"
@@ -253,13 +253,13 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
 
 def test_blocked_ports():
     def check(meeting, address):
-        meeting.local_rank = 0  # each on a node of its own
+        meeting.local_rank = 0  # each on its own node
         meeting.address = address[meeting.rank]
         return together.check_ports(meeting)
 
     good = in_threads(lambda meeting: check(meeting, ["127.0.0.1", "127.0.0.1"]))
     assert [found.grade for found in good] == ["ok", "ok"]
-    # Nobody may connect to everybody.
+    # No connection succeeds.
     bad = in_threads(lambda meeting: check(meeting, ["127.0.0.1", "255.255.255.255"]))
     assert [found.grade for found in bad] == ["FAIL", "FAIL"]
     assert "cannot reach" in bad[0].text
@@ -357,7 +357,7 @@ def test_on_a_healthy_cluster(slurm_cluster, tmp_path):
 
 
 def test_on_a_sick_cluster(slurm_cluster, tmp_path):
-    """n2's own name means itself, its /dev/shm is small, the folder is each node's own, no program is there."""
+    """n2's host name resolves to itself, /dev/shm is small, the folder is not shared, and no program is installed."""
     hosts = tmp_path / "hosts"
     hosts.write_text(slurm_cluster.on("n2", "sed", "s/.* n2$/127.0.1.1 n2/", "/etc/hosts"))
     memory = str(machine.SHARED_MEMORY)

@@ -38,7 +38,7 @@ def arrays(count=3, height=HEIGHT, width=WIDTH):
 
 
 def normalised(pictures):
-    """By hand, in float64: ImageNet's means and deviations; no resizing."""
+    """Computed directly in float64 with ImageNet's means and deviations, without resizing."""
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     return torch.from_numpy(((pictures / 255 - mean) / deviation).transpose(0, 3, 1, 2)).float()
 

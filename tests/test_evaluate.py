@@ -55,7 +55,7 @@ def world_of(tmp_path_factory):
 
 
 def by_hand(model, data, metric, flip=False):
-    """The data set's result and features, each image embedded by itself."""
+    """Return the result and features of a data set, embedding one image at a time."""
 
     def embed(path):
         with Image.open(path) as file:
@@ -63,7 +63,7 @@ def by_hand(model, data, metric, flip=False):
             feature = model(picture)[0]
             if not flip:
                 return feature
-            # The files have the network's own size: nothing is resized.
+            # The files have the network's input size, so nothing is resized.
             return (feature + model(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))[0]) / 2
 
     query, gallery = (
@@ -197,7 +197,7 @@ def test_reranking_on_the_command_line(world_of, tmp_path, capsys):
 
 
 def write_features(folder):
-    """Feature files in which query 0 finds its match second, query 1 first, and query 2 has none."""
+    """Write feature files in which query 0 has its match at rank 2, query 1 at rank 1, and query 2 has none."""
     query = {"features": [[0.0], [10.0], [20.0]], "identities": [1, 2, 3], "cameras": [1, 1, 1]}
     gallery = {"features": [[1.0], [2.0], [10.5]], "identities": [7, 1, 2], "cameras": [2, 2, 2]}
     for name, arrays in (("query", query), ("gallery", gallery)):
@@ -307,7 +307,7 @@ def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):
         + ["--data", people],
         "unknown layout; expected bounding_box_train": ["--checkpoint", network, "--data", str(tmp_path)],
         "holds a run": ["--checkpoint", network, "--data", people, "--output", str(world_of / "net0")],
-        "features of 2 dimensions; those of": write_features(tmp_path),
+        "features have 2 dimensions, but those in": write_features(tmp_path),
     }
     (world_of / "net0" / "config.yaml").touch()
     np.savez(

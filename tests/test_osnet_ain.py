@@ -193,7 +193,9 @@ def test_it_inherits_what_the_supernet_has_for_its_choices(genotype):
 
 
 def test_another_spaces_options_and_networks_are_refused():
-    with pytest.raises(ConfigError, match=r"derived \(osnet_ain\) has no option 'channels'; it has genotype"):
+    with pytest.raises(
+        ConfigError, match=r"derived \(osnet_ain\) has no option 'channels'; its options are: genotype"
+    ):
         build(channels=16)
     with pytest.raises(ConfigError, match=r"width = 0\.1: must be at least 0\.25"):
         build(width=0.1)

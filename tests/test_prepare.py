@@ -1,4 +1,4 @@
-"""Archives of data sets: unpacked safely, laid out, every image looked at, and gone on with after an interruption."""
+"""Archives of data sets: unpacked safely, converted, checked, and resumed after an interruption."""
 
 import contextlib
 import importlib.util
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def market(tmp_path):
-    """Market-1501 in miniature: its folder, its archive, and a place for data sets."""
+    """A miniature of Market-1501: its folder, its archive, and a folder for data sets."""
     miniatures.market1501(tmp_path / "market")
     return tmp_path / "market", pack(tmp_path / "market", tmp_path / "market.zip"), tmp_path / "data"
 
@@ -48,7 +48,7 @@ def test_an_archive_becomes_the_data_set_that_its_reader_knows(tmp_path, name):
     findings = prepare_dataset(name, [archive], tmp_path / "data")
     folder = tmp_path / "data" / BENCHMARKS[name].folders[0]
     assert contents(folder) == contents(tmp_path / "made")
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [folder.name], "nothing else stays"
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [folder.name], "nothing else is left"
     assert findings.broken == []
     dataset = read_dataset(tmp_path / "data", name)
     assert findings.images == sum(len(split) for split in (dataset.train, dataset.query, dataset.gallery))
@@ -75,7 +75,7 @@ def test_cuhk03_is_extracted_from_its_matlab_files(tmp_path):
     prepare_dataset("cuhk03_labeled", [tmp_path / "cuhk03_release.zip", *protocols], tmp_path / "data")
     for kind in ("labeled", "detected"):
         dataset = read_dataset(tmp_path / "data", f"cuhk03_{kind}")
-        # Pair 1 has three people to train on; the others three to find, by two cameras with two images each.
+        # Pair 1 has the three training people; the others the three test people, with two images per camera.
         assert [len(split) for split in (dataset.train, dataset.query, dataset.gallery)] == [12, 6, 6]
         assert dataset.train.num_identities == dataset.query.num_identities == 3
         assert not set(dataset.train.identities) & set(dataset.query.identities)
@@ -113,9 +113,9 @@ def test_cuhk_sysu_is_cut_out_of_its_scenes(tmp_path):
     assert {Path(path).name for path in dataset.train.paths} == set(expected)
     for path in dataset.train.paths:
         crop = np.asarray(Image.open(path)).astype(int)
-        assert crop.shape == expected[Path(path).name].shape, "cut at the scene's border"
+        assert crop.shape == expected[Path(path).name].shape, "clipped at the scene's border"
         assert np.abs(crop - expected[Path(path).name]).mean() < 12, "JPEG of noise"
-    assert not (tmp_path / "data/cuhk_sysu/dataset").exists(), "the scenes do not stay"
+    assert not (tmp_path / "data/cuhk_sysu/dataset").exists(), "the scenes are not kept"
 
 
 def test_people_who_are_cut_out_already_stay(tmp_path):
@@ -153,7 +153,7 @@ def test_occluded_duke_is_divided_by_its_lists(tmp_path, inside):
                 made.add("", path, person, camera)
     lists = {
         "train": ["0001_c1_train.jpg", "0002_c2_train.jpg"],
-        "query": ["0003_c1_query.jpg", "0004_c1__test.jpg"],  # the second was gallery
+        "query": ["0003_c1_query.jpg", "0004_c1__test.jpg"],  # the second one was in the gallery
         "gallery": ["0003_c2__test.jpg", "0004_c2__test.jpg", "0005_c1__test.jpg"],
     }
     where = tmp_path if inside else tmp_path / "repository/main/dataset/Occluded_Duke"
@@ -177,7 +177,7 @@ def test_occluded_duke_is_divided_by_its_lists(tmp_path, inside):
 
 
 class Interrupted(BaseException):
-    """As Ctrl-C is."""
+    """Like Ctrl-C."""
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
@@ -294,7 +294,7 @@ def test_whatever_is_wrong_with_an_archive_is_a_message(tmp_path_factory, archiv
     assert {path.name for path in folder.iterdir()} <= {archive.name, "here"}
 
 
-#: Hostile names; what zipfile and tarfile's filter do with them: write them inside the folder, or refuse.
+#: Hostile names, and what zipfile or tarfile's filter does with them: write them inside the folder, or refuse.
 OUTSIDE = {
     "../escaped.jpg": {".zip": "inside", ".tar": "refused"},
     "a/../../escaped.jpg": {".zip": "inside", ".tar": "refused"},
@@ -418,7 +418,7 @@ def test_a_full_disk_is_named(market, monkeypatch):
     prepare_dataset("market1501", [archive], root)
 
 
-#: How an image is broken, and what is said of it.
+#: Expected reason -> how the image is broken.
 BROKEN = {
     "the file is empty": lambda data: b"",
     "truncated": lambda data: data[: len(data) // 2],
@@ -428,7 +428,7 @@ BROKEN = {
 
 
 def break_images(dataset) -> dict[str, str]:
-    """Breaks one image in each way; path -> what should be said of it."""
+    """Break one image in each way; returns path -> expected reason."""
     expected = {}
     paths = [
         dataset.train.paths[0],
@@ -447,7 +447,7 @@ def break_images(dataset) -> dict[str, str]:
 
 
 def test_each_broken_file_is_named_with_its_reason(tmp_path):
-    """In a list's layout, where a file can be missing too."""
+    """In a layout with lists, where files can also be missing."""
     miniatures.msmt17(tmp_path / "msmt17")
     expected = break_images(read_dataset(tmp_path, "msmt17"))
     findings = check_dataset("msmt17", tmp_path)
@@ -473,7 +473,7 @@ def test_a_data_set_with_broken_images_does_not_get_its_name(tmp_path):
 
 
 def run(*words: object) -> int:
-    """The script's command in this process; its exit status."""
+    """Run the script's command in this process; returns its exit status."""
     specification = importlib.util.spec_from_file_location(
         "prepare_script", ROOT / "scripts/prepare_dataset.py"
     )

@@ -19,7 +19,7 @@ NUMBERS = ("query_ids", "gallery_ids", "query_cameras", "gallery_cameras")
 
 
 def full(reranked):
-    """All blocks in one (Q, G) matrix."""
+    """Concatenate all blocks to a (Q, G) matrix."""
     return torch.cat([block.clone() for block in reranked])
 
 
@@ -27,14 +27,14 @@ def full(reranked):
     ("name", "k1", "k2", "lambda_"), [("basic", 20, 6, 0.3), ("basic", 10, 1, 0.5), ("ties", 20, 6, 0.3)]
 )
 def test_agrees_with_recorded_distances(name, k1, k2, lambda_):
-    """Recorded from torchreid's re-ranking, with a stable sort."""
+    """Recorded from torchreid's re-ranking with a stable sort."""
     key = f"rerank_k1_{k1}_k2_{k2}_l_{lambda_}"
     with np.load(RANKING_DATA / f"{name}.npz") as data:
         query, gallery, expected = data["query_features"], data["gallery_features"], data[key]
         numbers = [data[number] for number in NUMBERS]
     reranked = rerank(query, gallery, k1, k2, lambda_)
     assert np.abs(full(reranked).numpy() - expected).max() < 1e-6
-    if name == "basic":  # ties of re-ranked distances depend on the last bit
+    if name == "basic":  # ties between re-ranked distances depend on the last bit
         recorded = json.loads((RANKING_DATA / f"{name}.json").read_text())[key]
         result = evaluate_distances(reranked, *numbers, ranks=range(1, 51))
         assert result.map == pytest.approx(recorded["map"], abs=1e-5)
@@ -43,12 +43,12 @@ def test_agrees_with_recorded_distances(name, k1, k2, lambda_):
 
 
 def neighbours_of(order, i, k):
-    """Images among the k + 1 nearest of i that have i among theirs."""
+    """Return the images among the k + 1 nearest of i that also have i among theirs."""
     return {int(j) for j in order[i][: k + 1] if i in order[j][: k + 1]}
 
 
 def from_the_definition(query, gallery, k1, k2, lambda_):
-    """Re-ranked distances by sets and dense rows in float64, as the paper writes them."""
+    """Compute re-ranked distances as in the paper, with sets and dense rows in float64."""
     images = np.concatenate([query, gallery]).astype(np.float64)
     fourth = ((images[:, None] - images) ** 2).sum(2) ** 2
     largest = fourth.max(1, keepdims=True)
@@ -70,7 +70,7 @@ def from_the_definition(query, gallery, k1, k2, lambda_):
     Q = len(query)
     smaller = np.minimum(encoding[:Q, None], encoding[None, Q:]).sum(2)
     larger = np.maximum(encoding[:Q, None], encoding[None, Q:]).sum(2)
-    # An image that duplicates crowd out of its own neighbours is encoded as nothing.
+    # If duplicates displace an image from its own neighbours, its encoding is empty.
     both = np.where(larger > 0, larger, 1)
     return (1 - smaller / both) * (1 - lambda_) + original[:Q, Q:] * lambda_, encoding
 
@@ -94,7 +94,7 @@ def test_agrees_with_the_definition(problem):
     found = full(rerank(*problem)).numpy()
     full_rows = np.isclose(encoding.sum(1), 1)
     Q = len(problem[0])
-    # The published code takes every row to add up to 1; compare where it does.
+    # The published code assumes that every row sums to 1; compare only where it does.
     compared = full_rows[:Q, None] & full_rows[None, Q:]
     assert np.abs(found - expected)[compared].max(initial=0) < 1e-5
     assert np.isfinite(found).all()
@@ -114,7 +114,7 @@ def nearest(block, size):
 def test_the_nearest_are_those_of_a_stable_sort(rows, columns, values, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     shape = (rows, columns)
-    numbers = rng.random(shape) if values is None else rng.choice(values, shape)  # few values: many ties
+    numbers = rng.random(shape) if values is None else rng.choice(values, shape)  # few values give many ties
     size = data.draw(st.integers(1, columns))
     expected = np.argsort(numbers.astype(np.float32), axis=1, kind="stable")[:, :size]
     assert nearest(torch.from_numpy(numbers.astype(np.float32)), size).tolist() == expected.tolist()

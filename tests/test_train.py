@@ -172,7 +172,7 @@ def test_torchrun_finds_what_one_process_finds(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "8 on each of 2 ranks" in done.stderr
-    assert done.stderr.count("retrieval measured on") == 1, "rank 0 alone talks"
+    assert done.stderr.count("; evaluated on ") == 1, "rank 0 alone talks"
     assert_same_search(one.parent / "runs/tiny", two.parent / "runs/tiny")
 
 

@@ -32,7 +32,7 @@ from tests.helpers.tiny import OSNET_TRAINING, write_tiny
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
-    """12 identities with 8 images by 4 cameras to train on; 3 others as query and gallery."""
+    """12 training identities with 8 images from 4 cameras; 2 others as query and gallery."""
     root = tmp_path_factory.mktemp("data") / "market"
     root.mkdir()
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_se
 
 
 def paths_of(stream):
-    """Which files an epoch shows, read off the sampler."""
+    """Return the files that an epoch contains, according to the sampler."""
     split = stream.split
     return set(split.paths[stream.sampler.global_batches()].ravel())
 
@@ -167,7 +167,7 @@ def test_combined_sources_share_neither_identity_nor_camera(sources):
 
 @pytest.fixture(scope="module")
 def seasons(tmp_path_factory):
-    """Two synthetic domains of 6 identities to train on and 4 to find, by 2 cameras, in Market-1501's layout."""
+    """Two synthetic domains with 6 training and 4 test identities and 2 cameras, in Market-1501's layout."""
     root = tmp_path_factory.mktemp("seasons")
     small = {
         "train_identities": 6,
@@ -271,7 +271,7 @@ def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
 
 
 def own_people(root, people):
-    """A data set of one's own: folders SPLIT/IDENTITY/CAMERA with as many images as the table says."""
+    """A user data set: folders SPLIT/IDENTITY/CAMERA with the given numbers of images."""
     for place, count in people.items():
         folder = root / "own" / place
         folder.mkdir(parents=True)
@@ -284,7 +284,7 @@ TRAIN = {f"train/p{person}/a": 2 for person in range(4)}
 
 
 def test_queries_that_nobody_in_the_gallery_matches_are_told(tmp_path):
-    """q1 is found by camera b; q2 is in the gallery by the query's own camera only, q3 not at all."""
+    """q1 has a match from camera b; q2 is in the gallery from the query's camera only, q3 not at all."""
     queries = {f"query/q{person}/a": 1 for person in (1, 2, 3)}
     gallery = {"gallery/q1/b": 1, "gallery/q2/a": 1, "gallery/distractor/b": 1}
     own_people(tmp_path, TRAIN | queries | gallery)
@@ -336,7 +336,7 @@ def test_broken_images_of_every_part_are_left_out_alike_with_and_without_a_cache
 
 
 def listings_at_a_start(world, path):
-    """How often this rank's start of a run reads a data set."""
+    """Return the names of the data sets that this rank reads at the start of a run."""
     calls, read = [], training_data.read_dataset
 
     def counted(root, name):

@@ -12,7 +12,7 @@ from autoreid.models import count_parameters, load_weights
 from autoreid.spaces import build_model
 from tests.helpers.torchreid import fixtures, their_images, their_state
 
-# torchreid's network -> ours with the same layers.
+# torchreid's network -> the same network here.
 OURS = {
     "osnet_x1_0": ("osnet_x1_0", {}),
     "osnet_ibn_x1_0": ("osnet_ibn_x1_0", {}),
@@ -31,7 +31,7 @@ def test_torchreids_weights_give_torchreids_features(name, tmp_path):
     report = load_weights(network, tmp_path / "theirs.pth")
     assert report.skipped == {}
     assert report.missing == ()
-    assert list(report.loaded) == list(network.state_dict())  # one for one, in the same order
+    assert list(report.loaded) == list(network.state_dict())  # one to one, in the same order
     assert count_parameters(network, without_classifier=False) == fixture["parameters"]
     with torch.no_grad():
         feature = network(their_images(fixture["input"])).double()
@@ -55,7 +55,7 @@ def test_resnet_with_a_neck_ranks_torchreids_feature_too(tmp_path):
 
 
 def changed(state):
-    """Other values of the same shapes, so that what was loaded can be told from what was there."""
+    """Return different values of the same shapes, so that loaded entries can be recognised."""
     return {
         key: value + 0.25 if value.is_floating_point() else value.clone() + 7 for key, value in state.items()
     }
@@ -128,7 +128,7 @@ def test_a_file_with_nothing_for_this_network_is_named(tmp_path):
         DataError, match=r"alien\.pth: no weights for this network: the file has encoder\.weight"
     ):
         load_weights(build_model("osnet_x0_25", 5), tmp_path / "alien.pth")
-    # A classifier that happens to fit is not the network either.
+    # A matching classifier does not make it the right network either.
     network = build_model("osnet_x0_25", 5)
     torch.save({"classifier.weight": torch.zeros(5, 512)}, tmp_path / "head.pth")
     with pytest.raises(DataError, match=r"head\.pth: no weights for this network"):
@@ -156,7 +156,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 
 class Runs:
-    """A pickle that would write a file when it is read."""
+    """A pickle that would create a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path

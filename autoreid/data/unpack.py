@@ -42,7 +42,7 @@ PLAIN = (".mat", ".list", ".txt", ".csv")
 
 @dataclass(frozen=True)
 class Limits:
-    """The maximum size of an unpacked archive; images hardly shrink, but a zip bomb does by a factor of 1000.
+    """The maximum size of an unpacked archive; images barely shrink, whereas a zip bomb shrinks by a factor of 1000.
 
     Attributes:
         growth: bytes for each byte of the archive.

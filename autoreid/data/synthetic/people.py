@@ -1,7 +1,7 @@
 """Generate a data set of synthetic pedestrians in the layout of Market-1501, to try everything without real data.
 
 Each image depends only on the settings, the identity and the image index, so equal settings give identical
-files, byte for byte, in whatever order they are drawn.
+files, byte for byte, independently of the order in which they are drawn.
 """
 
 from __future__ import annotations
