@@ -204,7 +204,10 @@ def test_counts_of_a_network_worked_out_by_hand():
     network.wide.eval()
     modes = [module.training for module in network.modules()]
     assert count_parameters(network) == 8 * 3 * 9 + 8 + 8 * 25 + 8 * 7 + 7
-    assert count_parameters(network, without_classifier=False) == count_parameters(network) + 7 * 100 + 100
+    assert (
+        sum(parameter.numel() for parameter in network.parameters())
+        == count_parameters(network) + 7 * 100 + 100
+    )
     # An image of 20 × 13 becomes 10 × 7, then 6 × 3.
     assert count_macs(network, 20, 13) == 10 * 7 * 8 * 3 * 9 + 6 * 3 * 8 * 25 + 8 * 7
     assert [module.training for module in network.modules()] == modes

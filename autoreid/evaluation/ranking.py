@@ -85,7 +85,7 @@ def evaluate_retrieval(
     gallery order. The CMC at a rank beyond the end of the gallery is its value at the end.
 
     Features are (Q, D) and (G, D), identities and cameras (Q,) or (G,) integers; tensors may be on any
-    device. `ranks` lists the ranks at which the CMC is reported.
+    device, if it is the same for all. `ranks` lists the ranks at which the CMC is reported.
 
     Raises:
         ValueError: the shapes do not match, or the metric is unknown.

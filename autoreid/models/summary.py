@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from autoreid.errors import ConfigError
 
 
-def count_parameters(network: nn.Module, without_classifier: bool = True) -> int:
+def count_parameters(network: nn.Module) -> int:
     """Count the parameters of a network.
 
     As in the literature, the classifier is not counted, because it grows with the training set, and neither is an
     auxiliary head, which is used only in training.
     """
-    excluded = {"classifier", "auxiliary"} if without_classifier else set()
+    excluded = {"classifier", "auxiliary"}
     return sum(
         parameter.numel()
         for name, parameter in network.named_parameters()
