@@ -16,8 +16,8 @@ _log = logging.getLogger(__name__)
 #: How to reduce memory use.
 LESS_MEMORY = (
     "to need less memory, use a larger training.accumulation, a smaller data.batch_size, more GPUs, "
-    "search.activation_checkpointing=cell, search.partial_channels=4, training.precision=bfloat16 or a narrower "
-    "network"
+    "search.activation_checkpointing=cell, search.reid_cell.partial_channels=4, training.precision=bfloat16 or a "
+    "narrower network"
 )
 
 

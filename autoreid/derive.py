@@ -127,7 +127,7 @@ def derive(
         raise ConfigError(
             f"{recipe}: must have task: train and model.name: derived, as configs/retrain.yaml does"
         )
-    network = _build({**config.model.options, "genotype": str(genotype)})
+    network = _build({**config.model.options, "genotype": genotype})
     check_input_size(network, config.data.height, config.data.width)
     make_folder(output, "choose another --output")
     genotype.save(output / "genotype.json")
@@ -147,7 +147,7 @@ def random_of_size(like: Genotype, seed: int, options: dict[str, Any]) -> Genoty
 
     def parameters(genotype: Genotype) -> int:
         with torch.device("meta"):
-            return count_parameters(_build({**options, "genotype": str(genotype)}))
+            return count_parameters(_build({**options, "genotype": genotype}))
 
     rng = np.random.default_rng(seed)
     wanted = parameters(like)

@@ -22,7 +22,8 @@ from autoreid.models.weights import trained_weights
 from autoreid.recipes import parse_config
 from autoreid.spaces import build_model
 from autoreid.training.build import memory_format
-from autoreid.training.embedding import embedding_in
+from autoreid.training.embedding import EmbeddingPass
+from autoreid.training.precision import PassPrecision
 
 #: An image of a person: a file, an (H, W, 3) uint8 RGB array, or a PIL image.
 Picture = str | Path | npt.NDArray[np.uint8] | Image.Image
@@ -58,7 +59,7 @@ class Embedder:
         except (RuntimeError, AssertionError) as error:  # raised by torch if the device is not available
             raise ConfigError(f"device = {str(device)!r}: {str(error).splitlines()[0]}") from error
         self.height, self.width = height, width
-        self._embed = embedding_in(self.network, precision, layout, self.device)
+        self._embed = EmbeddingPass(self.network, PassPrecision(precision, self.device), layout)
 
     def __call__(self, images: Picture | Iterable[Picture] | Tensor, batch_size: int = 64) -> Tensor:
         """Embed images, one batch at a time.

@@ -31,13 +31,14 @@ from autoreid.embedder import load_network
 from autoreid.errors import ConfigError, DataError
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.distances import Metric
-from autoreid.evaluation.features import FeatureSet, extract_features, flip_test
+from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import EvaluationReport, TableCell, as_json, as_table
 from autoreid.reporting.logs import progress_bar
 from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
 from autoreid.training.build import memory_format
-from autoreid.training.embedding import embedding_in
+from autoreid.training.embedding import EmbeddingPass
+from autoreid.training.precision import PassPrecision
 
 # Not __name__, which is __main__ when this module is run as a command.
 _log = logging.getLogger("autoreid.evaluate")
@@ -226,7 +227,7 @@ class TrainedNetwork:
     def embed(self, split: Split) -> FeatureSet:
         """Return the features of a split's images; each rank computes its share."""
         world, layout = self.context.world, memory_format(self.config.training)
-        embed = embedding_in(self.network, self.precision, layout, world.device)
+        embed: Embed = EmbeddingPass(self.network, PassPrecision(self.precision, world.device), layout)
         embed = flip_test(embed) if self.context.options.flip else embed
         return FeatureSet.of(split, extract_features(embed, split, self.batches, world))
 

@@ -1,4 +1,4 @@
-"""Reads configs from YAML with `section.key=value` overrides; every error is a line naming file, key and value."""
+"""Read configs from YAML, with `section.key=value` overrides. Each error is one line that names file, key and value."""
 
 from __future__ import annotations
 
@@ -15,9 +15,22 @@ from pydantic import BaseModel, ValidationError
 from autoreid.config import Config
 from autoreid.errors import ConfigError
 
+#: Keys that older recipes, runs and checkpoints have directly below `search`, and the sections they belong to now.
+_FLAT_KEYS = {
+    "operations": "reid_cell",
+    "stem": "reid_cell",
+    "channels": "reid_cell",
+    "partial_channels": "reid_cell",
+    "cells_per_stage": "reid_cell",
+    "nodes": "reid_cell",
+    "parts": "reid_cell",
+    "stop_at_skips": "reid_cell",
+    "width": "osnet_ain",
+}
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number, a date is text, and a duplicate key is an error."""
+    """YAML in which 1e-3 is a number, a date is text, and a duplicate key is an error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
         first: [pair for pair in resolvers if pair[0] != "tag:yaml.org,2002:timestamp"]
@@ -41,32 +54,63 @@ _Loader.add_implicit_resolver(
 
 
 def parse_config(text: str, where: str) -> Config:
-    """Reads a resolved config from its text, such as a checkpoint's.
+    """Return the config in a text, such as that of a checkpoint.
+
+    Args:
+        text: YAML.
+        where: where the text comes from, for error messages.
 
     Raises:
-        ConfigError: it is not one; names `where` it is from.
+        ConfigError: it is not a valid config; one line that names `where`, key and value.
     """
     return _validate(_parse(text, where), where, ())
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a recipe and applies overrides such as `training.epochs=3`.
+    """Read a recipe and apply overrides such as `training.epochs=3`.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value is wrong; one line that names file, key, value
-            and the nearest valid key.
+        ConfigError: the file cannot be read, or a key or value is invalid; one line that names file, key, value and
+            the nearest valid key.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config: {error}") from error
     tree = _parse(text, str(path))
+    overrides = [_with_section(override) for override in overrides]
     for override in overrides:
         _apply(tree, override)
+    _move_flat_keys(tree, "command line")  # of an override such as search={channels: 8}
     return _validate(tree, str(path), overrides)
 
 
+def _with_section(key: str) -> str:
+    """Return a key, or an override of it, with the section of its space if it is flat."""
+    section, _, rest = key.partition(".")
+    name = re.split(r"[.=]", rest, maxsplit=1)[0]
+    return f"search.{_FLAT_KEYS[name]}.{rest}" if section == "search" and name in _FLAT_KEYS else key
+
+
+def _move_flat_keys(tree: dict[str, Any], where: str) -> None:
+    """Move flat keys into the section of their space; raise ConfigError if it already has such a key."""
+    search = tree.get("search")
+    if not isinstance(search, dict):
+        return
+    for key in [key for key in _FLAT_KEYS if key in search]:
+        section = _FLAT_KEYS[key]
+        inner = search.get(section) or {}
+        if not isinstance(inner, dict):
+            continue
+        if key in inner:
+            raise ConfigError(
+                f"{where}: search.{key} and search.{section}.{key} are the same key; remove one"
+            )
+        search[section] = {**inner, key: search.pop(key)}
+
+
 def _parse(text: str, where: str) -> dict[str, Any]:
+    """Parse YAML into sections, with flat keys in the section of their space."""
     try:
         tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
@@ -76,16 +120,18 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{line}: not valid YAML: {problem}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected sections of keys such as data: and training:, found {tree!r}")
+    _move_flat_keys(tree, where)
     return tree
 
 
 def _validate(tree: dict[str, Any], where: str, overrides: Sequence[str]) -> Config:
+    """Check all values; an error caused by an override blames the command line instead of `where`."""
     try:
         text = json.dumps(tree)
     except (TypeError, ValueError) as error:  # !!binary, say, or a list that holds itself
-        raise ConfigError(f"{where}: a value is neither number, text, list nor section: {error}") from error
+        raise ConfigError(f"{where}: a value is not a number, text, list or section: {error}") from error
     try:
-        # JSON mode: strict about types, yet a list is a tuple and a string a path.
+        # In JSON mode, strict types still accept a list as a tuple and a string as a path.
         return Config.model_validate_json(text)
     except ValidationError as error:
         overridden = {override.partition("=")[0] for override in overrides}
@@ -93,6 +139,7 @@ def _validate(tree: dict[str, Any], where: str, overrides: Sequence[str]) -> Con
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set the value of `section.key=value` in a tree of sections."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"command line: {override!r} is not of the form section.key=value")
@@ -113,7 +160,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, where: str, overridden: set[str]) -> str:
-    """One line for the first problem, and how many more there are."""
+    """Describe the first problem in one line, with the number of others."""
     first, *rest = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     value = json.dumps(first["input"], ensure_ascii=False, default=str)
@@ -124,12 +171,12 @@ def _explain(error: ValidationError, where: str, overridden: set[str]) -> str:
     elif first["type"] == "missing":
         text = f"{key}: missing, and it has no default"
     elif first["type"] == "value_error":
-        # Checks over several keys name those themselves, within their section.
+        # A check over several keys names the key itself, relative to its section.
         text = ".".join(filter(None, [key, str(first["ctx"]["error"])]))
     else:
         text = f"{key} = {value}: {first['msg'][0].lower()}{first['msg'][1:]}"
     named = set(re.findall(r"[\w.-]*\w", text))
-    # In a check over several keys, a section is to blame only as far as the text names its keys.
+    # If a check over several keys failed, only the keys that the text names are to blame, not the whole section.
     whole = first["type"] != "value_error"
     blamed = any(
         name in named or key.startswith(name + ".") or (whole and name.startswith(key + "."))
@@ -140,15 +187,16 @@ def _explain(error: ValidationError, where: str, overridden: set[str]) -> str:
 
 
 def nearest_key(key: str) -> str | None:
-    """The key or section that an unknown one was perhaps meant to be."""
+    """Return the valid key or section that is most similar to an unknown one, or None if none is similar."""
     names = list(option_names())
     sections = {name.rpartition(".")[0] for name in names} - {""}
-    nearest = difflib.get_close_matches(key, [*names, *sections], n=1, cutoff=0.5)
-    return nearest[0] if nearest else None
+    flat = [f"search.{name}" for name in _FLAT_KEYS]
+    nearest = difflib.get_close_matches(key, [*names, *sections, *flat], n=1, cutoff=0.5)
+    return _with_section(nearest[0]) if nearest else None
 
 
 def _subsection(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, or may hold; None for a plain value."""
+    """Return the class of a field's section, if its value is a section, a dictionary of sections or may be one."""
     for kind in get_args(annotation) or (annotation,):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -156,7 +204,7 @@ def _subsection(annotation: Any) -> type[BaseModel] | None:
 
 
 def option_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every key of the schema, dotted, in order."""
+    """Yield every key of the schema, such as `data.root`, in order."""
     for name, field in section.model_fields.items():
         inner = _subsection(field.annotation)
         if inner is None:
@@ -166,17 +214,17 @@ def option_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterato
 
 
 def _below(name: str, annotation: Any) -> str:
-    """A field's name in the keys of its section, or of its sections, which have names of their own."""
+    """Return a field's name as a prefix of keys; NAME is that of a section in a dictionary."""
     return f"{name}.NAME" if get_origin(annotation) is dict else name
 
 
 def describe_options() -> str:
-    """The schema as text for --help: a line a key, with default and meaning."""
+    """Return the schema as text for --help: a line for each key, with its default and meaning."""
     return "\n".join(_describe(Config, ""))
 
 
 def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Plain keys first, so that each stands below its own section's heading."""
+    """Yield the lines of a section: its own keys first, then its sections, each below a heading."""
     inner = {name: _subsection(field.annotation) for name, field in section.model_fields.items()}
     for name, field in section.model_fields.items():
         if inner[name] is None:

@@ -137,7 +137,7 @@ def run(config: Config, world: World, stop: StopSignal) -> None:
         def claim() -> None:
             folder.create()
             stack.enter_context(folder.lock())
-            folder.claim(config.to_yaml(), MAY_DIFFER)
+            folder.claim(config, MAY_DIFFER)
 
         on_main(claim)
         start_logging(folder.logs, world.rank)

@@ -201,12 +201,12 @@ def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> Sea
     )
     generate_people(config.data)
     _, task = build_task(config, World(0, 1, 0, META))
-    objectives, optimizers = [task.objective], [task.state.weight_optimizer]
+    precisions, optimizers = [task.precision], [task.state.weight_optimizer]
     if isinstance(task, SearchTask):
-        objectives.append(task.architect.objective)
+        precisions.append(task.architect.precision)
         optimizers.append(task.state.alpha_optimizer)
-    for objective in objectives:
-        objective.device = torch.device("cpu")  # for autocast, which knows no meta device; it stays off
+    for precision in precisions:
+        precision.device = torch.device("cpu")  # for autocast, which knows no meta device; it stays off
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["foreach"] = True  # what torch chooses on GPUs by itself
     return task
@@ -227,7 +227,7 @@ def count_pass(task: SearchTask | TrainTask) -> Launches:
     assert isinstance(task, SearchTask)
     batch = next(task.state.stream).to(META)
     with Launches():
-        task.rehearse(iter([batch, batch]))
+        task.dry_run(iter([batch, batch]))
     mixing = {
         name: torch.rand(group.shape, device=META, requires_grad=True)
         for name, group in task.space.choices().items()

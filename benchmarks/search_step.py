@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from autoreid.config import Search
+from autoreid.config import OsnetAin, ReidCell, Search
 from autoreid.data.images import Images
 from autoreid.data.training_data import build_search_data, generate_people
 from autoreid.distributed import StopSignal, World
@@ -55,10 +55,14 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "quickstart": Size(Search(channels=12, cells_per_stage=(1, 1)), 32, 96, 48),
-    "3 cells, stride-1 stem, C 16": Size(Search(stem="darts", cells_per_stage=(1, 1, 1)), 4, 64, 32),
+    "quickstart": Size(Search(reid_cell=ReidCell(channels=12, cells_per_stage=(1, 1))), 32, 96, 48),
+    "3 cells, stride-1 stem, C 16": Size(
+        Search(reid_cell=ReidCell(stem="darts", cells_per_stage=(1, 1, 1))), 4, 64, 32
+    ),
     "8 cells, 1/4-resolution stem, C 16": Size(Search(), 4, 256, 128),
-    "OSNet quickstart (width 0.25)": Size(Search(space="osnet_ain", width=0.25), 32, 64, 32),
+    "OSNet quickstart (width 0.25)": Size(
+        Search(space="osnet_ain", osnet_ain=OsnetAin(width=0.25)), 32, 64, 32
+    ),
     "OSNet (width 1)": Size(Search(space="osnet_ain"), 4, 256, 128),
 }
 
@@ -72,10 +76,10 @@ def one_by_one(supernet: nn.Module, search: Search) -> nn.Module:
                 parent, _, place = name.rpartition(".")
                 setattr(oracle.get_submodule(parent), place, PerBlock(block))
         return oracle
-    plans = ReidCellSpace(search)._plans()
+    plans, settings = ReidCellSpace(search)._plans(), search.reid_cell
     oracle.cells = nn.ModuleList(
         per_edge_cell(
-            cell, search.operations, search.nodes, search.parts, plan.in_channels, plan.channels,
+            cell, settings.operations, settings.nodes, settings.parts, plan.in_channels, plan.channels,
             plan.kind == "reduce", plan.after_reduction,
         )
         for cell, plan in zip(supernet.cells, plans, strict=True)  # type: ignore[arg-type]
@@ -120,7 +124,9 @@ def variants(size: Size, compiled: bool) -> dict[str, tuple[nn.Module, dict[str,
         found[COMPILED] = copy.deepcopy(supernet), mixing
         found[COMPILED][0].compile()
     if size.search.space == "reid_cell":
-        found["partial channels, K 4"] = build(partial_channels=4)
+        found["partial channels, K 4"] = build(
+            reid_cell=size.search.reid_cell.model_copy(update={"partial_channels": 4})
+        )
     return found
 
 

@@ -13,9 +13,7 @@ from autoreid.data.loaders import Batch
 from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import ConfigError
-from autoreid.search.architect import Architect
 from autoreid.search.build import build_search
-from autoreid.search.relaxations import Softmax
 from autoreid.training.accumulation import Accumulation
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tasks import (
@@ -54,7 +52,7 @@ def test_the_ranks_micro_batches_together_are_one_process_s(count, ranks):
     images = torch.arange(size * identities * 2.0).view(-1, 1, 1, 2)
     batch = Batch(images, torch.arange(size * identities) // size, None)
     accumulation = Accumulation(count, size)
-    alone = list(accumulation.deal(batch))
+    alone = list(accumulation.micro_batches(batch))
     for found, wanted in zip(alone, dealt(batch, count, size), strict=True):
         assert torch.equal(found.images, wanted.images)
         assert torch.equal(found.labels, wanted.labels)
@@ -65,25 +63,21 @@ def test_the_ranks_micro_batches_together_are_one_process_s(count, ranks):
     ]
     if identities // ranks % count:
         return
-    for number, together in enumerate(zip(*(accumulation.deal(share) for share in shares), strict=True)):
+    for number, together in enumerate(
+        zip(*(accumulation.micro_batches(share) for share in shares), strict=True)
+    ):
         assert torch.equal(torch.cat([part.labels for part in together]), alone[number].labels)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_micro_batches_lie_in_memory_as_the_batch_does(layout):
     batch = Batch(torch.randn(8, 3, 4, 4).to(memory_format=layout), torch.arange(8), None)
-    for micro_batch in Accumulation(2, 2).deal(batch):
+    for micro_batch in Accumulation(2, 2).micro_batches(batch):
         assert micro_batch.images.is_contiguous(memory_format=layout)
 
 
 class Dealt(Problem):
     """Its loss is the mean over micro-batches; a norm among its layers makes that another loss than the batch's."""
-
-    def gradients(self, order):
-        architect = Architect(
-            self.net, self.alphas, Softmax(), self.objective, self.optimizer, order, Accumulation(2, 2)
-        )
-        return flat(architect.gradients(self.alpha_batch, self.weight_batch, step=3))
 
     def loss(self, net, batch):
         losses = [Problem.loss(self, net, micro_batch) for micro_batch in dealt(batch, 2, 2)]
@@ -91,7 +85,7 @@ class Dealt(Problem):
 
 
 def dealt_problem(steps_before):
-    return Dealt(*tiny_problem(steps_before))
+    return Dealt(*tiny_problem(steps_before))._replace(accumulation=Accumulation(2, 2))
 
 
 @pytest.mark.parametrize("steps_before", [0, 3])
@@ -99,7 +93,7 @@ def test_exact_is_the_derivative_of_the_unrolled_mean_loss(steps_before):
     problem = dealt_problem(steps_before)
     found, expected = problem.gradients("exact"), numerical_gradient(problem)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
-    whole = Problem(*problem).gradients("exact")
+    whole = tiny_problem(steps_before).gradients("exact")
     assert (whole - found).norm() > 1e-2 * found.norm(), "micro-batches do matter here"
 
 
@@ -157,11 +151,11 @@ def test_a_step_of_a_search_has_the_mean_gradient_and_metrics(tmp_path, changes)
         alphas = state.alphas  # the weights' turn comes after theirs
     wanted = torch.zeros(4)
     for micro_batch in dealt(batch, 2, 4):
-        mixing = task.relaxation.mixing(alphas, 0, "weights")
-        score = task.objective(network, micro_batch, mixing)
+        mixing = task.relaxation.mixture(alphas, 0, "weights")
+        values = task.loss(network(micro_batch.images, mixing), micro_batch.labels)
         learned = [weight for weight in network.parameters() if weight.requires_grad]
-        (score.losses.total / 2).backward(inputs=[*learned, *copy_of(alphas, state)])
-        wanted += torch.stack([*score.losses, score.accuracy]).detach() / 2
+        (values.total / 2).backward(inputs=[*learned, *copy_of(alphas, state)])
+        wanted += values.metrics() / 2
     torch.testing.assert_close(metrics, wanted)
     pairs = list(zip(network.parameters(), state.network.parameters(), strict=True))
     if state.alpha_stream is None:
@@ -182,7 +176,7 @@ def test_a_step_of_a_training_has_the_mean_gradient(tmp_path):
     network, batch = copy.deepcopy(task.state.network), task.state.stream.preview()
     _, metrics = task.step(StopSignal())
     for micro_batch in dealt(batch, 2, 4):
-        (task.objective(network, micro_batch).losses.total / 2).backward()
+        (task.loss(network(micro_batch.images), micro_batch.labels).total / 2).backward()
     for expected, found in zip(network.parameters(), task.state.network.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5)
     assert metrics.isfinite().all()

@@ -7,13 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoreid.config import CELL_OPERATIONS, Search
-from autoreid.losses import RetrievalLoss
+from autoreid.config import CELL_OPERATIONS, Losses, ReidCell, Search
+from autoreid.losses import build_loss
 from autoreid.search.alphas import Alphas
-from autoreid.search.architect import Architect
-from autoreid.search.relaxations import Softmax
 from autoreid.spaces.reid_cell.space import ReidCellSpace
-from autoreid.training.objective import Objective
 from tests.helpers.tiny_problem import (
     ORDERS,
     Problem,
@@ -96,8 +93,7 @@ def test_nothing_is_moved(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradients_come_in_the_alphas_order(order):
     problem = tiny_problem(1)
-    architect = Architect(problem.net, problem.alphas, Softmax(), problem.objective, problem.optimizer, order)
-    gradients = architect.gradients(problem.alpha_batch, problem.weight_batch, step=3)
+    gradients = problem.architect(order).gradients(problem.alpha_batch, problem.weight_batch, step=3)
     assert [g.shape for g in gradients] == [alpha.shape for alpha in problem.alphas.parameters()]
     # A softmax does not change when all its alphas move alike.
     for gradient in gradients:
@@ -109,17 +105,19 @@ SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"
 
 def real_problem(operations=CELL_OPERATIONS[:7], seed=0):
     """The real supernet and loss, as small as they come, in float64."""
-    search = Search(channels=4, cells_per_stage=(1, 1), nodes=2, stem="darts", parts=2, operations=operations)
-    space = ReidCellSpace(search)
+    settings = ReidCell(
+        channels=4, cells_per_stage=(1, 1), nodes=2, stem="darts", parts=2, operations=operations
+    )
+    space = ReidCellSpace(Search(reid_cell=settings))
     torch.manual_seed(seed)
     net = space.build_supernet(4).double().train()
     nn.init.normal_(net.neck.classifier.weight, std=0.05)
     shapes = {name: group.shape for name, group in space.choices().items()}
     alphas = Alphas(shapes, torch.Generator().manual_seed(0)).double()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4)
-    objective = Objective(RetrievalLoss(0.5, None, 0.0), "float32", torch.device("cpu"))
+    criterion = build_loss(Losses(margin=None))
     batches = [random_batch(seed, (3, 32, 16), size=16) for seed in (1, 2)]
-    return Problem(net, alphas, optimizer, objective, *batches)
+    return Problem(net, alphas, optimizer, criterion, *batches)
 
 
 def test_exact_is_the_derivative_on_the_real_supernet():

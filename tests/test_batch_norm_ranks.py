@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from autoreid import distributed
-from autoreid.config import Search
+from autoreid.config import ReidCell, Search
 from autoreid.distributed import sum_over_ranks
 from autoreid.layers.batch_norm import Norm, normalise_together, share_batch_statistics
 from autoreid.spaces.reid_cell.space import ReidCellSpace
@@ -129,7 +129,7 @@ def test_all_maps_take_one_collective_in_each_direction():
 def _kept(world, precision):
     """Bytes between forward and backward pass of 8 images, beside weights; and the share of those in bfloat16."""
     torch.manual_seed(1)
-    search = Search(channels=4, cells_per_stage=(1, 1), nodes=3, parts=2)
+    search = Search(reid_cell=ReidCell(channels=4, cells_per_stage=(1, 1), nodes=3, parts=2))
     space = ReidCellSpace(search)
     network = share_batch_statistics(space.build_supernet(10))
     mixing = {

@@ -35,9 +35,9 @@ from tests.helpers.tiny import tiny_config, write_tiny
 pytestmark = pytest.mark.slow
 
 COMPILED = {"training__compile": True}
-FEW = {"search__operations": ["none", "sep_conv_3x3", "part_aware"]}
+FEW = {"search__reid_cell__operations": ["none", "sep_conv_3x3", "part_aware"]}
 #: Traced in a third of the time.
-LIGHT = {"search__operations": ["skip_connect", "avg_pool_3x3"]}
+LIGHT = {"search__reid_cell__operations": ["skip_connect", "avg_pool_3x3"]}
 
 
 def _without_inductor() -> None:
@@ -123,8 +123,8 @@ def test_by_inductor(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"search__relaxation": "gumbel_hard"}, "not with gumbel_hard"),
-        ({"search__activation_checkpointing": "cell"}, "activation_checkpointing must be none"),
+        ({"search__relaxation": "gumbel_hard"}, "cannot be combined with search.relaxation: gumbel_hard"),
+        ({"search__activation_checkpointing": "cell"}, "needs search.activation_checkpointing: none"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, changes, message):

@@ -9,12 +9,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Config
+from autoreid.config import CELL_OPERATIONS, Config, OsnetAin, ReidCell
 from autoreid.errors import ConfigError
-from autoreid.recipes import describe_options, load_config, option_names
+from autoreid.recipes import describe_options, load_config, option_names, parse_config
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 
 RECIPES = Path(__file__).parents[1] / "configs"
+#: Recipes, and a run's resolved config, from when the keys of all spaces were directly below `search`.
+FLAT = Path(__file__).parent / "data/flat_configs"
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
 MINIMAL = "task_name: t\ndata:\n  root: somewhere\n"
 
@@ -62,7 +64,7 @@ def test_recipes_hold_the_papers_numbers():
     assert (triplet.losses.classification_weight, triplet.losses.margin) == (0.5, 0.3)
     assert (triplet.search.alpha_learning_rate, triplet.search.alpha_weight_decay) == (0.02, 5e-5)
     assert triplet.search.alpha_betas == (0.5, 0.999)
-    assert sum(triplet.search.cells_per_stage) == 8
+    assert sum(triplet.search.reid_cell.cells_per_stage) == 8
     assert (triplet.data.height, triplet.data.width, triplet.data.images_per_identity) == (256, 128, 4)
     found = classification.training
     assert (found.learning_rate, found.final_learning_rate, found.epochs) == (0.025, 0.001, 50)
@@ -79,7 +81,7 @@ def test_defaults_and_types(recipe):
     assert (config.task, config.seed, config.output_dir) == ("search", 0, Path("runs"))
     assert config.data.root == Path("somewhere")
     assert (config.data.sources, config.data.targets, config.data.synthetic) == (("market1501",), (), {})
-    assert config.search.operations == CELL_OPERATIONS[:7]
+    assert config.search.reid_cell.operations == CELL_OPERATIONS[:7]
     assert config.search.order == "second"
     assert config.training.gradient_clip == 5.0
 
@@ -93,8 +95,8 @@ def test_overrides(recipe):
             "training.final_learning_rate=1e-3",
             "training.weight_decay=0",
             "training.gradient_clip=null",
-            "search.cells_per_stage=[1, 2]",
-            "search.operations=[none, skip_connect]",
+            "search.reid_cell.cells_per_stage=[1, 2]",
+            "search.reid_cell.operations=[none, skip_connect]",
             "data.batch_size=8",
             "data.synthetic.people.domain=1",
             "losses.margin=",
@@ -105,8 +107,8 @@ def test_overrides(recipe):
     assert (config.training.learning_rate, config.training.final_learning_rate) == (0.1, 1e-3)
     assert config.training.weight_decay == 0.0
     assert config.training.gradient_clip is None
-    assert config.search.cells_per_stage == (1, 2)
-    assert config.search.operations == ("none", "skip_connect")
+    assert config.search.reid_cell.cells_per_stage == (1, 2)
+    assert config.search.reid_cell.operations == ("none", "skip_connect")
     assert config.data.batch_size == 8
     people = config.data.synthetic["people"]
     assert (people.domain, people.cameras) == (1, 4)
@@ -131,6 +133,9 @@ def test_overrides_of_a_synthetic_section_keep_its_other_keys(recipe):
         ("data.synthetic.winter.domian", "data.synthetic.NAME.domain"),
         ("data.synthetik.winter", "data.synthetic.NAME"),
         ("epochs", "training.epochs"),
+        ("search.chanels", "search.reid_cell.channels"),
+        ("search.osnet_ain.widht", "search.osnet_ain.width"),
+        ("search.reid_cell.node", "search.reid_cell.nodes"),
         ("task-name", "task_name"),
     ],
 )
@@ -164,11 +169,17 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
         ("training.weight_decay=.nan", "training.weight_decay = NaN: "),
         ("training=5", "training = 5: "),
         ("training.epochs.more=5", "training.epochs = "),
-        ("search.cells_per_stage=[2, x]", 'search.cells_per_stage.1 = "x": '),
-        ("search.operations=[none, conv]", 'search.operations.1 = "conv": input should be '),
+        ("search.reid_cell.cells_per_stage=[2, x]", 'search.reid_cell.cells_per_stage.1 = "x": '),
+        (
+            "search.reid_cell.operations=[none, conv]",
+            'search.reid_cell.operations.1 = "conv": input should be ',
+        ),
         ("search.order=third", "search.order = \"third\": input should be 'first', 'second' or 'exact'"),
         ("search.alpha_betas=[0.5]", "search.alpha_betas"),
-        ("search.width=0.2", "search.width = 0.2: input should be greater than or equal to 0.25"),
+        (
+            "search.osnet_ain.width=0.2",
+            "search.osnet_ain.width = 0.2: input should be greater than or equal to 0.25",
+        ),
         ("search.space=darts", "search.space = \"darts\": input should be 'reid_cell' or 'osnet_ain'"),
         ("search.temperature.schedule=exp", 'search.temperature.schedule = "exp": input should be '),
         ("data.flip=1.5", "data.flip = 1.5: input should be less than or equal to 1"),
@@ -200,33 +211,48 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         (["search.warmup_epochs=50"], "search.warmup_epochs: 50 must be less than training.epochs (50)"),
         (["data.held_out_fraction=0"], "held_out needs data.held_out_fraction above 0; or use test"),
         (["training.learning_rate=1e-4"], "final_learning_rate: must not exceed learning_rate"),
-        (["search.operations=[none]"], "search.operations: at least one beside none"),
-        (["search.operations=[none, none]"], "search.operations: duplicate entry none"),
-        (["search.cells_per_stage=[8]"], "search.cells_per_stage: at least two stages"),
-        (["search.width=0.5"], "search.width: of space osnet_ain; reid_cell has no such setting"),
         (
-            ["search.space=osnet_ain", "search.stop_at_skips=2"],
-            "search.stop_at_skips: of space reid_cell; osnet_ain has no such setting",
+            ["search.reid_cell.operations=[none]"],
+            "search.reid_cell.operations: at least one operation other than none",
         ),
-        (["search.space=osnet_ain", "search.channels=8"], "search.channels: of space reid_cell"),
+        (["search.reid_cell.operations=[none, none]"], "search.reid_cell.operations: duplicate entry none"),
+        (["search.reid_cell.cells_per_stage=[8]"], "search.reid_cell.cells_per_stage: at least two stages"),
         (
-            ["search.space=osnet_ain", "search.partial_channels=2"],
-            "search.partial_channels: of space reid_cell",
+            ["search.osnet_ain.width=0.5"],
+            "search.osnet_ain.width: a setting of space osnet_ain, but space is reid_cell",
         ),
-        (["search.partial_channels=3"], "search.partial_channels: 3 does not divide channels (16)"),
-        (["search.partial_channels=32"], "search.partial_channels: 32 does not divide channels (16)"),
         (
-            ["search.partial_channels=4", "search.relaxation=gumbel_hard"],
-            "search.partial_channels: edges are weighed by relaxation softmax, not gumbel_hard",
+            ["search.space=osnet_ain", "search.reid_cell.stop_at_skips=2"],
+            "search.reid_cell.stop_at_skips: a setting of space reid_cell, but space is osnet_ain",
+        ),
+        (
+            ["search.space=osnet_ain", "search.reid_cell.channels=8"],
+            "search.reid_cell.channels: a setting of space reid_cell",
+        ),
+        (
+            ["search.space=osnet_ain", "search.reid_cell.partial_channels=2"],
+            "search.reid_cell.partial_channels: a setting of space reid_cell",
+        ),
+        (
+            ["search.reid_cell.partial_channels=3"],
+            "search.reid_cell.partial_channels: 3 does not divide channels (16)",
+        ),
+        (
+            ["search.reid_cell.partial_channels=32"],
+            "search.reid_cell.partial_channels: 32 does not divide channels (16)",
+        ),
+        (
+            ["search.reid_cell.partial_channels=4", "search.relaxation=gumbel_hard"],
+            "search.reid_cell.partial_channels: edges are weighted by relaxation softmax, not gumbel_hard",
         ),
         (
             ["search.space=osnet_ain", "data.height=16", "data.width=28"],
             "data.height: images of 16×28 leave 1×1 pixels to the last blocks",
         ),
         (["search.temperature.end=11"], "search.temperature.end: must not exceed start"),
-        (["data.height=96"], "search.parts: 4 parts do not fit into the last cell's 3 rows"),
+        (["data.height=96"], "search.reid_cell.parts: 4 parts do not fit into the last cell's 3 rows"),
         (["data.sources=[a, b, a]"], "data.sources: duplicate entry a"),
-        (["data.targets=[a]"], "data.targets: measured with evaluation.split: test only"),
+        (["data.targets=[a]"], "data.targets: need evaluation.split: test"),
         (
             ["data.combine_all=true", "evaluation.split=test"],
             "data.combine_all: would train on the query and gallery of market1501, a target",
@@ -238,9 +264,48 @@ def test_impossible_combinations_are_refused(recipe, overrides, expected):
     assert expected in message(recipe(), *overrides)
 
 
+@pytest.mark.parametrize(
+    ("file", "recipe", "space", "settings"),
+    [
+        ("quickstart.yaml", "quickstart.yaml", "reid_cell", ReidCell(channels=12, cells_per_stage=(1, 1))),
+        ("osnet_ain_quickstart.yaml", "osnet_ain_quickstart.yaml", "osnet_ain", OsnetAin(width=0.25)),
+        ("osnet_ain_run.yaml", "osnet_ain_quickstart.yaml", "osnet_ain", OsnetAin(width=0.25)),
+    ],
+)
+def test_an_older_config_loads_as_if_its_space_had_a_section(file, recipe, space, settings):
+    config = load_config(FLAT / file)
+    assert (config.search.space, config.search.space_section) == (space, settings)
+    assert config == load_config(RECIPES / recipe)
+    assert parse_config((FLAT / file).read_text(), "checkpoint") == config
+
+
+def test_a_flat_override_replaces_the_key_in_its_section_and_the_other_way_round():
+    for recipe in (RECIPES / "quickstart.yaml", FLAT / "quickstart.yaml"):
+        for key in ("search.channels", "search.reid_cell.channels"):
+            assert load_config(recipe, [f"{key}=8"]).search.reid_cell.channels == 8
+    flat = load_config(FLAT / "quickstart.yaml", ["search={channels: 8}", "data.height=128"]).search
+    assert (flat.reid_cell.channels, flat.reid_cell.cells_per_stage) == (8, (2, 2, 2, 2))
+
+
+def test_a_flat_key_is_checked_like_the_one_in_the_section(recipe):
+    found = message(recipe(), "search.channels=0")
+    assert found.startswith("command line: search.reid_cell.channels = 0: ")
+    path = recipe(MINIMAL + "search:\n  space: osnet_ain\n  channels: 8\n")
+    assert message(path) == (
+        f"{path}: search.reid_cell.channels: a setting of space reid_cell, but space is osnet_ain"
+    )
+    path = recipe(MINIMAL + "search:\n  channels: 8\n  reid_cell: {channels: 8}\n")
+    assert message(path) == (
+        f"{path}: search.channels and search.reid_cell.channels are the same key; remove one"
+    )
+    assert "search.reid_cell = 5: " in message(recipe(MINIMAL + "search: {channels: 8, reid_cell: 5}\n"))
+    path = recipe(MINIMAL + "search:\n  channels: 8\n  reid_cell:\n")
+    assert load_config(path).search.reid_cell == ReidCell(channels=8)
+
+
 def test_an_impossible_combination_says_who_asked_for_it(recipe):
     assert message(recipe(), "data.batch_size=30").startswith("command line: ")
-    assert message(recipe(), "search.operations=[none]").startswith("command line: ")
+    assert message(recipe(), "search.reid_cell.operations=[none]").startswith("command line: ")
     path = recipe(MINIMAL + "  batch_size: 30\n")
     assert message(path).startswith(f"{path}: ")
     # An override elsewhere is not to blame.
@@ -249,7 +314,6 @@ def test_an_impossible_combination_says_who_asked_for_it(recipe):
 
 def test_two_pixels_are_enough_for_instance_norm(recipe):
     config = load_config(recipe(), ["search.space=osnet_ain", "data.height=16", "data.width=29"])
-    assert config.search.smallest_map(16, 29) == (1, 2)
     network = OsnetAinSpace(config.search).build_supernet(2)
     network(torch.zeros(2, 3, 16, 29), {"blocks": torch.full((6, 4), 0.25)})
     with pytest.raises(ValueError, match="more than 1 spatial element"):
@@ -259,8 +323,11 @@ def test_two_pixels_are_enough_for_instance_norm(recipe):
 def test_a_map_that_fits_the_parts_exactly_is_allowed(recipe):
     """128 rows, a quarter after the stem, halved by three reductions: 4 rows for 4 parts."""
     assert load_config(recipe(), ["data.height=128"]).data.height == 128
-    assert load_config(recipe(), ["data.height=96", "search.operations=[skip_connect]"]).data.height == 96
-    assert load_config(recipe(), ["data.height=32", "search.stem=darts"]).data.height == 32
+    assert (
+        load_config(recipe(), ["data.height=96", "search.reid_cell.operations=[skip_connect]"]).data.height
+        == 96
+    )
+    assert load_config(recipe(), ["data.height=32", "search.reid_cell.stem=darts"]).data.height == 32
 
 
 @pytest.mark.parametrize(
@@ -275,8 +342,8 @@ def test_a_map_that_fits_the_parts_exactly_is_allowed(recipe):
         ("data:\n  root: x\n", ": task_name: missing, and it has no default"),
         ("task_name: t\n", ": data: missing"),
         ("task_name: t\ndata:\n", ": data = null: "),
-        (MINIMAL + "seed: !!binary aGk=\n", ": a value is neither number"),
-        (MINIMAL + "search: &a\n  operations: [*a]\n", ": a value is neither number"),
+        (MINIMAL + "seed: !!binary aGk=\n", ": a value is not a number"),
+        (MINIMAL + "search: &a\n  relaxation: [*a]\n", ": a value is not a number"),
         (MINIMAL + "seed: x\nreporting: {every_steps: 0}\n", " (and 1 more)"),
     ],
 )
@@ -339,7 +406,7 @@ def test_the_resolved_config_reads_back_equal(tmp_path_factory, top, training, o
     tree = top | {
         "data": {"root": "x", "synthetic": synthetic},
         "training": training,
-        "search": {"operations": operations},
+        "search": {"reid_cell": {"operations": operations}},
     }
     config = Config.model_validate_json(json.dumps(tree))
     path = tmp_path_factory.mktemp("config") / "config.yaml"
@@ -366,7 +433,7 @@ def test_option_names_are_the_keys_of_a_resolved_config():
 
     def walk(tree, prefix=""):
         for key, value in tree.items():
-            section = isinstance(value, dict) and key != "options"
+            section = isinstance(value, dict) and key not in ("options", "terms")
             yield from walk(value, f"{prefix}{key}.") if section else [prefix + key]
 
     assert list(option_names()) == list(walk(yaml.safe_load(config.to_yaml())))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoreid.config import CELL_OPERATIONS, Search
+from autoreid.config import CELL_OPERATIONS, ReidCell, Search
 from autoreid.errors import ConfigError, DataError
 from autoreid.models import count_parameters
 from autoreid.spaces import build_model, read_genotype, with_genotype_text
@@ -76,7 +76,7 @@ GENOTYPES.append(random_genotype(np.random.default_rng(9), 3, CELL_OPERATIONS))
 @pytest.mark.parametrize("stem", ["darts", "resnet"])
 def test_it_is_the_supernet_with_everything_else_at_weight_zero(genotype, stem):
     options = {"channels": 4, "cells_per_stage": (1, 2, 1), "stem": stem, "parts": 2}
-    search = Search(operations=CELL_OPERATIONS, nodes=len(genotype.normal), **options)
+    search = Search(reid_cell=ReidCell(operations=CELL_OPERATIONS, nodes=len(genotype.normal), **options))
     supernet = ReidCellSpace(search).build_supernet(5).double()
     derived = build(genotype, **options).double()
     copy_weights(supernet, derived)
@@ -87,7 +87,7 @@ def test_it_is_the_supernet_with_everything_else_at_weight_zero(genotype, stem):
     supernet.eval()
     derived.eval()
     # Both have seen the same batch, so their running statistics are equal too.
-    expected = supernet.neck.norm(supernet(x, mixing)[0])
+    expected = supernet.neck.norm(supernet(x, mixing))
     torch.testing.assert_close(derived(x), expected)
 
 

@@ -10,7 +10,9 @@ from torch import nn
 import autoreid
 from autoreid.data.training_data import build_training_data
 from autoreid.recipes import load_config
-from autoreid.training.embedding import embedding_in
+from autoreid.training.embedding import EmbeddingPass
+from autoreid.training.measure import measure_network
+from autoreid.training.precision import PassPrecision
 from autoreid.training.task import build_training
 from tests.helpers.ranks import ALONE
 from tests.helpers.tiny import tiny_config, write_tiny
@@ -46,10 +48,10 @@ def test_precision_and_layout_are_those_asked_for():
     assert not torch.equal(plain, rounded)
     seen = watch(network)
     for precision, expected in (("float32", plain), ("tf32", plain), ("bfloat16", rounded)):
-        found = embedding_in(network, precision, torch.contiguous_format, CPU)(images)
+        found = EmbeddingPass(network, PassPrecision(precision, CPU), torch.contiguous_format)(images)
         assert found.dtype == torch.float32
         assert torch.equal(found, expected), precision
-    embedding_in(network, "float32", torch.channels_last, CPU)(images)
+    EmbeddingPass(network, PassPrecision("float32", CPU), torch.channels_last)(images)
     assert [given for given, *_ in seen] == [False, False, False, True]
 
 
@@ -62,7 +64,7 @@ def test_a_training_measures_in_its_own_precision_and_layout(tmp_path):
         config = load_config(write_tiny(tmp_path, **tiny, **options))
         task = build_training(config, build_training_data(config, ALONE), ALONE)
         seen = watch(task.state.network)
-        result = task.measure()
+        result = measure_network(config, task.state.network, task.data, ALONE)
         assert {(given and weights, dtype) for given, weights, dtype in seen} == {expected}
         assert 0 < result.map <= 1
         assert task.state.network.training

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,27 +16,39 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from autoreid.config import Losses
 from autoreid.data import datasets
 from autoreid.data.datasets import read_dataset
+from autoreid.losses import TERMS, build_loss
 from autoreid.search.alphas import Alphas
 from autoreid.spaces import NETWORKS, build_model
-from autoreid.spaces.reid_cell import fan_out
+from autoreid.spaces.reid_cell import outgoing_edges
 from tests.helpers import per_edge
 from tests.test_fused_cell import EXACT, build, draw_mixing, images
 
+ORACLE = per_edge.build_operation
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/extend.md").read_text()
 BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.DOTALL)
 #: Paths that the page has its reader create.
 CREATED = {"autoreid/data/datasets/campus.py", "autoreid/models/tiny.py", "autoreid/losses/compactness.py"}
+CREATED |= {f"autoreid/spaces/reid_cell/{name}.py" for name in ("convolution", "fused_convolution")}
 
 
-def code(path: str) -> SimpleNamespace:
-    """What the block for a file defines."""
-    (source,) = [source for name, source in BLOCKS if name == path]
-    names: dict = {"__name__": path.removesuffix(".py").replace("/", ".")}
-    exec(compile(source, path, "exec"), names)  # noqa: S102
-    return SimpleNamespace(**names)
+@pytest.fixture
+def code(tmp_path):
+    """Imports the page's code for a file."""
+
+    def load(path: str) -> ModuleType:
+        (source,) = [source for name, source in BLOCKS if name == path]
+        file = tmp_path / Path(path).name
+        file.write_text(source)
+        spec = importlib.util.spec_from_file_location(path.removesuffix(".py").replace("/", "."), file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def test_every_file_that_it_names_is_there():
@@ -51,7 +64,7 @@ def test_every_name_that_it_says_to_edit_is_in_that_file():
         assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{path}: no {name}"
 
 
-def test_a_data_set(tmp_path, monkeypatch):
+def test_a_data_set(tmp_path, monkeypatch, code):
     monkeypatch.setitem(datasets.BENCHMARKS, "campus", code("autoreid/data/datasets/campus.py").CAMPUS)
     for split, names in (
         ("train", ["17-2-0001.jpg", "18-1-0001.jpg"]),
@@ -68,59 +81,67 @@ def test_a_data_set(tmp_path, monkeypatch):
     assert "2 train images, not 1,500" in dataset.notes[0]
 
 
-def test_a_network(monkeypatch):
+def test_a_network(monkeypatch, code):
     monkeypatch.setitem(NETWORKS, "tiny", code("autoreid/models/tiny.py").TinyNet)
     network = build_model("tiny", 5, channels=8)
+    assert network.head() == [network.neck]
     embedding, logits = network(torch.randn(4, 3, 64, 32))
     assert (embedding.shape, logits.shape) == ((4, 8), (4, 5))
     assert network.eval()(torch.randn(1, 3, 48, 40)).shape == (1, 8)
 
 
-def test_a_loss_term():
-    compactness = code("autoreid/losses/compactness.py").compactness
-    embeddings = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+def test_a_loss_term(monkeypatch, code):
+    monkeypatch.setitem(TERMS, "compactness", code("autoreid/losses/compactness.py").Compactness)
+    embeddings, logits = torch.randn(7, 3), torch.randn(7, 5)
     labels = torch.tensor([4, 1, 4, 1, 2, 1, 4])
-    value = compactness(embeddings, labels)
-    x, distances = embeddings.detach().numpy(), []
+    plain = build_loss(Losses())((embeddings, logits), labels)
+    values = build_loss(Losses(terms={"compactness": 0.1}))((embeddings, logits), labels)
+    x, distances = embeddings.double().numpy(), []
     for row, label in zip(x, labels.numpy(), strict=True):
         mean = np.mean(
             [other for other, same in zip(x, labels.numpy(), strict=True) if same == label], axis=0
         )
         distances.append(sum((row - mean) ** 2))
-    assert value.item() == pytest.approx(math.fsum(distances) / 7, rel=1e-12)
-    assert torch.autograd.gradcheck(lambda e: compactness(e, labels), embeddings)
+    expected = math.fsum(distances) / 7
+    assert values.terms["compactness"].item() == pytest.approx(expected, rel=1e-5)
+    assert values.total.item() == pytest.approx(plain.total.item() + 0.1 * expected, rel=1e-5)
 
 
-def test_a_relaxation():
+def test_a_relaxation(code):
     relaxation = code("autoreid/search/relaxations.py").TemperedSoftmax(temperature=0.5)
     alphas = Alphas({"blocks": (6, 4)}, torch.Generator().manual_seed(0))
-    mixing = relaxation.mixing(alphas)["blocks"]
+    mixing = relaxation.mixture(alphas, 3, "weights")["blocks"]
     expected = (2 * alphas.groups["blocks"]).exp()
     torch.testing.assert_close(mixing, expected / expected.sum(1, keepdim=True))
     assert torch.autograd.grad(mixing[:, 0].sum(), alphas.groups["blocks"])[0].abs().min() > 0
-    for found in (relaxation.evaluation(alphas), relaxation.probabilities(alphas)):
+    for found in (*relaxation.evaluation(alphas), relaxation.probabilities(alphas)):
         assert torch.equal(found["blocks"], mixing.detach())
         assert not found["blocks"].requires_grad
 
 
-@pytest.mark.parametrize("reduction", [False, True])
-def test_an_operation(monkeypatch, reduction):
-    """In a cell it is what one plain module an edge computes, mixed and sampled."""
-    convolution = code("autoreid/spaces/reid_cell/operations.py").Convolution
-    known, plain = fan_out.build_operation, per_edge.build_operation
+def one_edge(name, channels, stride, affine, parts):
+    """The oracle's operation, with the name of the page's."""
+    if name != "conv_3x3":
+        return ORACLE(name, channels, stride, affine, parts)
+    layers = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+    return nn.Sequential(nn.ReLU(), layers, nn.BatchNorm2d(channels, affine=affine))
 
-    def fused(name, channels, stride, affine, parts, edges=1):
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("convolution.py", "convolution"), ("fused_convolution.py", "Convolution")]
+)
+@pytest.mark.parametrize("reduction", [False, True])
+def test_an_operation(monkeypatch, code, reduction, file, name):
+    """In a cell it computes what one plain module on each edge computes: mixed, sampled and derived."""
+    convolution = getattr(code(f"autoreid/spaces/reid_cell/{file}"), name)
+    known = outgoing_edges.build_operation
+
+    def built(name, channels, stride, affine, parts, edges=1):
         if name == "conv_3x3":
             return convolution(channels, stride, affine, edges)
         return known(name, channels, stride, affine, parts, edges)
 
-    def one_edge(name, channels, stride, affine, parts):
-        if name == "conv_3x3":
-            layers = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-            return nn.Sequential(nn.ReLU(), layers, nn.BatchNorm2d(channels, affine=affine))
-        return plain(name, channels, stride, affine, parts)
-
-    monkeypatch.setattr(fan_out, "build_operation", fused)
+    monkeypatch.setattr(outgoing_edges, "build_operation", built)
     monkeypatch.setattr(per_edge, "build_operation", one_edge)
     operations = ("none", "skip_connect", "conv_3x3")
     cell, oracle = build(operations, 2, 4, reduction)
@@ -134,7 +155,14 @@ def test_an_operation(monkeypatch, reduction):
         strict=True,
     ):
         torch.testing.assert_close(one, other, **EXACT)
-    columns = torch.tensor([2, 1, 2, 2, 0])
-    one_hot = F.one_hot(columns, 3).double()
+    columns = [2, 1, 2, 2, 0]
+    one_hot = F.one_hot(torch.tensor(columns), 3).double()
     cell.eval(), oracle.eval()
-    torch.testing.assert_close(cell(*inputs, columns), oracle(*inputs, one_hot), **EXACT)
+    torch.testing.assert_close(cell(*inputs, None, columns=columns), oracle(*inputs, one_hot), **EXACT)
+    # One edge alone, with the weights that a derived network inherits.
+    chosen = cell.outgoing(0).weights_of("conv_3x3", 1, "fans.0.", cell.state_dict())
+    single = convolution(4, 2 if reduction else 1, False, 1).double().eval()
+    single.load_state_dict(chosen, strict=False)
+    x = torch.randn(2, 4, 9, 6, dtype=torch.float64)
+    every = cell.outgoing(0).candidates["conv_3x3"]
+    torch.testing.assert_close(single(x), every(x, slice(1, 2)), **EXACT)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Search
+from autoreid.config import CELL_OPERATIONS, ReidCell, Search
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.reid_cell.cells import SearchCell, count_edges, edges_from
 from autoreid.spaces.reid_cell.space import ReidCellSpace
@@ -146,8 +146,10 @@ def test_one_operation_an_edge(reduction, seed):
     inputs = images(9, 7)
     columns = torch.randint(len(CELL_OPERATIONS), (9,), generator=torch.Generator().manual_seed(seed))
     one_hot = torch.nn.functional.one_hot(columns, len(CELL_OPERATIONS)).double()
-    torch.testing.assert_close(cell(*inputs, columns), oracle(*inputs, one_hot), **EXACT)
-    output = cell(*inputs, columns)
+    torch.testing.assert_close(
+        cell(*inputs, None, columns=columns.tolist()), oracle(*inputs, one_hot), **EXACT
+    )
+    output = cell(*inputs, None, columns=columns.tolist())
     chosen = torch.autograd.grad(output.sin().sum(), inputs)
     for mine, theirs in zip(
         chosen, torch.autograd.grad(oracle(*inputs, one_hot).sin().sum(), inputs), strict=True
@@ -161,11 +163,9 @@ def supernets(partial=1):
     for setting in ("none", "cell"):
         torch.manual_seed(0)
         search = Search(
-            channels=4,
-            partial_channels=partial,
-            cells_per_stage=(1, 1),
-            nodes=2,
-            parts=2,
+            reid_cell=ReidCell(
+                channels=4, partial_channels=partial, cells_per_stage=(1, 1), nodes=2, parts=2
+            ),
             activation_checkpointing=setting,
         )
         space = ReidCellSpace(search)

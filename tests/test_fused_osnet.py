@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import Search
+from autoreid.config import OsnetAin, Search
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
@@ -88,7 +88,7 @@ def test_recomputing_blocks_changes_nothing_but_what_is_kept():
     found, kept = [], []
     for setting in ("none", "cell"):
         torch.manual_seed(0)
-        search = Search(space="osnet_ain", width=0.25, activation_checkpointing=setting)
+        search = Search(space="osnet_ain", osnet_ain=OsnetAin(width=0.25), activation_checkpointing=setting)
         net = OsnetAinSpace(search).build_supernet(5).double()
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(

@@ -95,7 +95,12 @@ def test_the_dense_form_of_a_separable_convolution_is_the_separable_one():
 
 
 def test_a_step_takes_the_memory_that_was_said(tmp_path):
-    sizes = {"search__stem": "resnet", "search__channels": 12, "data__height": 96, "data__width": 48}
+    sizes = {
+        "search__reid_cell__stem": "resnet",
+        "search__reid_cell__channels": 12,
+        "data__height": 96,
+        "data__width": 48,
+    }
     config = tiny_config(tmp_path, **sizes, distributed__device="cuda", search__order="second")
     with distributed.setup("cuda") as world:
         before = torch.cuda.memory_allocated()

@@ -60,9 +60,9 @@ def test_osnet_starts_as_its_supernet_is(tmp_path):
     columns = [["plain", "in_inside", "in_after", "in_both"].index(block) for block in BLOCKS.blocks]
     images = torch.randn(2, 3, 64, 32)
     with torch.no_grad():
-        expected, logits = supernet(images, {"blocks": torch.tensor(columns)})
+        expected = supernet(images, sample={"blocks": columns})
         torch.testing.assert_close(network.eval()(images), expected)
-        torch.testing.assert_close(network.classifier(expected), logits)
+        torch.testing.assert_close(network.classifier(expected), supernet.classifier(expected))
 
 
 def test_cells_start_as_their_supernet_is(tmp_path):
@@ -72,7 +72,7 @@ def test_cells_start_as_their_supernet_is(tmp_path):
     assert list(report.skipped) == ["neck.classifier.weight"], "of another number of identities"
     images = torch.randn(2, 3, 32, 16)
     with torch.no_grad():
-        expected = supernet.neck.norm(supernet(images, one_hot(CELLS))[0])
+        expected = supernet.neck.norm(supernet(images, one_hot(CELLS)))
         torch.testing.assert_close(network.eval()(images), expected)
 
 
@@ -96,16 +96,16 @@ def test_cells_start_as_their_supernet_is(tmp_path):
         ),
         ({}, "derived", {"genotype": str(CELLS)} | LAYOUT | {"channels": 4}, "another network"),
         (
-            {"search__operations": ["none", "skip_connect", "part_aware"]},
+            {"search__reid_cell__operations": ["none", "skip_connect", "part_aware"]},
             "derived",
             {"genotype": str(CellGenotype(normal=CELLS.normal[:1] * 2, reduce=CELLS.reduce))} | LAYOUT,
             "the search's supernet has no cells.",
         ),
         (
-            {"search__partial_channels": 2},
+            {"search__reid_cell__partial_channels": 2},
             "derived",
             {"genotype": str(CELLS)} | LAYOUT,
-            "a search with search.partial_channels: 2, whose operations have fewer channels than the network's",
+            "a search with search.reid_cell.partial_channels: 2, whose operations have fewer channels than",
         ),
     ],
 )

@@ -48,9 +48,13 @@ def test_a_step_waits_once_and_launches_few_kernels(folder, order, kernels):
 def test_other_searches_wait_as_little(folder, recipe, changes, waits):
     small = ("data.height=64", "data.width=32", "data.batch_size=16", "search.activation_checkpointing=none")
     space = (
-        ("search.width=0.25",)
+        ("search.osnet_ain.width=0.25",)
         if "osnet" in recipe
-        else ("search.parts=2", "search.channels=4", "search.cells_per_stage=[1, 1]")
+        else (
+            "search.reid_cell.parts=2",
+            "search.reid_cell.channels=4",
+            "search.reid_cell.cells_per_stage=[1, 1]",
+        )
     )
     found = count_step(build(folder, *small, *space, *changes, recipe=recipe))
     assert sum(found.waits.values()) == waits, found.waits

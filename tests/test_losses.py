@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoreid.losses import RetrievalLoss, batch_hard_triplet
+from autoreid.config import Losses
+from autoreid.distributed import average_and_agree
+from autoreid.errors import ConfigError
+from autoreid.losses import TERMS, Term, batch_hard_triplet, build_loss
+from tests.helpers.ranks import run_ranks
 
 MARGINS = [0.3, 0.0, None]
 
@@ -106,21 +110,15 @@ def test_a_nan_shows():
     assert batch_hard_triplet(spoiled, labels, 0.3).isnan()
 
 
-def across_ranks(embeddings, logits, labels, ranks, margin):
+def across_ranks(embeddings, labels, ranks, margin):
     """The average over simulated ranks; their shares are separate leaves, gathered by concatenation."""
-    embedding_leaves = [x.detach().clone().requires_grad_() for x in embeddings.chunk(ranks)]
-    logit_leaves = [x.detach().clone().requires_grad_() for x in logits.chunk(ranks)]
-    shares = labels.chunk(ranks)
-
-    def gather(x):
-        return torch.cat(embedding_leaves if x.is_floating_point() else shares)
-
-    total = torch.zeros((), dtype=embeddings.dtype)
-    for rank in range(ranks):
-        criterion = RetrievalLoss(0.4, margin, 0.1, gather, rank)
-        total = total + criterion(embedding_leaves[rank], logit_leaves[rank], shares[rank]).total / ranks
+    leaves = [x.detach().clone().requires_grad_() for x in embeddings.chunk(ranks)]
+    everyone, total = torch.cat(leaves), torch.zeros((), dtype=embeddings.dtype)
+    for rank, (own, own_labels) in enumerate(zip(leaves, labels.chunk(ranks), strict=True)):
+        first = rank * len(own)
+        total = total + batch_hard_triplet(own, own_labels, margin, everyone, labels, first) / ranks
     total.backward()
-    return total, *(torch.cat([x.grad for x in leaves]) for leaves in (embedding_leaves, logit_leaves))
+    return total, torch.cat([x.grad for x in leaves])
 
 
 @settings(max_examples=80, deadline=None)
@@ -133,28 +131,86 @@ def across_ranks(embeddings, logits, labels, ranks, margin):
 )
 def test_the_average_over_ranks_is_one_process_on_the_whole_batch(seed, share, ranks, identities, margin):
     """With few identities repeated at random, ranks hold different numbers of valid anchors."""
-    B = share * ranks
-    embeddings, labels = random_batch(seed, B, 3, identities)
+    embeddings, labels = random_batch(seed, share * ranks, 3, identities)
     labels = (labels + 1) // 5
-    logits, _ = random_batch(seed + 1, B, 12, 1)
-    whole = RetrievalLoss(0.4, margin, 0.1)(embeddings, logits, labels).total
+    whole = batch_hard_triplet(embeddings, labels, margin)
     whole.backward()
-    total, embedding_gradient, logit_gradient = across_ranks(embeddings, logits, labels, ranks, margin)
+    total, gradient = across_ranks(embeddings, labels, ranks, margin)
     torch.testing.assert_close(total, whole)
-    torch.testing.assert_close(embedding_gradient, embeddings.grad)
-    torch.testing.assert_close(logit_gradient, logits.grad)
+    torch.testing.assert_close(gradient, embeddings.grad)
+
+
+def _rank_loss(world, embeddings, logits, labels):
+    """The mean loss over the ranks, with its gradients for all rows of this rank."""
+    own = [x.chunk(world.size)[world.rank].clone().requires_grad_() for x in (embeddings, logits)]
+    criterion = build_loss(Losses(classification_weight=0.4, label_smoothing=0.1, mine_across_ranks=True))
+    values = criterion(tuple(own), labels.chunk(world.size)[world.rank])
+    gradients = torch.autograd.grad(values.total, own)
+    (total,), _ = average_and_agree([values.total.detach()])
+    return total, [gradient / world.size for gradient in gradients]
+
+
+def test_real_ranks_have_the_loss_of_one_process():
+    embeddings, labels = random_batch(7, 12, 3, 4)
+    embeddings, labels = embeddings.detach(), (labels + 1) // 5
+    logits = random_batch(8, 12, 6, 1)[0].detach()
+    ((whole, expected),) = run_ranks(_rank_loss, 1, embeddings, logits, labels)
+    results = run_ranks(_rank_loss, 3, embeddings, logits, labels)
+    for total, _ in results:
+        torch.testing.assert_close(total, whole)
+    for place in (0, 1):
+        found = torch.cat([gradients[place] for _, gradients in results])
+        torch.testing.assert_close(found, expected[place])
 
 
 def test_terms_are_weighed():
     embeddings, labels = random_batch(5, 12, 4, 3)
     labels = (labels + 1) // 5
-    logits, _ = random_batch(6, 12, 3, 1)
-    terms = RetrievalLoss(0.25, 0.3, 0.1)(embeddings, logits, labels)
+    logits, auxiliary = random_batch(6, 12, 3, 1)[0], random_batch(7, 12, 3, 1)[0]
+    settings = Losses(classification_weight=0.25, label_smoothing=0.1, auxiliary_weight=0.4)
+    criterion = build_loss(settings, has_auxiliary=True)
+    values = criterion((embeddings, logits, auxiliary), labels)
     targets = F.one_hot(labels, 3) * 0.9 + 0.1 / 3
-    cross_entropy = -(targets * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(terms.classification, cross_entropy)
-    assert terms.triplet.item() == pytest.approx(brute_force(embeddings, labels, 0.3))
-    torch.testing.assert_close(terms.total, 0.25 * cross_entropy + 0.75 * terms.triplet)
+    cross_entropy, of_auxiliary = (-(targets * x.log_softmax(1)).sum(1).mean() for x in (logits, auxiliary))
+    torch.testing.assert_close(values.terms["classification"], cross_entropy)
+    torch.testing.assert_close(values.terms["auxiliary"], of_auxiliary)
+    assert values.terms["triplet"].item() == pytest.approx(brute_force(embeddings, labels, 0.3))
+    total = 0.25 * cross_entropy + 0.75 * values.terms["triplet"] + 0.4 * of_auxiliary
+    torch.testing.assert_close(values.total, total)
+    assert values.accuracy.item() == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    named = dict(zip(criterion.metric_names, values.metrics(), strict=True))
+    assert list(named) == ["loss", "classification", "triplet", "auxiliary", "accuracy"]
+    assert named["loss"] == values.total
+    assert named["triplet"] == values.terms["triplet"]
+
+
+class SpreadTerm(Term):
+    """A further term, as docs/extend.md adds one."""
+
+    def __init__(self, settings):
+        super().__init__()
+        self.smoothing = settings.label_smoothing
+
+    def forward(self, outputs, labels):
+        return outputs.embedding.square().mean() + self.smoothing
+
+
+def test_a_further_term_is_a_name_and_a_weight(monkeypatch):
+    monkeypatch.setitem(TERMS, "spread", SpreadTerm)
+    embeddings, labels = random_batch(5, 12, 4, 3)
+    outputs, labels = (embeddings, random_batch(6, 12, 3, 1)[0]), (labels + 1) // 5
+    plain = build_loss(Losses(label_smoothing=0.1))(outputs, labels)
+    criterion = build_loss(Losses(label_smoothing=0.1, terms={"spread": 2.0}))
+    values = criterion(outputs, labels)
+    assert criterion.metric_names == ("loss", "classification", "triplet", "spread", "accuracy")
+    torch.testing.assert_close(values.total, plain.total + 2 * (embeddings.square().mean() + 0.1))
+
+
+@pytest.mark.parametrize("name", ["sprad", "triplet", "auxiliary"])
+def test_unknown_terms_and_those_with_a_key_of_their_own_are_refused(monkeypatch, name):
+    monkeypatch.setitem(TERMS, "spread", SpreadTerm)
+    with pytest.raises(ConfigError, match=rf"losses\.terms: unknown term '{name}'; known are spread"):
+        build_loss(Losses(terms={name: 1.0}))
 
 
 def test_stays_in_float32_under_autocast():
@@ -162,17 +218,19 @@ def test_stays_in_float32_under_autocast():
     torch.manual_seed(0)
     body, head = nn.Linear(32, 16), nn.Linear(16, 5)
     images, labels = torch.randn(20, 32), torch.arange(20) % 5
-    criterion = RetrievalLoss(0.5, None, 0.1)
+    criterion = build_loss(Losses(margin=None, label_smoothing=0.1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         embeddings = body(images)
         logits = head(embeddings)
-        terms = criterion(embeddings, logits, labels)
+        values = criterion((embeddings, logits), labels)
     assert embeddings.dtype == logits.dtype == torch.bfloat16
-    again = criterion(embeddings.float(), logits.float(), labels)
-    full = criterion(body(images), head(body(images)), labels)
-    for value, repeated, exact in zip(terms, again, full, strict=True):
+    again = criterion((embeddings.float(), logits.float()), labels)
+    full = criterion((body(images), head(body(images))), labels)
+    for name in ("classification", "triplet"):
+        value = values.terms[name]
         assert value.dtype == torch.float32
-        torch.testing.assert_close(value, repeated)
-        torch.testing.assert_close(value, exact, rtol=0.02, atol=0)
-    terms.total.backward()
+        torch.testing.assert_close(value, again.terms[name])
+        torch.testing.assert_close(value, full.terms[name], rtol=0.02, atol=0)
+    assert values.total.dtype == torch.float32
+    values.total.backward()
     assert body.weight.grad.isfinite().all()

@@ -29,9 +29,9 @@ pytestmark = pytest.mark.slow
 
 #: As in configs/quickstart.yaml.
 QUICKSTART = {
-    "search__stem": "resnet",
-    "search__channels": 12,
-    "search__nodes": 4,
+    "search__reid_cell__stem": "resnet",
+    "search__reid_cell__channels": 12,
+    "search__reid_cell__nodes": 4,
     "data__height": 96,
     "data__width": 48,
 }
@@ -41,7 +41,7 @@ SHAPES = {
     "second order": {"search__order": "second"},
     "exact": {"search__order": "exact", "search__relaxation": "gumbel"},
     "partial channels, recomputed cells": QUICKSTART
-    | {"search__partial_channels": 4, "search__activation_checkpointing": "cell"},
+    | {"search__reid_cell__partial_channels": 4, "search__activation_checkpointing": "cell"},
     "bfloat16, micro-batches": QUICKSTART | {"training__precision": "bfloat16", "training__accumulation": 2},
     "osnet_ain": OSNET,
     "osnet_ain hard": OSNET_HARD,

@@ -9,21 +9,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Search
+from autoreid.config import CELL_OPERATIONS, ReidCell, Search
 from autoreid.reporting.genotype_graph import draw_genotype
 from autoreid.search.alphas import Alphas
 from autoreid.search.collapse import search_signs
 from autoreid.search.relaxations import Softmax
 from autoreid.spaces.reid_cell.cells import count_edges
 from autoreid.spaces.reid_cell.genotype import Edge
-from autoreid.spaces.reid_cell.partial_channels import join, pass_by, weighted_sum
+from autoreid.spaces.reid_cell.partial_channels import bypass, join, weighted_sum
 from autoreid.spaces.reid_cell.space import ReidCellSpace
 
 OPERATIONS = CELL_OPERATIONS[:7]
 
 
 def build(**options):
-    search = Search(**{"channels": 4, "stem": "darts", "cells_per_stage": (1, 1)} | options)
+    search = Search(
+        reid_cell=ReidCell(**{"channels": 4, "stem": "darts", "cells_per_stage": (1, 1)} | options)
+    )
     torch.manual_seed(0)
     return ReidCellSpace(search), ReidCellSpace(search).build_supernet(5)
 
@@ -51,10 +53,10 @@ def test_sums_of_half_precision_maps_are_not_rounded():
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 3)])
-def test_channels_pass_by(height, width):
+def test_channels_bypass(height, width):
     x = torch.randn(2, 3, height, width)
-    assert pass_by(x, 1) is x
-    found = pass_by(x, 2)
+    assert bypass(x, 1) is x
+    found = bypass(x, 2)
     assert found.shape == (2, 3, -(-height // 2), -(-width // 2))
     for row in range(found.shape[2]):
         for column in range(found.shape[3]):
@@ -71,7 +73,7 @@ def test_all_channels_are_as_without_the_setting():
         drawn = 1e-3 * torch.randn(14, 7, generator=generator)
         assert torch.equal(alphas_of(space).groups[kind], drawn)
     images = torch.randn(2, 3, 32, 16)
-    mixing = Softmax().mixing(alphas_of(space))
+    mixing = Softmax().mixture(alphas_of(space))
     stem = supernet.stem(images)
     first = supernet.cells[0](stem, stem, mixing["normal"])
     expected = supernet.cells[1](stem, first, mixing["reduce"]).mean((2, 3))
@@ -89,7 +91,7 @@ def test_betas_are_groups_of_alphas_named_by_node():
     assert choices["reduce_node2"] == (("node2",), ("c_k-2", "c_k-1", "node0", "node1"), "reduce_edges")
     assert choices["normal"] == build(nodes=3)[0].choices()["normal"]
     alphas = alphas_of(space)
-    embedding, logits = supernet(torch.randn(4, 3, 32, 16), Softmax().mixing(alphas))
+    embedding, logits = supernet(torch.randn(4, 3, 32, 16), Softmax().mixture(alphas))
     assert embedding.shape == (4, 3 * 8)
     (embedding.square().sum() + logits.square().sum()).backward()
     for name, alpha in alphas.groups.items():
@@ -135,12 +137,12 @@ def test_half_precision_and_channels_last_are_about_the_same():
     assert 0 < (found - expected).norm() < 0.05 * expected.norm()
 
 
-def kept_bytes(search, images):
+def kept_bytes(settings, images):
     """Of all storages that a forward pass keeps for the backward pass, weights left out."""
     torch.manual_seed(0)
-    space = ReidCellSpace(search)
+    space = ReidCellSpace(Search(reid_cell=settings))
     supernet = space.build_supernet(5)
-    mixing = Softmax().mixing(alphas_of(space))
+    mixing = Softmax().mixture(alphas_of(space))
     storages = {}
 
     def keep(tensor):
@@ -157,7 +159,7 @@ def kept_bytes(search, images):
 def test_fewer_channels_keep_fewer_bytes():
     images = torch.randn(2, 3, 64, 32)
     kept = [
-        kept_bytes(Search(channels=8, cells_per_stage=(1, 1), parts=2, partial_channels=partial), images)
+        kept_bytes(ReidCell(channels=8, cells_per_stage=(1, 1), parts=2, partial_channels=partial), images)
         for partial in (1, 2, 4, 8)
     ]
     assert kept == sorted(kept, reverse=True)
@@ -203,7 +205,7 @@ def read_by_hand(operations, nodes, edges_EO, inputs):
 @given(problems())
 def test_a_genotype_ranks_edges_by_their_weight_times_their_operations(problem):
     operations, nodes, values = problem
-    space = ReidCellSpace(Search(operations=operations, nodes=nodes, partial_channels=4))
+    space = ReidCellSpace(Search(reid_cell=ReidCell(operations=operations, nodes=nodes, partial_channels=4)))
     assert {name: group.shape for name, group in space.choices().items()} == {
         name: (len(rows), len(rows[0])) for name, rows in values.items()
     }
@@ -215,7 +217,11 @@ def test_a_genotype_ranks_edges_by_their_weight_times_their_operations(problem):
 
 def test_an_edge_that_counts_beats_one_that_is_decided():
     space = ReidCellSpace(
-        Search(operations=("none", "skip_connect", "sep_conv_3x3"), nodes=2, partial_channels=4)
+        Search(
+            reid_cell=ReidCell(
+                operations=("none", "skip_connect", "sep_conv_3x3"), nodes=2, partial_channels=4
+            )
+        )
     )
     values = {name: torch.full(group.shape, 1 / group.shape[1]) for name, group in space.choices().items()}
     values["normal"][2:] = torch.tensor([[0.0, 1.0, 0.0], [0.3, 0.3, 0.4], [0.2, 0.5, 0.3]])
@@ -225,7 +231,7 @@ def test_an_edge_that_counts_beats_one_that_is_decided():
 
 
 def test_signs_and_pictures_of_a_search_with_betas(tmp_path):
-    space = ReidCellSpace(Search(partial_channels=4))
+    space = ReidCellSpace(Search(reid_cell=ReidCell(partial_channels=4)))
     probabilities = Softmax().probabilities(alphas_of(space))
     probabilities["normal_node2"] = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     signs = search_signs(probabilities, space.choices(), space.watched())

@@ -12,7 +12,7 @@ from autoreid.data.loaders import Batch, embedding_batches
 from autoreid.data.training_data import build_search_data, build_training_data
 from autoreid.distributed import StopSignal
 from autoreid.search.build import build_search
-from autoreid.training import build
+from autoreid.training import measure
 from autoreid.training.precision import allowing_tf32
 from autoreid.training.task import build_training
 from tests.helpers.tiny import OSNET_TRAINING, tiny_config
@@ -66,9 +66,9 @@ def search(folder, **changes):
 
 
 def on_gpu(task):
-    """A task whose objectives take their CPU for a GPU."""
-    for objective in {task.objective, *([task.architect.objective] if hasattr(task, "architect") else [])}:
-        objective.device = GPU
+    """A task whose passes take their CPU for a GPU."""
+    for owner in [task, *([task.architect] if hasattr(task, "architect") else [])]:
+        owner.precision.device = GPU
     return task
 
 
@@ -119,16 +119,17 @@ def test_embeddings_are_measured_as_they_are_trained(tmp_path, torch_flags, monk
         data = build_training_data(config, world)
     # Images stay on the CPU, which is taken for a GPU everywhere else.
     monkeypatch.setattr(
-        build, "embedding_batches", lambda *given, **to: embedding_batches(*given, **(to | CPU))
+        measure, "embedding_batches", lambda *given, **to: embedding_batches(*given, **(to | CPU))
     )
     monkeypatch.setattr(Batch, "to", lambda batch, *to: batch)
     seen = set()
 
-    def embed(images):
-        seen.add(flags())
-        return torch.randn(len(images), 2)
+    class Network(torch.nn.Module):
+        def forward(self, images):
+            seen.add(flags())
+            return torch.randn(len(images), 2)
 
-    build.measure_network(config, torch.nn.Identity(), embed, data, replace(world, device=GPU))
+    measure.measure_network(config, Network(), data, replace(world, device=GPU))
     assert seen == {expected}
 
 

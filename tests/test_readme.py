@@ -47,15 +47,15 @@ ran: set[str] = set()
 
 SMALL = [
     "training.epochs=1",
-    "search.cells_per_stage=[1,1]",
-    "search.channels=2",
-    "search.nodes=2",
+    "search.reid_cell.cells_per_stage=[1,1]",
+    "search.reid_cell.channels=2",
+    "search.reid_cell.nodes=2",
     "search.warmup_epochs=0",
     "data.height=32",
     "data.width=16",
     "data.batch_size=16",
     "data.workers=0",
-    "search.parts=2",
+    "search.reid_cell.parts=2",
     "evaluation.every_epochs=1",
 ]
 #: The same for a search of the other space, whose supernet has no cells.

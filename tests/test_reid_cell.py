@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Search
+from autoreid.config import CELL_OPERATIONS, ReidCell, Search
 from autoreid.spaces.reid_cell.cells import count_edges
 from autoreid.spaces.reid_cell.genotype import Edge
 from autoreid.spaces.reid_cell.operations import FactorizedReduce
@@ -26,9 +26,9 @@ def random_mixing(nodes=4, operations=OPERATIONS, seed=0):
 
 
 def build(seed=0, identities=5, **options):
-    search = Search(**{"channels": 4, "stem": "darts", "cells_per_stage": (1, 1)} | options)
+    settings = ReidCell(**{"channels": 4, "stem": "darts", "cells_per_stage": (1, 1)} | options)
     torch.manual_seed(seed)
-    return ReidCellSpace(search).build_supernet(identities).double()
+    return ReidCellSpace(Search(reid_cell=settings)).build_supernet(identities).double()
 
 
 def images(height=32, width=16, batch=2):
@@ -178,8 +178,8 @@ def test_one_image_in_evaluation_is_as_in_a_batch():
     net, mixing = build(), random_mixing()
     net(images(), mixing)
     net.eval()
-    together, _ = net(images(), mixing)
-    alone, _ = net(images()[:1], mixing)
+    together = net(images(), mixing)
+    alone = net(images()[:1], mixing)
     torch.testing.assert_close(alone, together[:1])
 
 
@@ -201,7 +201,7 @@ def test_every_weight_and_every_mixing_weight_gets_a_gradient():
 
 
 def test_the_space_names_its_choices():
-    space = ReidCellSpace(Search(nodes=3, operations=("none", "skip_connect")))
+    space = ReidCellSpace(Search(reid_cell=ReidCell(nodes=3, operations=("none", "skip_connect"))))
     choices = space.choices()
     assert {kind: group.shape for kind, group in choices.items()} == {"normal": (9, 2), "reduce": (9, 2)}
     assert choices["normal"] == choices["reduce"]
@@ -260,7 +260,7 @@ def read_by_hand(rows, operations, nodes):
 @given(problems())
 def test_the_genotype_holds_the_two_strongest_edges_of_each_node(problem):
     operations, nodes, normal, reduce = problem
-    space = ReidCellSpace(Search(operations=operations, nodes=nodes))
+    space = ReidCellSpace(Search(reid_cell=ReidCell(operations=operations, nodes=nodes)))
     probabilities = {
         "normal": torch.tensor(normal).softmax(-1),
         "reduce": torch.tensor(reduce).softmax(-1),
@@ -279,7 +279,7 @@ def test_edges_are_ranked_by_probabilities_not_by_alphas():
     alphas[2] = torch.tensor([5.0, 5.0, 5.1])  # from c_k-2: the highest alphas, a third each
     alphas[3] = torch.tensor([9.0, 1.0, 0.0])  # from c_k-1: `none` takes nearly all
     alphas[4] = torch.tensor([-3.0, 2.0, -3.0])  # from node 0: decided
-    space = ReidCellSpace(Search(operations=operations, nodes=2))
+    space = ReidCellSpace(Search(reid_cell=ReidCell(operations=operations, nodes=2)))
     probabilities = alphas.softmax(-1)
     genotype = space.genotype({"normal": probabilities, "reduce": probabilities})
     assert genotype.normal[1] == (("skip_connect", 2), ("sep_conv_3x3", 0))

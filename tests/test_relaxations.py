@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autoreid.config import Temperature
 from autoreid.search.alphas import Alphas, entropies
 from autoreid.search.collapse import search_signs
-from autoreid.search.relaxations import GumbelSoftmax, Softmax, temperature_at
+from autoreid.search.relaxations import GumbelSoftmax, Softmax, TemperatureSchedule
 from autoreid.spaces.reid_cell.genotype import count_skips
 from autoreid.spaces.space import Choices
 
@@ -27,7 +27,7 @@ def make_alphas(seed=0, shapes=SHAPES):
 def test_mixing_is_the_softmax_of_each_row(row):
     alphas = make_alphas(shapes={"a": (2, len(row))}).double()
     alphas.groups["a"].data[0] = torch.tensor(row, dtype=torch.float64)
-    mixing = Softmax().mixing(alphas)["a"]
+    mixing = Softmax().mixture(alphas)["a"]
     highest = max(row)
     total = math.fsum(math.exp(value - highest) for value in row)
     expected = [math.exp(value - highest) / total for value in row]
@@ -40,7 +40,7 @@ def test_the_gradient_is_that_of_a_softmax():
     alphas = make_alphas(shapes={"a": (3, 5)}).double()
     torch.manual_seed(0)
     alphas.groups["a"].data.normal_()
-    mixing = Softmax().mixing(alphas)["a"]
+    mixing = Softmax().mixture(alphas)["a"]
     for edge in range(3):
         jacobian = torch.stack(
             [
@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_a_softmax():
 
 def test_probabilities_are_the_mixing_without_gradient():
     alphas = make_alphas()
-    mixing, probabilities = Softmax().mixing(alphas), Softmax().probabilities(alphas)
+    mixing, probabilities = Softmax().mixture(alphas), Softmax().probabilities(alphas)
     assert mixing.keys() == probabilities.keys() == {"normal", "reduce"}
     for name in mixing:
         assert torch.equal(mixing[name], probabilities[name])
@@ -139,7 +139,8 @@ def test_count_skips():
 
 
 def gumbel(hard=False, temperature=1.0, seed=7):
-    return GumbelSoftmax(seed, lambda step: temperature, hard)
+    settings = Temperature(start=temperature, end=temperature)
+    return GumbelSoftmax(seed, TemperatureSchedule(settings, 10, 10), hard)
 
 
 def logits(*rows):
@@ -148,16 +149,17 @@ def logits(*rows):
     return alphas
 
 
-def draws(relaxation, alphas, count=4000):
+def soft_samples(relaxation, alphas, count=4000):
     with torch.no_grad():
-        return torch.stack([relaxation.mixing(alphas, step, "weights")["a"] for step in range(count)])
+        return torch.stack([relaxation.mixture(alphas, step, "weights")["a"] for step in range(count)])
 
 
 def test_gumbel_samples_follow_the_softmax():
     """The Gumbel-max trick: the argmax of alpha + noise is a sample of softmax(alpha), whatever the temperature."""
     rows = [[0.0, 1.0, -1.0, 0.3], [2.0, 0.0, 0.0, 0.0]]
-    columns = draws(gumbel(hard=True, temperature=5.0), logits(*rows))
-    soft = draws(gumbel(temperature=5.0), logits(*rows))
+    hard, alphas = gumbel(hard=True, temperature=5.0), logits(*rows)
+    columns = torch.tensor([hard.sample(alphas, step, "weights")["a"] for step in range(4000)])
+    soft = soft_samples(gumbel(temperature=5.0), logits(*rows))
     assert torch.equal(soft.argmax(-1), columns), "one draw, soft or hard"
     for row, values in enumerate(rows):
         weights = np.exp(values) / np.exp(values).sum()
@@ -169,7 +171,7 @@ def test_gumbel_samples_follow_the_softmax():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0])
 def test_soft_weights_are_distributed_as_defined(temperature):
     """Of two candidates the log-odds are (a0 - a1 + logistic noise) / temperature: the difference of two Gumbels."""
-    soft = draws(gumbel(temperature=temperature), logits([0.7, -0.4]))[:, 0]
+    soft = soft_samples(gumbel(temperature=temperature), logits([0.7, -0.4]))[:, 0]
     torch.testing.assert_close(soft.sum(-1), torch.ones(len(soft), dtype=torch.float64))
     noise = temperature * (soft[:, 0] / soft[:, 1]).log() - 1.1
     expected = torch.arange(1, len(noise) + 1) / len(noise)
@@ -178,7 +180,7 @@ def test_soft_weights_are_distributed_as_defined(temperature):
 
 
 def test_noise_is_independent_between_rows_and_steps():
-    soft = draws(gumbel(), logits([0.0, 0.0], [0.0, 0.0]))
+    soft = soft_samples(gumbel(), logits([0.0, 0.0], [0.0, 0.0]))
     odds = (soft[..., 0] / soft[..., 1]).log()
     bound = 5 / math.sqrt(len(odds))
     assert abs(np.corrcoef(odds[:, 0], odds[:, 1])[0, 1]) < bound
@@ -188,19 +190,19 @@ def test_noise_is_independent_between_rows_and_steps():
 def test_a_draw_belongs_to_seed_step_and_level_alone():
     alphas = make_alphas()
     before = torch.get_rng_state()
-    first = gumbel().mixing(alphas, 3, "weights")
+    first = gumbel().mixture(alphas, 3, "weights")
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(5)
-    for again in (gumbel().mixing(alphas, 3, "weights"), gumbel().mixing(make_alphas(), 3, "weights")):
+    for again in (gumbel().mixture(alphas, 3, "weights"), gumbel().mixture(make_alphas(), 3, "weights")):
         assert all(torch.equal(again[name], first[name]) for name in first)
     for other in (
-        gumbel(seed=8).mixing(alphas, 3, "weights"),
-        gumbel().mixing(alphas, 4, "weights"),
-        gumbel().mixing(alphas, 3, "alphas"),
+        gumbel(seed=8).mixture(alphas, 3, "weights"),
+        gumbel().mixture(alphas, 4, "weights"),
+        gumbel().mixture(alphas, 3, "alphas"),
     ):
         assert not any(torch.equal(other[name], first[name]) for name in first)
     # The noise itself does not depend on the precision.
-    double = gumbel().mixing(make_alphas().double(), 3, "weights")
+    double = gumbel().mixture(make_alphas().double(), 3, "weights")
     for name in first:
         torch.testing.assert_close(double[name].float(), first[name], rtol=1e-5, atol=1e-7)
 
@@ -209,8 +211,8 @@ def test_a_draw_belongs_to_seed_step_and_level_alone():
 def test_the_gradient_is_that_of_the_soft_weights(hard):
     """dp/da = (diag(p) - p·pᵀ) / temperature; hard, forward is one-hot and backward the same (straight-through)."""
     alphas = logits([0.3, -0.2, 1.0, 0.0], [0.0, 0.5, 0.0, -2.0])
-    soft = gumbel(temperature=2.5).mixing(alphas, 0, "alphas")["a"]
-    mixing = gumbel(hard, 2.5).mixing(alphas, 0, "alphas")["a"]
+    soft = gumbel(temperature=2.5).mixture(alphas, 0, "alphas")["a"]
+    mixing = gumbel(hard, 2.5).mixture(alphas, 0, "alphas")["a"]
     for row in range(2):
         p = soft[row].detach()
         expected = (torch.diag(p) - torch.outer(p, p)) / 2.5
@@ -222,23 +224,26 @@ def test_the_gradient_is_that_of_the_soft_weights(hard):
         assert torch.equal(mixing.detach(), torch.eye(4, dtype=torch.float64)[soft.argmax(-1)])
 
 
-def test_hard_names_only_the_column_where_no_gradient_is_wanted():
+def test_a_hard_sample_names_the_columns_of_the_one_hot_mixture():
     alphas = make_alphas()
-    with torch.no_grad():
-        columns = gumbel(hard=True).mixing(alphas, 9, "weights")
-    one_hot = gumbel(hard=True).mixing(alphas, 9, "weights")
-    for name, values in columns.items():
-        assert values.shape == SHAPES[name][:1]
-        assert values.dtype == torch.int64
-        assert torch.equal(one_hot[name].argmax(-1), values)
+    one_hot = gumbel(hard=True).mixture(alphas, 9, "weights")
+    sample = gumbel(hard=True).sample(alphas, 9, "weights")
+    assert sample == {name: values.argmax(-1).tolist() for name, values in one_hot.items()}
+    assert {len(columns) for columns in sample.values()} == {shape[0] for shape in SHAPES.values()}
+
+
+def test_soft_relaxations_sample_nothing():
+    for relaxation in (Softmax(), gumbel()):
+        assert relaxation.sample(make_alphas(), 9, "weights") is None
 
 
 def test_evaluation_takes_the_most_probable_without_noise():
     alphas = logits([0.0, 0.1, 0.0], [3.0, 0.0, 2.9])
     for relaxation in (gumbel(), gumbel(hard=True, seed=1)):
-        assert relaxation.evaluation(alphas)["a"].tolist() == [1, 0]
+        assert relaxation.evaluation(alphas) == (None, {"a": [1, 0]})
         assert torch.equal(relaxation.probabilities(alphas)["a"], alphas.groups["a"].detach().softmax(-1))
-    assert torch.equal(Softmax().evaluation(alphas)["a"], Softmax().probabilities(alphas)["a"])
+    (mixing,) = Softmax().evaluation(alphas)
+    assert torch.equal(mixing["a"], Softmax().probabilities(alphas)["a"])
 
 
 @pytest.mark.parametrize(
@@ -253,13 +258,16 @@ def test_evaluation_takes_the_most_probable_without_noise():
 def test_temperatures(settings, expected):
     """By the epoch, of 120 with 7 steps each."""
     for epoch, value in expected.items():
-        assert temperature_at(Temperature(**settings), 7 * epoch, 7, 120) == pytest.approx(value)
+        assert TemperatureSchedule(Temperature(**settings), 7, 120).at(7 * epoch) == pytest.approx(value)
     assert gumbel(temperature=3.0).scheduled(5) == {"temperature": 3.0}
 
 
 def test_halving_waits_for_the_epochs_end_and_others_do_not():
     halved, linear = (
-        [temperature_at(Temperature(schedule=schedule, every_epochs=1), step, 5, 4) for step in range(20)]
+        [
+            TemperatureSchedule(Temperature(schedule=schedule, every_epochs=1), 5, 4).at(step)
+            for step in range(20)
+        ]
         for schedule in ("halving", "linear")
     )
     assert halved == [10.0] * 5 + [5.0] * 5 + [2.5] * 5 + [1.25] * 5

@@ -39,7 +39,11 @@ def test_killed_in_any_step_it_ends_bit_for_bit_the_same(tmp_path, undisturbed, 
 def test_with_partial_channels_and_micro_batches_it_ends_the_same(tmp_path):
     """Killed in the second epoch, after one in which the alphas wait; edges' weights are in every curve."""
     calm, struck = tmp_path / "calm", tmp_path / "struck"
-    changes = {"search__channels": 4, "search__partial_channels": 4, "search__warmup_epochs": 1}
+    changes = {
+        "search__reid_cell__channels": 4,
+        "search__reid_cell__partial_channels": 4,
+        "search__warmup_epochs": 1,
+    }
     changes["training__accumulation"] = 2
     for folder in (calm, struck):
         folder.mkdir()

@@ -17,6 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoreid.config import Config
 from autoreid.errors import ConfigError, RunError
 from autoreid.files import write_atomically
 from autoreid.recipes import load_config
@@ -25,12 +26,10 @@ from autoreid.reporting.run_folder import RunFolder
 from autoreid.spaces import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype
 
-CONFIG = {"task_name": "demo", "data": {"batch_size": 64, "workers": 2}, "losses": {"margin": 0.3}}
 
-
-def as_yaml(content=None, **sections) -> str:
-    content = {**CONFIG, **sections} if content is None else content
-    return yaml.safe_dump(content, sort_keys=False)
+def config_of(**sections) -> Config:
+    tree = {"task_name": "demo", "data": {"root": "data", "workers": 2}, "losses": {"margin": 0.3}}
+    return Config.model_validate_json(json.dumps(tree | sections))
 
 
 @contextmanager
@@ -49,13 +48,13 @@ def disk_of(limit_bytes: int):
 def test_claim_makes_the_layout_and_claims_again(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "demo")
     for _ in range(2):
-        folder.claim(as_yaml())
-        assert (tmp_path / "runs/demo/config.yaml").read_text() == as_yaml()
+        folder.claim(config_of())
+        assert load_config(tmp_path / "runs/demo/config.yaml") == config_of()
     names = {path.name for path in folder.root.iterdir()}
     assert names == {"config.yaml", "checkpoints", "tensorboard", "logs"}
 
 
-def begun(root: Path, config: str) -> RunFolder:
+def begun(root: Path, config: Config) -> RunFolder:
     """The folder of a run that has saved a checkpoint: from here on there is something to lose."""
     folder = RunFolder(root)
     folder.claim(config)
@@ -63,81 +62,109 @@ def begun(root: Path, config: str) -> RunFolder:
     return folder
 
 
-def test_a_mended_config_takes_the_place_of_one_that_never_got_to_a_checkpoint(tmp_path):
+def test_a_fixed_config_replaces_one_that_never_got_to_a_checkpoint(tmp_path):
     folder = RunFolder(tmp_path / "demo")
-    folder.claim(as_yaml())
-    folder.claim(as_yaml(seed=3))
-    assert folder.config.read_text() == as_yaml(seed=3)
+    folder.claim(config_of())
+    folder.claim(config_of(seed=3))
+    assert load_config(folder.config) == config_of(seed=3)
 
 
 def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
-    folder = begun(tmp_path / "demo", as_yaml())
-    other = as_yaml(data={"batch_size": 32, "workers": 4}, losses={"margin": None}, seed=True)
+    folder = begun(tmp_path / "demo", config_of())
+    other = config_of(
+        data={"root": "data", "batch_size": 32, "workers": 4},
+        losses={"margin": None},
+        seed=3,
+        model={"options": {"last_stride": 1}},
+    )
     with pytest.raises(ConfigError) as caught:
         folder.claim(other, may_differ=["data.workers"])
     assert str(caught.value) == (
         f"{folder.root} belongs to a run of another config: data.batch_size was 64, is now 32; "
-        "losses.margin was 0.3, is now null; seed was not set, is now true; "
+        "losses.margin was 0.3, is now null; model.options was {}, is now not set and 2 more; "
         "give another task_name, or delete the folder to start anew"
     )
-    assert folder.config.read_text() == as_yaml()
+    assert load_config(folder.config) == config_of()
+
+
+def test_true_is_not_1(tmp_path):
+    one, true = (config_of(model={"options": {"last_stride": value}}) for value in (1, True))
+    with pytest.raises(ConfigError, match=r"model\.options\.last_stride was 1, is now true; give"):
+        begun(tmp_path / "demo", one).claim(true)
 
 
 def test_a_run_from_before_a_key_goes_on_with_its_default(tmp_path):
     recipe = Path(__file__).parents[1] / "configs/quickstart.yaml"
     now = load_config(recipe)
     before = now.model_dump(mode="json")
-    del before["search"]["partial_channels"], before["training"]["channels_last"]
-    folder = begun(tmp_path / "run", yaml.safe_dump(before))
-    folder.claim(now.to_yaml())
-    other = load_config(recipe, ["search.partial_channels=2"])
-    with pytest.raises(ConfigError, match=r"search\.partial_channels was 1, is now 2; give"):
-        folder.claim(other.to_yaml())
+    del before["search"]["reid_cell"]["partial_channels"], before["training"]["channels_last"]
+    folder = begun(tmp_path / "run", now)
+    folder.config.write_text(yaml.safe_dump(before))
+    folder.claim(now)
+    other = load_config(recipe, ["search.reid_cell.partial_channels=2"])
+    with pytest.raises(ConfigError, match=r"search\.reid_cell\.partial_channels was 1, is now 2; give"):
+        folder.claim(other)
+
+
+def test_a_run_begun_when_spaces_had_no_sections_resumes_and_keeps_its_file(tmp_path):
+    old = (Path(__file__).parent / "data/flat_configs/osnet_ain_run.yaml").read_text()
+    now = load_config(Path(__file__).parents[1] / "configs/osnet_ain_quickstart.yaml")
+    folder = begun(tmp_path / "run", now)
+    folder.config.write_text(old)
+    folder.claim(now)
+    assert folder.config.read_text() == old
+    folder.config.write_text(old.replace("width: 0.25", "width: 0.5"))
+    with pytest.raises(ConfigError, match=r"search\.osnet_ain\.width was 0\.5, is now 0\.25; give"):
+        folder.claim(now)
 
 
 def test_claim_takes_new_values_of_keys_that_may_differ(tmp_path):
-    folder = begun(tmp_path / "demo", as_yaml())
-    other = as_yaml(data={"batch_size": 32, "workers": 4})
+    folder = begun(tmp_path / "demo", config_of())
+    other = config_of(data={"root": "data", "batch_size": 32, "workers": 4})
     for keys in (["data"], ["data.workers", "data.batch_size"]):
         folder.claim(other, may_differ=keys)
-        assert folder.config.read_text() == other
-        folder.claim(as_yaml(), may_differ=keys)
+        assert load_config(folder.config) == other
+        folder.claim(config_of(), may_differ=keys)
     for keys in (["dat"], ["data.work"], ["data.workers"], []):
         with pytest.raises(ConfigError, match=r"data\.batch_size was 64, is now 32"):
             folder.claim(other, may_differ=keys)
 
 
-LEAVES = st.one_of(
-    st.integers(0, 2), st.booleans(), st.none(), st.floats(), st.sampled_from(["a", "b c", "1"])
-)
-CONFIGS = st.dictionaries(
-    st.sampled_from("abc"),
-    st.recursive(
-        LEAVES, lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=2), max_leaves=4
-    ),
-    min_size=1,
+CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(0, 1),
+        "losses": st.fixed_dictionaries({}, optional={"margin": st.sampled_from([None, 0.3, 0.5])}),
+        "model": st.builds(
+            lambda options: {"options": options},
+            st.dictionaries(st.sampled_from("ab"), st.sampled_from([0, 1, False, True, 1.0, "1"])),
+        ),
+    },
 )
 
 
 @settings(max_examples=40, deadline=None)
 @given(old=CONFIGS, new=CONFIGS)
-def test_claim_agrees_exactly_when_the_texts_mean_the_same(tmp_path_factory, old, new):
-    folder = begun(tmp_path_factory.mktemp("runs") / "demo", as_yaml(old))
-    folder.claim(as_yaml(dict(reversed(old.items()))))
-    if yaml.safe_dump(old, sort_keys=True) == yaml.safe_dump(new, sort_keys=True):
-        folder.claim(as_yaml(new))
+def test_claim_agrees_exactly_when_the_configs_resolve_to_the_same_text(tmp_path_factory, old, new):
+    folder = begun(tmp_path_factory.mktemp("runs") / "demo", config_of(**old))
+    tree = yaml.safe_load(folder.config.read_text())
+    folder.config.write_text(yaml.safe_dump(tree, sort_keys=True))
+    folder.claim(config_of(**old))
+    texts = [yaml.safe_dump(config_of(**sections).model_dump(mode="json")) for sections in (old, new)]
+    if texts[0] == texts[1]:
+        folder.claim(config_of(**new))
     else:
         with pytest.raises(ConfigError) as caught:
-            folder.claim(as_yaml(new))
+            folder.claim(config_of(**new))
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "", "- 1"])
+@pytest.mark.parametrize("text", ["a: [1", "", "- 1", "task_name: demo\ndata: {root: data, rot: 1}\n"])
 def test_claim_of_a_folder_with_a_broken_config_says_so(tmp_path, text):
-    folder = begun(tmp_path, as_yaml())
+    folder = begun(tmp_path, config_of())
     folder.config.write_text(text)
-    with pytest.raises(ConfigError, match=r"config\.yaml: not a config: .*delete the folder") as caught:
-        folder.claim(as_yaml())
+    with pytest.raises(ConfigError, match=r"config\.yaml:.*; give another task_name, or delete") as caught:
+        folder.claim(config_of())
     assert "\n" not in str(caught.value)
 
 

@@ -43,7 +43,7 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
         {"search__relaxation": "gumbel_hard", "search__temperature": {"schedule": "linear"}, "seed": 1},
         {"search__relaxation": "gumbel", "search__order": "exact"},
         {"search__level": "single"},
-        {"search__partial_channels": 2, "search__order": "exact"},
+        {"search__reid_cell__partial_channels": 2, "search__order": "exact"},
     ],
     ids=[
         "osnet_ain",
@@ -105,7 +105,7 @@ def _count_all(world, path):
 
 @pytest.mark.parametrize(("order", "passes"), [("first", 2), ("second", 5)])
 def test_shared_statistics_take_a_collective_for_each_level_of_a_cell(tmp_path, order, passes):
-    changes = {"losses__mine_across_ranks": False, "search__order": order, "search__nodes": 3}
+    changes = {"losses__mine_across_ranks": False, "search__order": order, "search__reid_cell__nodes": 3}
     tiny_config(tmp_path, **changes)
     # A cell's inputs; then the norms halfway and at the end, for both inputs and for each node that feeds another.
     levels = 2 * (1 + 2 * 3) + len(["stem", "neck"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from autoreid.distributed import StopSignal
+from autoreid.training.measure import measure_network
 from tests.helpers.tasks import build_search_task
 from tests.helpers.tiny import OSNET
 
@@ -29,8 +30,8 @@ def test_single_level_moves_alphas_and_weights_by_the_gradients_of_one_loss(tmp_
     config, state = task.config, task.state
     batch = state.stream.preview()
     network, alphas = copy.deepcopy(state.network), copy.deepcopy(state.alphas)
-    mixing = task.relaxation.mixing(alphas, 0, "weights")
-    loss = task.objective(network, batch, mixing).losses.total
+    mixing = task.relaxation.mixture(alphas, 0, "weights")
+    loss = task.loss(network(batch.images, mixing), batch.labels).total
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     wanted = torch.autograd.grad(loss, [*alphas.parameters(), *weights], allow_unused=True)
     task.step(StopSignal())
@@ -114,9 +115,8 @@ def test_hard_weight_steps_compute_and_move_the_sampled_candidates_only(tmp_path
     statistics = {name: value.clone() for name, value in task.state.network.named_buffers()}
     alphas = copy.deepcopy(task.state.alphas)
     task.step(StopSignal())
-    with torch.no_grad():  # the alphas' step is no larger than the noise
-        chosen = task.relaxation.mixing(task.state.alphas, 0, "weights")
-    assert all(values.dim() == 1 for values in chosen.values())
+    # The alphas' step is no larger than the noise.
+    chosen = task.relaxation.sample(task.state.alphas, 0, "weights")
     moved = {
         name
         for name, weight in task.state.network.named_parameters()
@@ -149,10 +149,11 @@ def test_the_epochs_end_measures_the_most_probable_network(tmp_path):
     assert result.genotype.blocks == ("in_after",) * 6
     assert result.metrics["blocks/in_share"] == pytest.approx((2 + 2.718) / (3 + 2.718), abs=1e-3)
     assert result.metrics["blocks/entropy"] < 1.386
-    again = task.measure(task.relaxation.evaluation(task.state.alphas))
+    inputs = task.relaxation.evaluation(task.state.alphas)
+    again = measure_network(task.config, task.state.network, task.data, task.world, inputs)
     assert again.map == result.retrieval.map
     images = task.state.stream.preview().images
     network = task.state.network.eval()
     with torch.no_grad():
-        embeddings = [network(images, task.relaxation.evaluation(task.state.alphas))[0] for _ in range(2)]
+        embeddings = [network(images, *task.relaxation.evaluation(task.state.alphas)) for _ in range(2)]
     assert torch.equal(*embeddings), "no noise in evaluation"

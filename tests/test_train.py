@@ -225,7 +225,10 @@ def test_help_names_every_key(capsys):
         (["data.root=/nowhere", "data.synthetic={}"], "/nowhere"),
         (["output_dir=/proc/autoreid"], "/proc/autoreid"),
         (["genotype_dir=/proc/autoreid"], "/proc/autoreid"),
-        (["search.parts=17"], "search.parts: 17 parts do not fit into the last cell's 16 rows"),
+        (
+            ["search.reid_cell.parts=17"],
+            "search.reid_cell.parts: 17 parts do not fit into the last cell's 16 rows",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, overrides, message):
@@ -289,7 +292,7 @@ sys.exit(train.main(sys.argv[1:]))
 @pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_path):
     path = write_tiny(tmp_path, checkpoint__every_steps=1)
-    stopped = train.main(["--config", str(path), "training.epochs=2", "search.stop_at_skips=null"])
+    stopped = train.main(["--config", str(path), "training.epochs=2", "search.reid_cell.stop_at_skips=null"])
     assert stopped == 0
     checkpoints = tmp_path / "runs/tiny/checkpoints"
     (checkpoints / "step-00000006.pt").unlink()
@@ -306,7 +309,9 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_p
 
 
 def test_the_stop_rule_ends_a_search_that_collapses(tmp_path):
-    path = write_tiny(tmp_path, search__stop_at_skips=1, search__operations=["none", "skip_connect"])
+    path = write_tiny(
+        tmp_path, search__reid_cell__stop_at_skips=1, search__reid_cell__operations=["none", "skip_connect"]
+    )
     assert train.main(["--config", str(path), "training.epochs=5"]) == 0
     assert json.loads((tmp_path / "runs/tiny/result.json").read_text())["epochs"] == 1
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoreid import train
-from autoreid.config import Config, Data, Evaluation, Search, SyntheticPeople
+from autoreid.config import Config, Data, Evaluation, ReidCell, Search, SyntheticPeople
 from autoreid.data import training_data
 from autoreid.data.datasets import read_dataset
 from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
@@ -58,7 +58,7 @@ def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_se
         task_name="t",
         seed=seed,
         data=Data(root=root.parent, workers=0, **sizes | options),
-        search=Search(operations=("skip_connect",)),
+        search=Search(reid_cell=ReidCell(operations=("skip_connect",))),
         evaluation=Evaluation(split=measured),
     )
     return build(config, World(rank, size, rank, torch.device("cpu")))

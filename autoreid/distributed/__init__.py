@@ -13,6 +13,7 @@ from autoreid.distributed.collectives import (
     gather,
     gather_objects,
     on_main,
+    rank,
     sum_over_ranks,
     world_size,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "ignore_stop_signals",
     "naming_nondeterminism",
     "on_main",
+    "rank",
     "setup",
     "sum_over_ranks",
     "world_size",

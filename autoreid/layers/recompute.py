@@ -26,7 +26,7 @@ class _SecondPass:
         self.runs = False
 
 
-def recompute(module: nn.Module, *inputs: Tensor) -> Any:
+def recompute(module: nn.Module, *inputs: Any) -> Any:
     """module(*inputs), of which the backward pass keeps the inputs only (Chen et al., arXiv 1604.06174).
 
     Exact: the second pass leaves running statistics alone, and has the weights of the first even where they were
@@ -35,7 +35,7 @@ def recompute(module: nn.Module, *inputs: Tensor) -> Any:
     names = [name for name, _ in module.named_parameters()]
     second = _SecondPass()
 
-    def run(*tensors: Tensor) -> Any:
+    def run(*tensors: Any) -> Any:
         state = dict(zip(names, tensors[len(inputs) :], strict=True))
         if second.runs:
             state |= {name: buffer.clone() for name, buffer in module.named_buffers()}

@@ -1,6 +1,44 @@
-"""Losses that a re-identification network is trained with."""
+"""Losses for training re-identification networks.
 
-from autoreid.losses.retrieval import LossTerms, RetrievalLoss
-from autoreid.losses.triplet import batch_hard_triplet
+A term is added by a file and a line in `TERMS`; `losses.terms` in the config gives it a weight.
+"""
 
-__all__ = ["LossTerms", "RetrievalLoss", "batch_hard_triplet"]
+from __future__ import annotations
+
+from autoreid.config import Losses
+from autoreid.errors import ConfigError
+from autoreid.losses.classification import AuxiliaryClassification, Classification
+from autoreid.losses.loss import LossValues, RetrievalLoss
+from autoreid.losses.term import Outputs, Term
+from autoreid.losses.triplet import BatchHardTriplet, batch_hard_triplet
+
+__all__ = ["TERMS", "LossValues", "Outputs", "RetrievalLoss", "Term", "batch_hard_triplet", "build_loss"]
+
+#: Every term by name. The name is also that of its curve in TensorBoard.
+TERMS: dict[str, type[Term]] = {
+    "classification": Classification,
+    "triplet": BatchHardTriplet,
+    "auxiliary": AuxiliaryClassification,
+}
+
+
+def build_loss(settings: Losses, has_auxiliary: bool = False) -> RetrievalLoss:
+    """Builds the loss λ · cross-entropy + (1 - λ) · triplet (Auto-ReID, arXiv 1903.09776, section 3.3) + further terms.
+
+    Args:
+        has_auxiliary: whether the network has an auxiliary head.
+
+    Raises:
+        ConfigError: `losses.terms` names a term that does not exist, or one that has a key of its own.
+    """
+    share = settings.classification_weight
+    weights = {"classification": share, "triplet": 1 - share}
+    further = sorted({*TERMS} - {*weights, "auxiliary"})
+    for name in settings.terms:
+        if name not in further:
+            known = f"known are {', '.join(further)}" if further else "there are no further terms"
+            raise ConfigError(f"losses.terms: unknown term {name!r}; {known}")
+    if has_auxiliary:
+        weights["auxiliary"] = settings.auxiliary_weight
+    weights |= settings.terms
+    return RetrievalLoss({name: TERMS[name](settings) for name in weights}, weights)

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoreid.config import Losses
+from autoreid.distributed import gather, rank
 from autoreid.layers.autocast import without_autocast
+from autoreid.losses.term import Outputs, Term
 
 #: Squared distances below this count as this: the square root's derivative is infinite at zero.
 SMALLEST_SQUARE = 1e-12
@@ -23,23 +26,22 @@ def batch_hard_triplet(
     all_labels: Tensor | None = None,
     first_anchor: int = 0,
 ) -> Tensor:
-    """Mean loss over the anchors that have a positive and a negative (arXiv 1703.07737, eq. 5).
+    """Computes the mean loss over the anchors that have a positive and a negative (arXiv 1703.07737, eq. 5).
 
-    An anchor's positive is the farthest other embedding of its label, its negative the nearest of another
-    label, by Euclidean distance. Without any such anchor the loss is zero, with zero gradients.
+    The positive of an anchor is the farthest other embedding with its label; the negative is the nearest embedding
+    with another label, by Euclidean distance. If there is no such anchor, the loss and its gradients are zero.
 
-    To mine across ranks, pass the embeddings and labels of all ranks, gathered in rank order with equal
-    shares. The result is then scaled so that its average over ranks is the loss of one process on the
-    whole batch, however the valid anchors are spread; gradients agree too if the backward of the gather
-    sums what the ranks send.
+    To find positives and negatives on all ranks, pass the embeddings and labels of all ranks, gathered in rank
+    order, with equal shares. The average of the result over the ranks is then the loss of one process on the whole
+    batch. The gradients agree as well if the backward pass of the gather sums the ranks' gradients.
 
     Args:
-        embeddings: (B, D); computed in float32 (float64 stays) even under autocast.
+        embeddings: (B, D). The loss is computed in float32, or in float64 for float64, even under autocast.
         labels: (B,) integers.
         margin: max(positive - negative + margin, 0), or None for the soft margin log(1 + exp(.)).
         all_embeddings: (A, D), with gradients.
         all_labels: (A,).
-        first_anchor: the row of `all_embeddings` that is this rank's first.
+        first_anchor: index of this rank's first row in `all_embeddings`.
     """
     if all_embeddings is None or all_labels is None:
         all_embeddings, all_labels = embeddings, labels
@@ -51,19 +53,36 @@ def batch_hard_triplet(
         )
         losses = F.softplus(difference) if margin is None else F.relu(difference + margin)
 
-        # Every rank counts the valid anchors of all ranks, so that no rank has to ask another.
+        # Each rank counts the valid anchors of all ranks, so that this takes no further collective.
         same = (all_labels[:, None] == all_labels).sum(1)
         valid = (same > 1) & (same < len(all_labels))
-        mine = valid[first_anchor : first_anchor + len(labels)]
+        own = valid[first_anchor : first_anchor + len(labels)]
         ranks = len(all_labels) / len(labels)
-        return torch.where(mine, losses, 0).sum() * ranks / valid.sum().clamp(min=1)
+        return torch.where(own, losses, 0).sum() * ranks / valid.sum().clamp(min=1)
+
+
+class BatchHardTriplet(Term):
+    """Batch-hard triplet loss of the embeddings, with positives and negatives of this rank or of all ranks."""
+
+    def __init__(self, settings: Losses) -> None:
+        super().__init__()
+        self.margin = settings.margin
+        self.across_ranks = settings.mine_across_ranks
+
+    def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
+        """Computes the term, a scalar."""
+        embeddings = outputs.embedding
+        if not self.across_ranks:
+            return batch_hard_triplet(embeddings, labels, self.margin)
+        first = rank() * len(labels)
+        return batch_hard_triplet(embeddings, labels, self.margin, gather(embeddings), gather(labels), first)
 
 
 @torch.no_grad()
 def _hardest(
     embeddings: Tensor, labels: Tensor, all_embeddings: Tensor, all_labels: Tensor, first_anchor: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows of `all_embeddings` that hold each anchor's positive and negative; row 0 if there is none."""
+    """Finds the rows of `all_embeddings` with each anchor's positive and negative; row 0 if there is none."""
     # Differences, not products: exact for near duplicates, and the same for a pair on every rank.
     distances = torch.cdist(embeddings, all_embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == all_labels

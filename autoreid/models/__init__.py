@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from autoreid.errors import ConfigError
+from autoreid.models.network import Network
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
@@ -20,6 +19,7 @@ from autoreid.models.weights import LoadReport, load_weights
 __all__ = [
     "NETWORKS",
     "LoadReport",
+    "Network",
     "build_from",
     "build_model",
     "check_input_size",
@@ -33,7 +33,7 @@ _IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")
 _AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
 
 #: Networks by name; each is called with the number of identities and the network's own options.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet50": ResNet50,
     "pcb": PCB,
     "osnet_x1_0": partial(OSNet, _PLAIN, False, 1.0),
@@ -48,7 +48,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
+def build_model(name: str, num_identities: int, **options: Any) -> Network:
     """Build a network with newly initialised weights.
 
     In training mode, the network returns (embedding, logits); in evaluation mode, the embedding (B, D) that is
@@ -66,11 +66,11 @@ def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
 
 
 def build_from(
-    networks: Mapping[str, Callable[..., nn.Module]],
+    networks: Mapping[str, Callable[..., Network]],
     name: str,
     num_identities: int,
     options: Mapping[str, Any],
-) -> nn.Module:
+) -> Network:
     """Build one of several networks by name, like `build_model`, which only knows the networks of this package.
 
     Args:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.errors import ConfigError
+from autoreid.layers.recompute import recompute
+from autoreid.models.network import Network
 from autoreid.models.weights import initialise
 
 #: The candidate blocks in OSNet-AIN's search, as OSBlock's flags (in_inside, in_after).
@@ -110,31 +114,30 @@ class OSBlock(nn.Module):
         return F.relu(self.norm_after(residual + self.downsample(x)))
 
 
-#: Applies the block at a position (0 to 5) to a feature map.
-RunBlock = Callable[[int, nn.Module, Tensor], Tensor]
-
-
-def run_block(position: int, block: nn.Module, x: Tensor) -> Tensor:  # noqa: ARG001
-    """Apply a block without choices; the default of `OmniScaleFrame`."""
-    output: Tensor = block(x)
-    return output
-
-
 class Stage(nn.Sequential):
-    """Two consecutive blocks."""
+    """Two consecutive blocks.
 
-    def __init__(self, first: int, *blocks: nn.Module) -> None:
+    Args:
+        recomputes: whether the backward pass recomputes the blocks instead of keeping their intermediate results.
+    """
+
+    def __init__(self, recomputes: bool, *blocks: nn.Module) -> None:
         super().__init__(*blocks)
-        self.first = first
+        self.recomputes = recomputes
 
-    def forward(self, x: Tensor, run: RunBlock = run_block) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        for position, block in enumerate(self, start=self.first):
-            x = run(position, block, x)
+    def forward(self, x: Tensor, *inputs: Sequence[Any]) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W).
+
+        Args:
+            inputs: further inputs of each block; omitted if the blocks have none.
+        """
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        for block, others in zip(self, inputs or ((), ()), strict=True):
+            x = recompute(block, x, *others) if recomputes else block(x, *others)
         return x
 
 
-class OmniScaleFrame(nn.Module):
+class OmniScaleFrame(Network):
     """An omni-scale network except for its six blocks, two in each of three stages; the embedding has size 512.
 
     Args:
@@ -143,6 +146,7 @@ class OmniScaleFrame(nn.Module):
         width: factor for all channels except the embedding's.
         num_identities: number of outputs of the classifier.
         affine: whether norms have a learnable scale and shift; False in a search.
+        recomputes: as in `Stage`.
     """
 
     def __init__(
@@ -152,13 +156,14 @@ class OmniScaleFrame(nn.Module):
         width: float,
         num_identities: int,
         affine: bool = True,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
         c1, c2, c3, c4 = (int(width * channels) for channels in (64, 256, 384, 512))
 
         def stage(first: int, in_channels: int, out_channels: int) -> Stage:
             return Stage(
-                first,
+                recomputes,
                 build_block(first, in_channels, out_channels),
                 build_block(first + 1, out_channels, out_channels),
             )
@@ -180,11 +185,20 @@ class OmniScaleFrame(nn.Module):
         self.classifier = nn.Linear(512, num_identities)
         initialise(self)
 
-    def feature_map(self, images: Tensor, run: RunBlock = run_block) -> Tensor:
-        """Images (B, 3, H, W) -> (B, C, H/16, W/16); `run` applies each block."""
-        x = self.pool2(self.conv2(self.maxpool(self.conv1(images)), run))
-        result: Tensor = self.conv5(self.conv4(self.pool3(self.conv3(x, run)), run))
+    def feature_map(self, images: Tensor, inputs: Sequence[Sequence[Any]] = ((),) * 6) -> Tensor:
+        """Images (B, 3, H, W) -> (B, C, H/16, W/16).
+
+        Args:
+            inputs: further inputs of each of the six blocks.
+        """
+        x = self.pool2(self.conv2(self.maxpool(self.conv1(images)), *inputs[:2]))
+        x = self.pool3(self.conv3(x, *inputs[2:4]))
+        result: Tensor = self.conv5(self.conv4(x, *inputs[4:]))
         return result
+
+    def head(self) -> list[nn.Module]:
+        """Return the classifier."""
+        return [self.classifier]
 
 
 class OSNet(OmniScaleFrame):

@@ -40,6 +40,10 @@ class PCB(ResNetBackbone):
         initialise(self.reduce)
         initialise(self.classifier)
 
+    def head(self) -> list[nn.Module]:
+        """Return the parts' shared convolution and their classifiers."""
+        return [self.reduce, self.classifier]
+
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Embed images (B, 3, H, W).
 

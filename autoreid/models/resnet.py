@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from autoreid.errors import ConfigError
 from autoreid.layers.heads import BNNeck
+from autoreid.models.network import Network
 from autoreid.models.weights import initialise
 
 
-class ResNetBackbone(ResNet):
+class ResNetBackbone(ResNet, Network):
     """torchvision's ResNet-50 up to its last feature map, with the same state-dict keys.
 
     Args:
@@ -19,13 +22,22 @@ class ResNetBackbone(ResNet):
 
     #: Number of channels of the last feature map.
     channels = 2048
+    # Attributes of torchvision's class, for type checkers.
+    conv1: nn.Module
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Sequential
 
     def __init__(self, last_stride: int) -> None:
         if last_stride not in (1, 2):
             raise ConfigError(f"last_stride = {last_stride!r}: must be 1 or 2")
         super().__init__(Bottleneck, [3, 4, 6, 3])
         del self.avgpool, self.fc
-        first = self.layer4[0]
+        first: Any = self.layer4[0]
         first.conv2.stride = first.downsample[0].stride = (last_stride, last_stride)
 
     def feature_map(self, images: Tensor) -> Tensor:
@@ -48,6 +60,10 @@ class ResNet50(ResNetBackbone):
         if not neck:
             self.classifier = nn.Linear(self.channels, num_identities)
             initialise(self.classifier)
+
+    def head(self) -> list[nn.Module]:
+        """Return the neck, or the classifier."""
+        return [self.classifier if self.neck is None else self.neck]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) -> embedding (B, 2048); in training (embedding, logits (B, identities))."""

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-import yaml
 
+from autoreid.config import Config
 from autoreid.errors import ConfigError, RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.recipes import parse_config
 
 _log = logging.getLogger(__name__)
 _REMEDY = "set output_dir to a folder that can be written"
+_ANEW = "give another task_name, or delete the folder to start anew"
 #: A requeued job may start before the last of its old processes has left.
 LOCK_WAIT_SECONDS = 60.0
 
@@ -48,37 +49,44 @@ class RunFolder:
         for folder in (self.root, self.checkpoints, self.tensorboard, self.logs):
             make_folder(folder, _REMEDY)
 
-    def claim(self, config_text: str, may_differ: Collection[str] = ()) -> None:
-        """Makes the folders and writes the run's resolved config, or checks that it goes on with the one there.
+    def claim(self, config: Config, may_differ: Collection[str] = ()) -> None:
+        """Creates the folders and writes the run's resolved config, or checks that the run there has the same one.
 
         Args:
-            config_text: the resolved config as YAML.
-            may_differ: dotted keys whose values, and all below them, may be new; the file then holds the new ones.
+            config: of the run.
+            may_differ: dotted keys whose values, and all below them, may be new; the file then gets the new ones.
 
         Raises:
             ConfigError: the folder holds checkpoints of another config; names the first keys that differ.
         """
         self.create()
-        self.check_claim(config_text, may_differ)
-        write_atomically(self.config, config_text.encode())
+        stored = self._check(config, may_differ)
+        # An equal one stays as it was written, in whatever layout the keys had then.
+        if stored is None or _values(stored) != _values(config):
+            write_atomically(self.config, config.to_yaml().encode())
 
-    def check_claim(self, config_text: str, may_differ: Collection[str] = ()) -> None:
-        """Raises what `claim` would, and writes nothing."""
-        # A run that died before its first checkpoint left nothing to lose: the mended config takes its place.
-        if self.config.exists() and any(self.checkpoints.glob("*.pt")):
-            stored = _with_new_keys(_read_text(self.config), self.config)
-            old, new = _flat_yaml(stored, self.config), _flat_yaml(config_text, self.config)
-            differing = [
-                f"{key} was {_shown(old, key)}, is now {_shown(new, key)}"
-                for key in sorted(old.keys() | new.keys())
-                if _shown(old, key) != _shown(new, key) and not _is_below(key, may_differ)
-            ]
-            if differing:
-                more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-                raise ConfigError(
-                    f"{self.root} belongs to a run of another config: {'; '.join(differing[:3])}{more}; "
-                    f"give another task_name, or delete the folder to start anew"
-                )
+    def check_claim(self, config: Config, may_differ: Collection[str] = ()) -> None:
+        """Raises what `claim` would raise; writes nothing."""
+        self._check(config, may_differ)
+
+    def _check(self, config: Config, may_differ: Collection[str]) -> Config | None:
+        """The stored config of a run that has begun, once it is known to agree; None if no run has begun."""
+        # A run that died before its first checkpoint has nothing to lose: the fixed config replaces its own.
+        if not self.config.exists() or not any(self.checkpoints.glob("*.pt")):
+            return None
+        stored = _stored_config(self.config)
+        old, new = _values(stored), _values(config)
+        differing = [
+            f"{key} was {old.get(key, 'not set')}, is now {new.get(key, 'not set')}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not _is_below(key, may_differ)
+        ]
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise ConfigError(
+                f"{self.root} belongs to a run of another config: {'; '.join(differing[:3])}{more}; {_ANEW}"
+            )
+        return stored
 
     @contextmanager
     def lock(self, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
@@ -205,25 +213,17 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot read the file: {error.strerror}") from error
 
 
-def _with_new_keys(text: str, path: Path) -> str:
-    """A config with the defaults of keys that are younger than it; text that is no valid config stays as it is."""
+def _stored_config(path: Path) -> Config:
+    """A run's config, with the defaults of keys that it does not have yet."""
     try:
-        return parse_config(text, str(path)).to_yaml()
-    except ConfigError:
-        return text
+        return parse_config(_read_text(path), str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_ANEW}") from error
 
 
-def _flat_yaml(text: str, path: Path) -> dict[str, Any]:
-    """The values of a config by dotted key."""
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not a config: {str(error).splitlines()[0]}; delete the folder") from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: not a config: no keys in it; delete the folder, or give another task_name"
-        )
-    return dict(_flatten(content, ""))
+def _values(config: Config) -> dict[str, str]:
+    """The values of a config by dotted key, as JSON, in which true is not 1."""
+    return {key: json.dumps(value) for key, value in _flatten(config.model_dump(mode="json"), "")}
 
 
 def _flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -232,11 +232,6 @@ def _flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    """A value as the message shows it and as values are compared: NaN is itself, true is not 1."""
-    return json.dumps(values[key], default=str) if key in values else "not set"
 
 
 def _is_below(key: str, sections: Collection[str]) -> bool:

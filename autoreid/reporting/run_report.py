@@ -17,7 +17,7 @@ from autoreid.reporting.board import Board
 from autoreid.reporting.logs import PeriodicLine, progress_bar
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.training.loop import EpochResult
-from autoreid.training.state import METRICS, RunState
+from autoreid.training.state import RunState
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class RunReport:
         """Moves the bar; now and then a plain line and a point on each curve, of rank 0's share of the batch."""
 
         def values() -> dict[str, float]:
-            return dict(zip(METRICS, metrics.tolist(), strict=True))
+            return dict(zip(self.state.metric_names, metrics.tolist(), strict=True))
 
         if self.line.update(self.name, self.state.step_in_epoch, self.images_per_step, values):
             self._show_progress()

@@ -1,14 +1,13 @@
-"""The alphas' gradient of the bilevel problem: min over α of L_alphas(w*(α), α) (DARTS, arXiv 1806.09055).
+"""The gradient of the bilevel problem in the alphas: min over α of L_alphas(w*(α), α) (DARTS, arXiv 1806.09055).
 
-L_weights is the loss on images that train the weights, L_alphas on those that only the alphas see. One step of SGD
-stands for w*: w' = w - ξ·∇w L_weights(w, α), momentum and weight decay included.
+L_weights is the loss on images that train the weights, L_alphas the loss on images that only the alphas see. One step
+of SGD approximates w*: w' = w - ξ·∇w L_weights(w, α), including momentum and weight decay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,35 +17,27 @@ from torch.optim import Optimizer
 from autoreid.data.loaders import Batch
 from autoreid.distributed import average_and_agree, sum_over_ranks, world_size
 from autoreid.layers.batch_norm import frozen_statistics
+from autoreid.losses import RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.relaxations import Relaxation
 from autoreid.training.accumulation import Accumulation
-from autoreid.training.objective import Objective, Score
+from autoreid.training.precision import PassPrecision
 
 Weights = dict[str, Tensor]
 
 
-class Gradient(Protocol):
-    """The gradient of the loss on one level's images, micro-batch after micro-batch."""
-
-    def __call__(
-        self, weights: Weights, inputs: Sequence[Tensor], create_graph: bool = False
-    ) -> list[Tensor]:
-        """At some weights of the supernet, in some of them or of the alphas' parameters."""
-
-
 class Architect:
-    """Computes this rank's share of the alphas' gradient; the loop averages it over the ranks.
+    """Computes this rank's share of the gradient in the alphas; the caller averages it over the ranks.
 
-    Running batch statistics are left as they are: they belong to the weights' images.
+    Running statistics do not change: they are estimated from the weights' images.
 
     Args:
-        order: "first": ∇α L_alphas(w, α). "second": the unrolled gradient, its Hessian-vector product by central
-            differences (DARTS, eq. 7 and 8). "exact": the unrolled gradient through autograd, which keeps the
-            graphs of all the weights' micro-batches at once; the other two keep one.
+        order: "first": ∇α L_alphas(w, α). "second": the gradient through the unrolled step, with central differences
+            for its Hessian-vector product (DARTS, eq. 7 and 8). "exact": the same gradient through autograd, which
+            keeps the graphs of all micro-batches of the weights' batch; the other two keep one.
 
     Attributes:
-        captured: the supernet's pass for the first order as a CUDA graph, if there is one.
+        captured: the supernet as a CUDA graph for order "first", if there is one.
     """
 
     def __init__(
@@ -54,58 +45,75 @@ class Architect:
         supernet: nn.Module,
         alphas: Alphas,
         relaxation: Relaxation,
-        objective: Objective,
+        loss: RetrievalLoss,
         weight_optimizer: Optimizer,
         order: Literal["first", "second", "exact"],
-        accumulation: Accumulation | None = None,
+        precision: PassPrecision,
+        accumulation: Accumulation,
     ) -> None:
         self.supernet = supernet
         self.alphas = alphas
         self.relaxation = relaxation
-        self.objective = objective
+        self.loss = loss
         self.weight_optimizer = weight_optimizer
         self.order = order
-        self.accumulation = accumulation or Accumulation()
+        self.precision = precision
+        self.accumulation = accumulation
         self.captured: nn.Module | None = None
 
     def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
-        """One gradient for each of the alphas' parameters, in their order, from this rank's batches.
+        """Computes a gradient for each parameter of the alphas, from this rank's batches.
 
         Args:
-            step: steps done, for a relaxation with noise. Its draw for the alphas serves both batches: the gradient
-                is that of one function, not of the difference between two draws.
+            step: number of completed steps, for a relaxation with noise. Both batches use the noise of the alphas'
+                level: the result is the gradient of one function, not a difference between two samples.
         """
-
-        def score(weights: Weights, batch: Batch) -> Score:
-            mixing = self.relaxation.mixing(self.alphas, step, "alphas")
-            if self.captured is not None:
-                return self.objective(self.captured, batch, mixing)
-            network = partial(functional_call, self.supernet, weights)
-            return self.objective(lambda *inputs: network(inputs), batch, mixing)
-
-        def gradient(
-            batch: Batch, weights: Weights, inputs: Sequence[Tensor], create_graph: bool = False
-        ) -> list[Tensor]:
-            return self.accumulation.gradients(partial(score, weights), batch, inputs, create_graph)
-
-        levels = partial(gradient, alpha_batch), partial(gradient, weight_batch)
-        with frozen_statistics(self.supernet), self.objective.passes():
+        with frozen_statistics(self.supernet), self.precision.backends():
             if self.order == "first":
-                return self._first_order(levels[0])
+                return self._first_order(alpha_batch, step)
             # A compiled network cannot be differentiated twice.
             with torch.compiler.set_stance("force_eager"):
-                return self._second_order(*levels) if self.order == "second" else self._exact(*levels)
+                if self.order == "second":
+                    return self._second_order(alpha_batch, weight_batch, step)
+                return self._exact(alpha_batch, weight_batch, step)
+
+    def _loss(self, weights: Weights, batch: Batch, step: int) -> Tensor:
+        """The loss on a micro-batch, with the given weights in the supernet."""
+        mixing = self.relaxation.mixture(self.alphas, step, "alphas")
+        with self.precision.autocast():
+            if self.captured is not None:
+                outputs = self.captured(batch.images, mixing)
+            else:
+                outputs = functional_call(self.supernet, weights, (batch.images, mixing))
+        return self.loss(outputs, batch.labels).total
+
+    def _gradients(
+        self,
+        weights: Weights,
+        batch: Batch,
+        inputs: Sequence[Tensor],
+        step: int,
+        create_graph: bool = False,
+    ) -> list[Tensor]:
+        """The gradient of the mean loss over the micro-batches in `inputs`: weights or alphas."""
+        total: list[Tensor] = []
+        for micro_batch in self.accumulation.micro_batches(batch):
+            loss = self._loss(weights, micro_batch, step) / self.accumulation.count
+            found = torch.autograd.grad(loss, inputs, create_graph=create_graph)
+            total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
+            del loss  # and with it the graph, before the next one is built
+        return total
 
     def _weights(self) -> Weights:
         return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
 
-    def _first_order(self, of_alphas: Gradient) -> list[Tensor]:
-        # Detached: none of them needs a gradient.
+    def _first_order(self, alpha_batch: Batch, step: int) -> list[Tensor]:
+        # Detached, because none of them needs a gradient.
         weights = {name: weight.detach() for name, weight in self._weights().items()}
-        return of_alphas(weights, list(self.alphas.parameters()))
+        return self._gradients(weights, alpha_batch, list(self.alphas.parameters()), step)
 
     def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
-        """One step of SGD, as the optimiser would make it, on copies."""
+        """One step of SGD with the optimiser's settings, on copies of the weights."""
         group = self.weight_optimizer.param_groups[0]
         values = list(weights.values())
         steps = list(torch._foreach_add(gradients, values, alpha=group["weight_decay"]))
@@ -119,22 +127,22 @@ class Architect:
                 steps[place] = step
         return dict(zip(weights, torch._foreach_add(values, steps, alpha=-group["lr"]), strict=True))
 
-    def _at(self, unrolled: Weights, of_alphas: Gradient) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradient in the alphas as if the unrolled weights did not depend on them, and in those weights."""
+    def _at(self, unrolled: Weights, alpha_batch: Batch, step: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of L_alphas at the unrolled weights: in the alphas with w' held fixed, and in w'."""
         alphas = list(self.alphas.parameters())
         leaves = {name: weight.detach().requires_grad_() for name, weight in unrolled.items()}
-        both = of_alphas(leaves, [*alphas, *leaves.values()])
+        both = self._gradients(leaves, alpha_batch, [*alphas, *leaves.values()], step)
         return both[: len(alphas)], both[len(alphas) :]
 
-    def _second_order(self, of_alphas: Gradient, of_weights: Gradient) -> list[Tensor]:
+    def _second_order(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
         weights = self._weights()
         values, alphas = list(weights.values()), list(self.alphas.parameters())
-        gradients, _ = average_and_agree(of_weights(weights, values))
+        gradients, _ = average_and_agree(self._gradients(weights, weight_batch, values, step))
         with torch.no_grad():
             unrolled = self._unroll(weights, gradients)
-        direct, direction = self._at(unrolled, of_alphas)
+        direct, direction = self._at(unrolled, alpha_batch, step)
         direction_mean, _ = average_and_agree(direction)
-        # Half the distance of the two points, as DARTS chooses it.
+        # Half the distance between the two points, as DARTS chooses it.
         length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction_mean)))
         epsilon = 0.01 / length.clamp(min=1e-12)
         shifted = []
@@ -143,23 +151,24 @@ class Architect:
         for sign in (1, -1):
             with torch.no_grad():
                 nearby = dict(zip(weights, torch._foreach_add(values, shift, alpha=sign), strict=True))
-            shifted.append(of_weights(nearby, alphas))
+            shifted.append(self._gradients(nearby, weight_batch, alphas, step))
         rate = self.weight_optimizer.param_groups[0]["lr"]
         return [
             value - rate * (plus - minus) / (2 * epsilon)
             for value, plus, minus in zip(direct, *shifted, strict=True)
         ]
 
-    def _exact(self, of_alphas: Gradient, of_weights: Gradient) -> list[Tensor]:
+    def _exact(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
         weights = self._weights()
-        gradients = of_weights(weights, list(weights.values()), create_graph=True)
+        values = list(weights.values())
+        gradients = self._gradients(weights, weight_batch, values, step, create_graph=True)
         # One differentiable all-reduce of one flat tensor.
         flat = sum_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients])) / world_size()
         pieces = flat.split([gradient.numel() for gradient in gradients])
         mean = [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
         unrolled = self._unroll(weights, mean)
-        direct, direction = self._at(unrolled, of_alphas)
-        # Zeros for alphas that no weight's gradient depends on.
+        direct, direction = self._at(unrolled, alpha_batch, step)
+        # Zeros for alphas on which no weight's gradient depends.
         through = torch.autograd.grad(
             list(unrolled.values()), list(self.alphas.parameters()), direction, materialize_grads=True
         )

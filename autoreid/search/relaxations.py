@@ -1,14 +1,14 @@
-"""Relaxations: how alphas become mixing weights; any of them works with any space.
+"""Relaxations: how mixing weights are computed from alphas. Any relaxation works with any space.
 
-Alphas are logits in all of them. The published code of OSNet-AIN keeps weights w and takes log(ReLU(w)) for the
-logits: once negative, a weight has no gradient and never comes back.
+Alphas are logits in all of them. The published code of OSNet-AIN keeps weights w and uses log(ReLU(w)) as logits: a
+weight that has become negative has no gradient any more and stays there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,104 +17,144 @@ from torch import Tensor
 from autoreid.config import Config, Temperature
 from autoreid.search.alphas import Alphas
 from autoreid.seeding import derive_seed
+from autoreid.spaces.space import Mixing, Sample
 from autoreid.training.schedules import cosine
 
-#: Whose images a forward pass is on.
+#: Which images a forward pass is computed on.
 Level = Literal["weights", "alphas"]
 
 
-class Relaxation(Protocol):
-    """What the loop asks of a relaxation."""
+class Relaxation(ABC):
+    """Computes what a supernet takes beside the images."""
 
-    def mixing(self, alphas: Alphas, step: int, level: Level) -> dict[str, Tensor]:
-        """Mixing weights for the search's forward passes on one level's images in the step after `step` steps.
+    @abstractmethod
+    def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
+        """Returns mixing weights (E, O) for each group, differentiable in the alphas; each row sums to 1.
 
-        Equal arguments give equal weights, on every rank and after a resume; all passes of one level in one step
-        share them. They are differentiable in the alphas where autograd is on. (E, O) a group, each row summing
-        to 1; or, where autograd is off and a single candidate of each row counts, its column, (E,) on the CPU.
+        Equal arguments give equal weights, on every rank and after a resume. All passes of one level in one step
+        share them.
+
+        Args:
+            step: number of completed steps.
+            level: whose images the pass is computed on.
         """
 
-    def evaluation(self, alphas: Alphas) -> dict[str, Tensor]:
-        """Mixing weights for measuring retrieval: without noise or gradient."""
+    def sample(self, alphas: Alphas, step: int, level: Level) -> Sample | None:  # noqa: ARG002
+        """Returns one candidate for each row, for passes that give the alphas no gradient.
 
-    def probabilities(self, alphas: Alphas) -> dict[str, Tensor]:
-        """Each choice's probability without noise or gradient: what a genotype is read from."""
+        None if such passes compute the mixture, as all others do. Arguments as in `mixture`.
+        """
+        return None
 
-    def scheduled(self, step: int) -> dict[str, float]:
-        """What changes by the step, with a name for its curve."""
+    def evaluation(self, alphas: Alphas) -> tuple[Any, ...]:
+        """Returns what the supernet takes beside the images when retrieval is measured: no noise, no gradient."""
+        return (self.probabilities(alphas),)
 
-
-class Softmax:
-    """Mixing weights softmax(alpha) over the candidates of each row (DARTS, eq. 2)."""
-
-    def mixing(self, alphas: Alphas, step: int = 0, level: Level = "weights") -> dict[str, Tensor]:  # noqa: ARG002
-        """(E, O) a group, the same in every pass."""
-        return {name: torch.softmax(alpha, dim=-1) for name, alpha in alphas.groups.items()}
-
-    def evaluation(self, alphas: Alphas) -> dict[str, Tensor]:
-        """The mixture that the search trains."""
-        return self.probabilities(alphas)
-
-    def probabilities(self, alphas: Alphas) -> dict[str, Tensor]:
-        """The mixing weights, without gradient."""
+    def probabilities(self, alphas: Alphas) -> Mixing:
+        """Returns the probability of each candidate, (E, O) for each group; the genotype is read from them."""
         with torch.no_grad():
-            return self.mixing(alphas)
+            return softmax(alphas)
 
     def scheduled(self, step: int) -> dict[str, float]:  # noqa: ARG002
-        """Nothing."""
+        """Returns the values that follow a schedule, by the names of their curves."""
         return {}
 
 
+def softmax(alphas: Alphas) -> dict[str, Tensor]:
+    """Applies a softmax to each row of the alphas, (E, O) for each group."""
+    return {name: torch.softmax(alpha, dim=-1) for name, alpha in alphas.groups.items()}
+
+
+class Softmax(Relaxation):
+    """Mixing weights softmax(alpha) over the candidates of each row (DARTS, eq. 2)."""
+
+    def mixture(self, alphas: Alphas, step: int = 0, level: Level = "weights") -> Mixing:  # noqa: ARG002
+        """Returns the same weights for every pass."""
+        return softmax(alphas)
+
+
 @dataclass(frozen=True)
-class GumbelSoftmax:
+class TemperatureSchedule:
+    """The temperature of a search as a function of the step.
+
+    Attributes:
+        settings: start, end and shape.
+        steps_per_epoch: steps in an epoch.
+        epochs: epochs of the search.
+    """
+
+    settings: Temperature
+    steps_per_epoch: int
+    epochs: int
+
+    def at(self, step: int) -> float:
+        """Returns the temperature after `step` steps."""
+        settings = self.settings
+        if settings.schedule == "halving":
+            halvings = step // self.steps_per_epoch // settings.every_epochs
+            return max(settings.end, settings.start * 0.5**halvings)
+        steps = self.epochs * self.steps_per_epoch
+        if settings.schedule == "cosine":
+            return cosine(step, steps, settings.start, settings.end)
+        return settings.start + (settings.end - settings.start) * min(step / steps, 1.0)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax(Relaxation):
     """Mixing weights softmax((alpha + Gumbel noise) / temperature) (arXiv 1611.01144, 1611.00712).
 
-    The argmax of alpha + noise is a sample from softmax(alpha). Evaluation takes the most probable candidate.
+    The argmax of alpha + noise is a sample from softmax(alpha). Evaluation uses the most probable candidate.
 
-    Hard, a pass uses that sample: forward the one-hot vector, backward the soft weights' gradient
-    (straight-through). The gradient of the weights needs the sampled candidates' outputs only, so without autograd
-    in the alphas nothing else is computed: exact. The alphas' gradient is the sum over *all* candidates of
-    <∂L/∂mixture, output> · ∂soft weight/∂alpha and needs all outputs, so then all are computed. (GDAS, arXiv
-    1910.04465, leaves the others' outputs out of that sum, which changes the gradient.)
+    If `hard`, the forward pass uses that sample as a one-hot vector, and the backward pass has the gradient of the
+    soft weights (straight-through). The gradient of the weights needs the outputs of the sampled candidates only, so
+    that passes without a gradient of the alphas compute nothing else, which is exact. The gradient of the alphas is
+    the sum over *all* candidates of <∂L/∂mixture, output> · ∂soft weight/∂alpha, and needs all outputs. (GDAS, arXiv
+    1910.04465, leaves out the outputs of the other candidates, which changes the gradient.)
 
     Attributes:
         seed: of the noise, equal on every rank.
-        temperature: after so many steps.
+        temperature: as a function of the step.
         hard: whether forward passes use the sample.
     """
 
     seed: int
-    temperature: Callable[[int], float]
+    temperature: TemperatureSchedule
     hard: bool
 
-    def mixing(self, alphas: Alphas, step: int, level: Level) -> dict[str, Tensor]:
-        """One draw for each level in each step."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, step, level))
-        perturbed = {name: alpha + _gumbel(alpha, generator) for name, alpha in alphas.groups.items()}
-        if self.hard and not torch.is_grad_enabled():
-            return {name: values.argmax(-1).cpu() for name, values in perturbed.items()}
-        temperature = self.temperature(step)
+    def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
+        """Returns weights with the noise of this step and level."""
+        temperature = self.temperature.at(step)
+        perturbed = self._perturbed(alphas, step, level)
         soft = {name: torch.softmax(values / temperature, dim=-1) for name, values in perturbed.items()}
         return {name: _straight_through(values) for name, values in soft.items()} if self.hard else soft
 
-    def evaluation(self, alphas: Alphas) -> dict[str, Tensor]:
-        """The column of each row's most probable candidate, (E,)."""
-        return {name: alpha.detach().argmax(-1).cpu() for name, alpha in alphas.groups.items()}
+    def sample(self, alphas: Alphas, step: int, level: Level) -> Sample | None:
+        """Returns the argmax of each row of alpha + noise, if `hard`."""
+        if not self.hard:
+            return None
+        with torch.no_grad():
+            perturbed = self._perturbed(alphas, step, level)
+        return {name: values.argmax(-1).tolist() for name, values in perturbed.items()}
 
-    def probabilities(self, alphas: Alphas) -> dict[str, Tensor]:
-        """The softmax of the alphas: how often each candidate is sampled."""
-        return Softmax().probabilities(alphas)
+    def evaluation(self, alphas: Alphas) -> tuple[Any, ...]:
+        """Returns the most probable candidate of each row as a sample."""
+        return None, {name: alpha.argmax(-1).tolist() for name, alpha in alphas.groups.items()}
 
     def scheduled(self, step: int) -> dict[str, float]:
-        """The temperature."""
-        return {"temperature": self.temperature(step)}
+        """Returns the temperature."""
+        return {"temperature": self.temperature.at(step)}
+
+    def _perturbed(self, alphas: Alphas, step: int, level: Level) -> dict[str, Tensor]:
+        """Alpha + noise; the noise depends on the seed, the step and the level only."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, step, level))
+        return {name: alpha + _gumbel(alpha, generator) for name, alpha in alphas.groups.items()}
 
 
 def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, -log of standard exponential, made in float64 so that every device sees the same."""
+    """Samples standard Gumbel noise, -log of exponential noise, in float64 so that it is equal on every device."""
     noise = -torch.empty(like.shape, dtype=torch.float64).exponential_(generator=generator).log()
     if like.device.type == "cuda":
-        noise = noise.pin_memory()  # else the host would wait for the copy
+        noise = noise.pin_memory()  # otherwise the host would wait for the copy
     return noise.to(like.device, like.dtype, non_blocking=True)
 
 
@@ -123,24 +163,10 @@ def _straight_through(soft: Tensor) -> Tensor:
     return one_hot + (soft - soft.detach())
 
 
-def temperature_at(settings: Temperature, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The temperature after so many steps of a search: by the epoch where it is halved, else step by step."""
-    if settings.schedule == "halving":
-        halvings = step // steps_per_epoch // settings.every_epochs
-        return max(settings.end, settings.start * 0.5**halvings)
-    steps = epochs * steps_per_epoch
-    if settings.schedule == "cosine":
-        return cosine(step, steps, settings.start, settings.end)
-    return settings.start + (settings.end - settings.start) * min(step / steps, 1.0)
-
-
 def build_relaxation(config: Config, steps_per_epoch: int) -> Relaxation:
-    """The config's relaxation."""
+    """Builds the config's relaxation."""
     if config.search.relaxation == "softmax":
         return Softmax()
-
-    def temperature(step: int) -> float:
-        return temperature_at(config.search.temperature, step, steps_per_epoch, config.training.epochs)
-
+    temperature = TemperatureSchedule(config.search.temperature, steps_per_epoch, config.training.epochs)
     hard = config.search.relaxation == "gumbel_hard"
     return GumbelSoftmax(derive_seed(config.seed, "gumbel"), temperature, hard)

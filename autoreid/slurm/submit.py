@@ -92,7 +92,7 @@ def plan_run(
         distributed = config.distributed.model_copy(update={"device": "cuda"})
         config = config.model_copy(update={"distributed": distributed})
     folder = (config.output_dir / config.task_name).absolute()
-    RunFolder(folder).check_claim(config.to_yaml(), MAY_DIFFER)
+    RunFolder(folder).check_claim(config, MAY_DIFFER)
     refuse_active(folder)
     if draw:
         generate_people(config.data)

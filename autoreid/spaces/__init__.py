@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
-
 from autoreid import models
 from autoreid.config import Search
+from autoreid.models import Network
 from autoreid.spaces.genotype import Genotype, read_genotype
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 from autoreid.spaces.reid_cell.space import ReidCellSpace
@@ -34,7 +33,7 @@ __all__ = [
 SPACES: dict[str, type[Space]] = {"reid_cell": ReidCellSpace, "osnet_ain": OsnetAinSpace}
 
 #: Every network by name: the fixed ones, and `derived`, which is of the class that its genotype's space says.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     **models.NETWORKS,
     "derived": ReidCellSpace.network_type,
 }
@@ -45,17 +44,16 @@ def build_space(search: Search) -> Space:
     return SPACES[search.space](search)
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
+def build_model(name: str, num_identities: int, **options: Any) -> Network:
     """Builds a fixed or derived network with fresh weights from torch's generator.
 
-    Works as `autoreid.models.build_model`, and knows `derived` as well. In training mode a derived network may give
-    an auxiliary head's logits after the other two outputs.
+    Works like `autoreid.models.build_model`, and also knows the network `derived`.
 
     Args:
         name: one of `NETWORKS`.
-        num_identities: of the training set.
-        options: of the network; for `derived` the path or JSON text of a `genotype`, and the options of its space's
-            `network_type`.
+        num_identities: number of identities in the training set.
+        options: of the network. `derived` takes a `genotype`, which is a `Genotype`, the path of its file or its JSON
+            text, and the options of its space's `network_type`.
 
     Raises:
         ConfigError: there is no such network or option, one is missing, or a value is out of range.
@@ -63,11 +61,14 @@ def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
     """
     if name != "derived" or "genotype" not in options:
         return models.build_from(NETWORKS, name, num_identities, options)
-    space = read_genotype(options["genotype"]).space
-    name = f"derived ({space})"
-    return models.build_from({name: SPACES[space].network_type}, name, num_identities, options)
+    genotype = options["genotype"]
+    if not isinstance(genotype, Genotype):
+        genotype = read_genotype(genotype)
+    name = f"derived ({genotype.space})"
+    network_type = SPACES[genotype.space].network_type
+    return models.build_from({name: network_type}, name, num_identities, options | {"genotype": genotype})
 
 
 def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A derived network's options with the genotype's text for its path, so that they need no other file."""
+    """Replaces the path of a derived network's genotype by its text, so that the options need no other file."""
     return {**options, "genotype": str(read_genotype(options["genotype"]))}

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from autoreid.errors import DataError
 from autoreid.files import write_atomically
 from autoreid.spaces.drawing import Drawing
-
-AnyGenotype = TypeVar("AnyGenotype", bound="Genotype")
 
 
 class Genotype(BaseModel, ABC):
@@ -70,18 +68,6 @@ def read_genotype(genotype: str) -> Genotype:
     if genotype.lstrip().startswith("{"):
         return Genotype.parse(genotype, "model.options.genotype")
     return Genotype.load(Path(genotype))
-
-
-def read_genotype_of(kind: type[AnyGenotype], genotype: str) -> AnyGenotype:
-    """Reads a genotype as `read_genotype` does, for a network that is built from one space's genotypes only.
-
-    Raises:
-        DataError: it cannot be read, or is of another space.
-    """
-    found = read_genotype(genotype)
-    if not isinstance(found, kind):
-        raise DataError(f"model.options.genotype: of space {found.space}: not one that this network has")
-    return found
 
 
 def _types() -> dict[str, type[Genotype]]:

@@ -1,25 +1,31 @@
-"""What every search space offers, so that nothing outside its folder has to ask which space it is."""
+"""The interface of a search space: code outside its folder never depends on which space it is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoreid.config import Search
+from autoreid.models.network import Network
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
+
+#: Mixing weights of all candidates, (E, O) for each group of choices.
+Mixing = Mapping[str, Tensor]
+#: One candidate for each row of each group, by its column: the others are not computed.
+Sample = Mapping[str, Sequence[int]]
 
 
 class Choices(NamedTuple):
     """A group of alphas, (E, O).
 
     Attributes:
-        rows: a name for each of the E things to decide, for plots.
-        columns: the O candidates, the same for each row.
-        family: of groups that curves and signs show together; None for a group by itself.
+        rows: a name for each of the E decisions, for plots.
+        columns: the O candidates, which are the same in each row.
+        family: groups of one family share their curves; None if the group has its own.
     """
 
     rows: tuple[str, ...]
@@ -32,32 +38,51 @@ class Choices(NamedTuple):
         return len(self.rows), len(self.columns)
 
 
-class Derived(nn.Module, ABC):
-    """The network that a genotype describes; it is built from the number of identities and options.
+class Supernet(Network):
+    """All networks of a space in one, whose weights they share."""
+
+    @abstractmethod
+    def forward(
+        self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Embeds images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
+
+        Args:
+            mixing: the weights of the mixture. Give either this or `sample`.
+            sample: the candidates to compute.
+
+        Returns:
+            In training mode the embedding (B, D) before the neck and logits (B, identities), in evaluation mode the
+            embedding.
+        """
+
+
+class Derived(Network):
+    """The network that a genotype describes. It is built from the number of identities, a genotype and options.
 
     Attributes:
-        genotype: what it was built from.
+        genotype: the genotype that it was built from.
     """
 
     genotype: Genotype
 
     @abstractmethod
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
-        """Describes the network's picture.
+        """Describes the picture of the network.
 
         Args:
-            shapes: C × H × W of what each module gives, by its name; of the images under "".
-            caption: what the network is called.
+            shapes: C × H × W of the output of each module, by the module's name; of the images under "".
+            caption: the name of the network.
             size: its parameters and multiply-accumulates.
         """
 
 
 class Space(ABC):
-    """What can be chosen, the supernet that mixes it, and how a choice is read.
+    """A search space: the choices, the supernet, and how a genotype is read from the alphas.
 
     Attributes:
         genotype_type: class of the space's genotypes.
-        network_type: class of the networks that they describe.
+        network_type: class of the derived networks.
     """
 
     genotype_type: ClassVar[type[Genotype]]
@@ -68,33 +93,28 @@ class Space(ABC):
 
     @abstractmethod
     def choices(self) -> dict[str, Choices]:
-        """The groups of alphas, by name."""
+        """Returns the groups of alphas by name."""
 
     @abstractmethod
     def watched(self) -> dict[str, tuple[str, ...]]:
-        """Candidates whose share of the mixture tells of a search, under a name for the curve."""
+        """Returns candidates whose share of the mixture is worth a curve, by the name of the curve."""
 
     @abstractmethod
-    def build_supernet(self, num_identities: int) -> nn.Module:
-        """The supernet, with fresh weights from torch's generator.
-
-        It is called with images (B, 3, H, W) and mixing weights by group: (E, O), or (E,) int64, the column of the
-        one candidate that counts in each row, whose others are then not computed. It gives the embedding (B, D)
-        before the neck and logits (B, identities), in training and in evaluation.
-        """
+    def build_supernet(self, num_identities: int) -> Supernet:
+        """Builds the supernet with fresh weights from torch's generator."""
 
     @abstractmethod
     def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
-        """Reads out the most probable choices from (E, O) a group; equal ones are ranked by position."""
+        """Reads the most probable choices from (E, O) for each group; of equal ones, the first in order."""
 
     @abstractmethod
     def has_collapsed(self, genotype: Any) -> bool:
-        """Whether the search should stop here, because what it found is degenerate."""
+        """Returns whether the search should stop because the genotype is degenerate."""
 
     @abstractmethod
     def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
-        """The entries of a supernet's weights that a genotype's derived network has too, by its names for them.
+        """Selects the weights of a supernet that a genotype's derived network has too, by the network's names.
 
         Raises:
-            DataError: the derived network has none of them.
+            DataError: the derived network cannot use this supernet's weights.
         """

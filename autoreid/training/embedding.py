@@ -1,29 +1,35 @@
-"""Embedding images in the way a network was trained: its precision and its memory layout."""
+"""Embedding images in the precision and memory layout of a training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from autoreid.config import Precision
-from autoreid.evaluation.features import Embed
-from autoreid.training.precision import allowing_tf32, autocast
+from autoreid.training.precision import PassPrecision
 
 
-def embedding_in(
-    embed: Embed, precision: Precision, layout: torch.memory_format, device: torch.device
-) -> Embed:
-    """The same embedding, computed in a precision and a memory layout; both change its last digits.
+@dataclass(frozen=True)
+class EmbeddingPass:
+    """Computes the embeddings of a network as its training computes them: both settings change the last digits.
 
-    Args:
-        embed: images (B, 3, H, W) -> (B, D), by a network whose weights lie in that layout.
-
-    Returns:
-        Images (B, 3, H, W) in any layout -> (B, D) float32.
+    Attributes:
+        network: in evaluation mode, with its weights in the memory layout.
+        precision: of the forward pass.
+        layout: memory layout of the images.
+        inputs: what the network takes beside the images.
     """
 
-    def embed_so(images: Tensor) -> Tensor:
-        with allowing_tf32(precision, device), autocast(precision, device):
-            return embed(images.contiguous(memory_format=layout)).float()
+    network: nn.Module
+    precision: PassPrecision
+    layout: torch.memory_format
+    inputs: Sequence[Any] = ()
 
-    return embed_so
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in any layout -> embeddings (B, D) float32."""
+        with self.precision.backends(), self.precision.autocast():
+            embedding: Tensor = self.network(images.contiguous(memory_format=self.layout), *self.inputs)
+            return embedding.float()

@@ -1,4 +1,4 @@
-"""The loop of every run, search or training: epochs of steps, from any step on."""
+"""The loop of every run, search or training: it starts at any step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from autoreid.config import Config
 from autoreid.data.loaders import Batch
 from autoreid.distributed import StopSignal, average_and_agree
 from autoreid.evaluation import MeanRetrieval
-from autoreid.training.state import METRICS, RunState
+from autoreid.training.state import RunState
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch came to.
+    """The result of an epoch.
 
     Attributes:
         epoch: counted from 1.
-        metrics: means over the epoch's steps and ranks, and what the task adds.
-        retrieval: on the targets; None if this epoch was not measured.
-        is_best: whether the retrieval was the best so far.
+        metrics: means over the epoch's steps and ranks, and values that the task adds.
+        retrieval: on the targets; None if it was not measured after this epoch.
+        is_best: whether the retrieval is the best so far.
     """
 
     epoch: int
@@ -34,48 +34,53 @@ class EpochResult:
 
 
 class Task(Protocol):
-    """What is done at each step and after each epoch; all ranks do it together."""
+    """A search or a training. All ranks call its methods together."""
 
     @property
     def state(self) -> RunState:
-        """All that changes."""
+        """The state of the run."""
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
-        """One step; says whether any rank has received a stop signal, and this rank's METRICS."""
+        """Performs one step.
 
-    def rehearse(self, batches: Iterator[Batch]) -> None:
-        """Dry run: computes the gradients of a step on this process alone. No state changes."""
+        Returns:
+            Whether any rank has received a stop signal, and this rank's metrics, named by `state.metric_names`.
+        """
+
+    def dry_run(self, batches: Iterator[Batch]) -> None:
+        """Computes the gradients of a step without DDP. No state changes."""
 
     def learning_rate(self) -> float:
-        """Of the weights, at the state's step."""
+        """Returns the learning rate of the weights in the next step."""
 
     def end_epoch(self) -> EpochResult:
-        """Closes the epoch whose last step is done, measures it, and says if the run is finished."""
+        """Closes the epoch whose last step is done, and measures retrieval if it is due."""
 
 
 class Report(Protocol):
     """Callbacks of the loop."""
 
     def start_epoch(self) -> None:
-        """An epoch begins, or goes on in its middle."""
+        """Called when an epoch starts, or resumes in the middle."""
 
     def step(self, metrics: Tensor, learning_rate: float) -> None:
-        """A step was done, with this rank's METRICS."""
+        """Called after each step, with this rank's metrics."""
 
     def end_epoch(self, result: EpochResult) -> None:
-        """An epoch ended."""
+        """Called when an epoch has ended."""
 
 
 def run_epochs(
     task: Task, config: Config, save: Callable[[bool], None], report: Report, stop: StopSignal
 ) -> bool:
-    """Runs a task to its end, or to the step boundary after a stop signal.
+    """Runs a task until it is finished, or until the end of the step in which a stop signal arrives.
 
     Args:
-        save: writes a checkpoint of the task's state, told whether it is the best; all ranks call it.
+        save: writes a checkpoint of the task's state; its argument says whether it is the best so far. All ranks
+            call it.
 
     Returns:
-        Whether the task came to its end; if not, it is saved where it stopped.
+        Whether the task is finished. If not, its state is saved.
 
     Raises:
         DataError: an image could not be read.
@@ -91,43 +96,26 @@ def run_epochs(
             stopping, metrics = task.step(stop)
             state.seconds += time.monotonic() - started
             report.step(metrics, learning_rate)
-            # Also before an epoch is measured, which may take longer than a job is given to stop.
+            # Save before an epoch is measured, too: that may take longer than the job is given to stop.
             epoch_ends = state.step_in_epoch == state.steps_per_epoch
             if stopping or epoch_ends or state.step % config.checkpoint.every_steps == 0:
-                # Rank 0's file speaks for all: from here on every rank counts from their mean.
+                # Only rank 0 writes its totals, so that every rank has to continue with their mean.
                 (state.totals,), _ = average_and_agree([state.totals])
                 save(False)
             if stopping:
                 return False
         result = task.end_epoch()
-        # Reported before it is saved: a run killed in between reports the epoch again rather than never.
+        # Report before saving: a run that is killed in between reports the epoch twice instead of never.
         report.end_epoch(result)
         save(result.is_best)
     return True
 
 
 def close_epoch(state: RunState, epochs: int) -> dict[str, float]:
-    """Counts an epoch whose last step is done; its METRICS, averaged over steps and ranks."""
+    """Counts an epoch whose last step is done, and returns its metrics, averaged over steps and ranks."""
     (totals,), _ = average_and_agree([state.totals])
     means = (totals / state.steps_per_epoch).tolist()
     state.totals.zero_()
     state.epoch += 1
     state.finished = state.epoch == epochs
-    return dict(zip(METRICS, means, strict=True))
-
-
-def measure_epoch(
-    state: RunState, every_epochs: int, measure: Callable[[], MeanRetrieval]
-) -> tuple[MeanRetrieval | None, bool]:
-    """Measures retrieval after every so many epochs and after the last.
-
-    Returns:
-        The retrieval, None if it was not the time, and whether it is the best so far.
-    """
-    if not state.finished and state.epoch % every_epochs:
-        return None, False
-    retrieval = measure()
-    state.retrieval = retrieval.as_plain()
-    is_best = retrieval.map > state.best_map
-    state.best_map = max(state.best_map, retrieval.map)
-    return retrieval, is_best
+    return dict(zip(state.metric_names, means, strict=True))

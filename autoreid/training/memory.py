@@ -91,7 +91,7 @@ def measure_need(task: Task, config: Config, world: World) -> MemoryNeed:
     own_random_numbers = torch.random.fork_rng([world.device] if world.device.type == "cuda" else [])
     with own_random_numbers, torch.compiler.set_stance("force_eager"):
         small, large = (
-            peak(partial(task.rehearse, _blanks(config, world.device, images)))
+            peak(partial(task.dry_run, _blanks(config, world.device, images)))
             for images in (fewest, 2 * fewest)
         )
     per_image = (large - small) / fewest

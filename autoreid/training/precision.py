@@ -1,9 +1,10 @@
-"""How precisely GPUs compute a network: in IEEE float32, with TF32's shorter factors, or in bfloat16."""
+"""The precision in which GPUs compute a network: IEEE float32, TF32 or bfloat16."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -12,9 +13,10 @@ from autoreid.config import Precision
 
 @contextmanager
 def allowing_tf32(precision: Precision, device: torch.device) -> Iterator[None]:
-    """For forward passes and their backward passes: whether convolutions and matrix products may use TF32.
+    """Sets whether convolutions and matrix products may use TF32, in forward and backward passes.
 
-    Without it, torch's own defaults hold: TF32 in convolutions, not in matrix products. On CPUs nothing changes.
+    Outside of this context torch's own defaults hold: TF32 in convolutions but not in matrix products. On CPUs it
+    changes nothing.
     """
     if device.type != "cuda":
         yield
@@ -29,6 +31,17 @@ def allowing_tf32(precision: Precision, device: torch.device) -> Iterator[None]:
         cudnn.allow_tf32, cublas.allow_tf32 = before
 
 
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """For forward passes alone: backward passes follow them by themselves."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+@dataclass
+class PassPrecision:
+    """The precision of a network's passes on a device."""
+
+    precision: Precision
+    device: torch.device
+
+    def backends(self) -> AbstractContextManager[None]:
+        """Returns the context for forward passes together with their backward passes: it sets the TF32 flags."""
+        return allowing_tf32(self.precision, self.device)
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context for forward passes alone; backward passes follow their forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

@@ -1,46 +1,48 @@
-"""All that changes during a run."""
+"""The state of a run: everything that a checkpoint saves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from autoreid.data.loaders import BatchStream
+from autoreid.evaluation import MeanRetrieval
 
-#: What is averaged over the steps of an epoch.
-METRICS = ("loss", "classification", "triplet", "accuracy")
-
+#: Names of the totals in checkpoints that do not name them.
+_UNNAMED_TOTALS = ("loss", "classification", "triplet", "accuracy")
 _NUMBERS = ("step", "epoch", "finished", "best_map", "retrieval", "seconds", "restarts")
 
 
 @dataclass(kw_only=True)
 class RunState:
-    """What `state_dict` holds is what resumes.
+    """The state of a run. A run resumes from exactly what `state_dict` returns.
 
     Attributes:
-        network: the weights, without DDP's wrapper.
-        stream: batches that train the weights; a pass over it is an epoch.
-        step: steps done.
-        epoch: epochs done.
-        finished: whether the last epoch is over, or the run ended itself.
+        network: the network whose weights are trained, without DDP's wrapper.
+        stream: batches that train the weights; an epoch is one pass over it.
+        metric_names: names of a step's metrics.
+        totals: sums of the metrics over the steps of the current epoch, (metrics,).
+        step: number of completed steps.
+        epoch: number of completed epochs.
+        finished: whether the run is complete, or has stopped early.
         best_map: the best mAP measured so far.
-        retrieval: the last measured, as MeanRetrieval.as_plain gives it.
-        seconds: spent on steps, over all restarts.
+        retrieval: the retrieval measured last, as MeanRetrieval.as_plain returns it.
+        seconds: time spent in steps, over all restarts.
         restarts: how often the run was resumed.
-        totals: sums of METRICS over the current epoch's steps.
     """
 
-    #: Attributes that have a state of their own, unless they are None.
+    #: Attributes with a state dict of their own; they may be None.
     PARTS: ClassVar[tuple[str, ...]] = ("network", "weight_optimizer", "stream")
 
     network: nn.Module
     weight_optimizer: torch.optim.Optimizer
     stream: BatchStream
-    totals: Tensor = field(default_factory=lambda: torch.zeros(len(METRICS)))
+    metric_names: tuple[str, ...]
+    totals: Tensor
     step: int = 0
     epoch: int = 0
     finished: bool = False
@@ -51,43 +53,54 @@ class RunState:
 
     @property
     def steps_per_epoch(self) -> int:
-        """An epoch is one pass over the images that train the weights."""
+        """Steps in an epoch, which is one pass over the images that train the weights."""
         return self.stream.batches_per_epoch
 
     @property
     def step_in_epoch(self) -> int:
-        """Steps done in the current epoch."""
+        """Number of completed steps in the current epoch."""
         return self.step - self.epoch * self.steps_per_epoch
 
     @property
     def waited(self) -> float:
-        """Seconds that this start's steps have waited for batches."""
+        """Seconds for which steps have waited for batches, since this process started."""
         return sum(part.waited for _, part in self._parts() if isinstance(part, BatchStream))
 
     def set_learning_rate(self, rate: float) -> None:
-        """Gives each group of the optimiser its share of the weights' learning rate."""
+        """Sets the learning rate of each of the optimiser's groups: `rate` times the group's scale."""
         for group in self.weight_optimizer.param_groups:
             group["lr"] = rate * group["scale"]
 
     def count(self, metrics: Tensor) -> None:
-        """Counts a step with this rank's METRICS."""
+        """Counts a step with this rank's metrics."""
         self.totals += metrics
         self.step += 1
 
+    def record(self, retrieval: MeanRetrieval) -> bool:
+        """Records a measured retrieval; returns whether it is the best so far."""
+        self.retrieval = retrieval.as_plain()
+        is_best = retrieval.map > self.best_map
+        self.best_map = max(self.best_map, retrieval.map)
+        return is_best
+
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: weights, optimisers, positions, numbers, random state."""
+        """Returns weights, optimisers, positions, numbers and random states, as tensors and plain values."""
         parts = {name: part.state_dict() for name, part in self._parts()}
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         cuda = torch.cuda.get_rng_state() if self._on_gpu else None
-        return parts | numbers | {"totals": self.totals.cpu(), "random": [torch.get_rng_state(), cuda]}
+        totals = dict(zip(self.metric_names, self.totals.tolist(), strict=True))
+        return parts | numbers | {"totals": totals, "random": [torch.get_rng_state(), cuda]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where a state was taken; learning rates follow from the step."""
+        """Restores a state. Learning rates follow from the step."""
         for name, part in self._parts():
             part.load_state_dict(state[name])
         for name in _NUMBERS:
             setattr(self, name, state[name])
-        self.totals = state["totals"].to(self.totals.device)
+        totals = state["totals"]
+        if isinstance(totals, Tensor):  # as older versions saved them
+            totals = dict(zip(_UNNAMED_TOTALS, totals.tolist(), strict=True))
+        self.totals.copy_(torch.tensor([totals.get(name, 0.0) for name in self.metric_names]))
         cpu, cuda = state["random"]
         torch.set_rng_state(cpu)
         if cuda is not None and self._on_gpu:
@@ -95,7 +108,7 @@ class RunState:
 
     @property
     def _on_gpu(self) -> bool:
-        """A run on CPUs does not touch a GPU that happens to be there: asking for its random state would open it."""
+        """Whether the run uses a GPU. One that does not must not ask for its random state, which would open it."""
         return self.totals.device.type == "cuda"
 
     def _parts(self) -> list[tuple[str, Any]]:

@@ -1,10 +1,9 @@
-"""Training a fixed network: baselines and what a search found."""
+"""The training of a fixed network: a baseline, or the network that a search has found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,33 +13,27 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from autoreid.config import Config
 from autoreid.data.loaders import Batch
 from autoreid.data.training_data import TrainingData
-from autoreid.distributed import StopSignal, World
-from autoreid.evaluation import MeanRetrieval
+from autoreid.distributed import StopSignal, World, averaging
 from autoreid.layers.batch_norm import frozen_statistics
+from autoreid.losses import LossValues, RetrievalLoss, build_loss
 from autoreid.models import check_input_size
+from autoreid.models.network import Network
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_model
 from autoreid.spaces.inheritance import load_start
 from autoreid.training.accumulation import Accumulation
-from autoreid.training.build import (
-    HEADS,
-    build_accumulation,
-    build_objective,
-    build_optimizer,
-    measure_network,
-    memory_format,
-    place_network,
-)
-from autoreid.training.loop import EpochResult, close_epoch, measure_epoch
-from autoreid.training.objective import Objective
+from autoreid.training.build import build_accumulation, build_optimizer, memory_format, place_network
+from autoreid.training.loop import EpochResult, close_epoch
+from autoreid.training.measure import is_due, measure_network
+from autoreid.training.precision import PassPrecision
 from autoreid.training.schedules import learning_rate
-from autoreid.training.state import METRICS, RunState
+from autoreid.training.state import RunState
 from autoreid.training.steps import average_and_agree_on_step, end_step, step_weights
 
 
 @dataclass(kw_only=True)
 class TrainState(RunState):
-    """All that changes during a training.
+    """The state of a training.
 
     Attributes:
         ema: the moving average of the network, if one is kept.
@@ -48,32 +41,39 @@ class TrainState(RunState):
 
     PARTS: ClassVar[tuple[str, ...]] = (*RunState.PARTS, "ema")
 
+    network: Network
     ema: AveragedModel | None = None
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is measured: the moving average, or the network itself."""
+        return self.network if self.ema is None else self.ema.module
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What a training is made of.
+    """A training: its state, and what its steps need.
 
     Attributes:
-        network: the state's as it is trained, under DDP where there are ranks.
-        measure: embeds and ranks the targets.
+        network: the network for training passes: compiled, captured or under DDP where asked for. `state.network`
+            is the network itself.
     """
 
     config: Config
     world: World
+    data: TrainingData
     state: TrainState
-    objective: Objective
+    loss: RetrievalLoss
+    precision: PassPrecision
     accumulation: Accumulation
     network: nn.Module
-    measure: Callable[[], MeanRetrieval]
 
     def learning_rate(self) -> float:
-        """The head's, at the state's step."""
+        """Returns the learning rate of the head in the next step."""
         return learning_rate(self.config.training, self.state.step, self.state.steps_per_epoch)
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
-        """One step of the weights."""
+        """Performs one step of the weights."""
         training, state = self.config.training, self.state
         batch = next(state.stream).to(self.world.device, memory_format(training))
         state.set_learning_rate(self.learning_rate())
@@ -88,42 +88,58 @@ class TrainTask:
         state.count(metrics)
         return stopping, metrics
 
-    def rehearse(self, batches: Iterator[Batch]) -> None:
-        """Dry run: computes the gradients of a step without DDP. No state changes."""
+    def dry_run(self, batches: Iterator[Batch]) -> None:
+        """Computes the gradients of a step without DDP. No state changes."""
         self._set_mode(frozen=False)
         with frozen_statistics(self.state.network):
             self._backward(self.state.network, next(batches))
         self.state.weight_optimizer.zero_grad()
 
     def _backward(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Gives the weights their gradient; this rank's METRICS."""
+        """Computes the gradient of the weights; returns the metrics."""
         self.state.weight_optimizer.zero_grad()
-        with self.objective.passes():
-            return self.accumulation.backward(network, partial(self.objective, network), batch)
+        metrics, count = [], self.accumulation.count
+        with self.precision.backends():
+            for number, micro_batch in enumerate(self.accumulation.micro_batches(batch), start=1):
+                with averaging(network, now=number == count):
+                    values = self._forward(network, micro_batch)
+                    (values.total / count).backward()
+                metrics.append(values.metrics())
+                del values  # and with it the graph, before the next one is built
+        return torch.stack(metrics).mean(0)
+
+    def _forward(self, network: nn.Module, batch: Batch) -> LossValues:
+        with self.precision.autocast():
+            outputs = network(batch.images)
+        values: LossValues = self.loss(outputs, batch.labels)
+        return values
 
     def _set_mode(self, frozen: bool) -> None:
-        """A frozen backbone keeps its statistics as well; drop-path grows linearly over the epochs (DARTS)."""
-        network, training = self.state.network, self.config.training
+        """Sets training mode. A frozen backbone is in evaluation mode: its running statistics stay as they are."""
+        network = self.state.network
         network.train()
+        network.set_epoch(self.state.epoch, self.config.training.epochs)
         if frozen:
-            for name, child in network.named_children():
-                child.train(name in HEADS)
-        drop_path = self.config.model.options.get("drop_path")
-        if isinstance(drop_path, float):
-            network.drop_path = drop_path * self.state.epoch / training.epochs  # type: ignore[assignment]
+            head = network.head()
+            for child in network.children():
+                child.train(child in head)
 
     def end_epoch(self) -> EpochResult:
-        """Measures the network, or its moving average."""
-        metrics = close_epoch(self.state, self.config.training.epochs)
-        retrieval, is_best = measure_epoch(self.state, self.config.evaluation.every_epochs, self.measure)
-        return EpochResult(self.state.epoch, metrics, retrieval, is_best)
+        """Closes the epoch, and measures the network or its moving average if it is due."""
+        config, state = self.config, self.state
+        metrics = close_epoch(state, config.training.epochs)
+        retrieval, is_best = None, False
+        if is_due(state, config.evaluation.every_epochs):
+            retrieval = measure_network(config, state.measured, self.data, self.world)
+            is_best = state.record(retrieval)
+        return EpochResult(state.epoch, metrics, retrieval, is_best)
 
 
 def build_training(config: Config, data: TrainingData, world: World) -> TrainTask:
-    """Builds everything that a training is made of; equal seeds give equal weights on every rank.
+    """Builds a training. Equal seeds give equal weights on every rank.
 
     Raises:
-        ConfigError: the config asks for a network or an option that there is not.
+        ConfigError: a network, option or loss term does not exist, or a setting is not possible on this device.
         DataError: the weights to start from cannot be read.
     """
     torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -131,6 +147,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
     check_input_size(model, config.data.height, config.data.width)
     if config.model.weights is not None:
         load_start(model, config.model.weights)
+    loss = build_loss(config.losses, model.has_auxiliary)
     network = place_network(model, config, world)
     decay = config.training.ema_decay
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None
@@ -138,16 +155,17 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         network=model,
         weight_optimizer=build_optimizer(config.training, model),
         stream=data.stream,
-        totals=torch.zeros(len(METRICS), device=world.device),
+        metric_names=loss.metric_names,
+        totals=torch.zeros(len(loss.metric_names), device=world.device),
         ema=ema,
     )
-    measured = ema.module if ema is not None else model
     return TrainTask(
         config,
         world,
+        data,
         state,
-        build_objective(config, world, config.training.precision),
+        loss,
+        PassPrecision(config.training.precision, world.device),
         build_accumulation(config, world),
         network,
-        lambda: measure_network(config, measured, measured, data, world),
     )

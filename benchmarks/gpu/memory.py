@@ -54,7 +54,7 @@ def rehearses(task: SearchTask | TrainTask, config: Config, device: torch.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        task.rehearse(blanks(config, device, images))
+        task.dry_run(blanks(config, device, images))
         synchronize(device)
     except torch.OutOfMemoryError:
         return False

@@ -39,8 +39,13 @@ DEVICE_SETTINGS = ("cudnn_benchmark", "expandable_segments", "deterministic")
 #: What keeps a dry run short, by section of the config.
 TINY = {
     "data": ("data.height=64", "data.width=32", "data.batch_size=8", "data.workers=0"),
-    "reid_cell": ("search.parts=2", "search.channels=4", "search.nodes=2", "search.cells_per_stage=[1, 1]"),
-    "osnet_ain": ("search.width=0.25",),
+    "reid_cell": (
+        "search.reid_cell.parts=2",
+        "search.reid_cell.channels=4",
+        "search.reid_cell.nodes=2",
+        "search.reid_cell.cells_per_stage=[1, 1]",
+    ),
+    "osnet_ain": ("search.osnet_ain.width=0.25",),
 }
 #: Each picture to train on stands for so many images, so that an epoch is long enough to wait for data as usual.
 COPIES = 8

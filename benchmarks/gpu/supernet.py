@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoreid.config import Search
+from autoreid.config import ReidCell, Search
 from autoreid.spaces import build_space
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import clock, count_kernels, peak_gigabytes, synchronize, tf32
@@ -29,12 +29,14 @@ class Pass:
         precision: float32, tf32 or bfloat16.
         batch: images of 256×128.
         fused: False takes a module for each candidate instead.
-        settings: of `Search`, other than the defaults.
+        settings: of `Search` and its section `reid_cell`, other than the defaults.
     """
 
     def __init__(self, check: Check, precision: str, batch: int, fused: bool = True, **settings: Any) -> None:
         torch.backends.cudnn.benchmark = True  # shapes never change
-        search = Search(**{**check.pick({}, TINY), **settings})
+        keys = {**check.pick({}, TINY), **settings}
+        cell = {key: keys.pop(key) for key in [*keys] if key in ReidCell.model_fields}
+        search = Search(reid_cell=ReidCell(**cell), **keys)
         torch.manual_seed(0)
         space = build_space(search)
         supernet = space.build_supernet(IDENTITIES)

@@ -37,11 +37,7 @@ TINY: dict[str, Any] = {
         "workers": 0,
     },
     "search": {
-        "stem": "darts",
-        "channels": 2,
-        "cells_per_stage": [1, 1],
-        "nodes": 2,
-        "parts": 2,
+        "reid_cell": {"stem": "darts", "channels": 2, "cells_per_stage": [1, 1], "nodes": 2, "parts": 2},
         "alpha_learning_rate": 0.02,
         "order": "first",
     },
@@ -56,7 +52,7 @@ TINY: dict[str, Any] = {
 OSNET: dict[str, Any] = {
     "search": {
         "space": "osnet_ain",
-        "width": 0.25,
+        "osnet_ain": {"width": 0.25},
         "relaxation": "gumbel",
         "temperature": {"start": 4.0, "every_epochs": 1},
         "level": "single",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,13 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoreid.data.loaders import Batch
-from autoreid.losses import LossTerms
+from autoreid.losses import LossValues
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.relaxations import Softmax
+from autoreid.training.accumulation import Accumulation
+from autoreid.training.precision import PassPrecision
 
 SHAPES = {"normal": (2, 3), "reduce": (1, 3)}
 ORDERS = ["first", "second", "exact"]
+FLOAT32 = PassPrecision("float32", torch.device("cpu"))
 
 
 class TinySupernet(nn.Module):
@@ -40,20 +42,12 @@ class TinySupernet(nn.Module):
         return x + self.frozen, self.classifier(x)
 
 
-class TinyScore(NamedTuple):
-    losses: LossTerms
-    accuracy: torch.Tensor
-
-
-def tiny_objective(network, batch, mixing):
-    """Called as Objective is; smooth, and dependent on both of the network's outputs."""
-    embedding, logits = network(batch.images, mixing)
-    classification = F.cross_entropy(logits, batch.labels)
+def tiny_loss(outputs, labels):
+    """Called like RetrievalLoss; smooth, and dependent on both of the network's outputs."""
+    embedding, logits = outputs
+    classification = F.cross_entropy(logits, labels)
     spread = 0.3 * embedding.square().sum(1).sqrt().mean()
-    return TinyScore(LossTerms(classification + spread, classification, spread), torch.zeros(()))
-
-
-tiny_objective.passes = nullcontext
+    return LossValues(classification + spread, {}, torch.zeros(()))
 
 
 def random_batch(seed, shape=(3, 2, 2), size=8, identities=4):
@@ -66,16 +60,28 @@ class Problem(NamedTuple):
     net: nn.Module
     alphas: Alphas
     optimizer: torch.optim.SGD
-    objective: object
+    criterion: object
     alpha_batch: Batch
     weight_batch: Batch
+    accumulation: Accumulation = Accumulation()
+
+    def architect(self, order):
+        return Architect(
+            self.net,
+            self.alphas,
+            Softmax(),
+            self.criterion,
+            self.optimizer,
+            order,
+            FLOAT32,
+            self.accumulation,
+        )
 
     def gradients(self, order):
-        architect = Architect(self.net, self.alphas, Softmax(), self.objective, self.optimizer, order)
-        return flat(architect.gradients(self.alpha_batch, self.weight_batch, step=3))
+        return flat(self.architect(order).gradients(self.alpha_batch, self.weight_batch, step=3))
 
     def loss(self, net, batch):
-        return self.objective(net, batch, Softmax().mixing(self.alphas)).losses.total
+        return self.criterion(net(batch.images, Softmax().mixture(self.alphas)), batch.labels).total
 
 
 def flat(tensors):
@@ -90,7 +96,7 @@ def tiny_problem(steps_before):
     for alpha in alphas.parameters():
         alpha.data += torch.randn_like(alpha)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.4, momentum=0.9, weight_decay=0.02)
-    problem = Problem(net, alphas, optimizer, tiny_objective, random_batch(1), random_batch(2))
+    problem = Problem(net, alphas, optimizer, tiny_loss, random_batch(1), random_batch(2))
     for step in range(steps_before):
         optimizer.zero_grad()
         problem.loss(net, random_batch(10 + step)).backward()

@@ -49,7 +49,7 @@ def write_checkpoint(
         task=task,
         task_name="tiny",
         data={"root": Path("nowhere"), "height": HEIGHT, "width": WIDTH},
-        search={"parts": 1},
+        search={"reid_cell": {"parts": 1}},
         model={"name": "derived", "options": OPTIONS},
         training=training or {},
     )

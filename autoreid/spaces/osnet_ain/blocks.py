@@ -35,15 +35,17 @@ class MixedBlock(nn.ModuleDict):
         )
         self.shares_statistics = False
 
-    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mixing: Tensor | None, column: int | None = None) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W).
 
         Args:
-            mixing: (O,) weights, or () the column of the one block that counts, which alone is computed.
+            mixing: weights of the blocks, (O,).
+            column: computes only the block in this column of the alphas, without a weight.
         """
-        if not mixing.dim():
-            chosen: Tensor = self[OSNET_BLOCKS[int(mixing)]](x)
+        if column is not None:
+            chosen: Tensor = self[OSNET_BLOCKS[column]](x)
             return chosen
+        assert mixing is not None  # noqa: S101
         # Of Any, for mypy knows nothing of a ModuleDict's values.
         blocks: Sequence[Any] = list(self.values())
         gated = self._streams(F.relu(self._conv_norm(x, [block.conv1 for block in blocks])), blocks)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from autoreid.errors import ConfigError
 from autoreid.models.osnet import OSNet
 from autoreid.spaces.drawing import Drawing
-from autoreid.spaces.genotype import read_genotype_of
 from autoreid.spaces.osnet_ain.drawing import blocks_drawing
 from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 from autoreid.spaces.space import Derived
@@ -18,20 +17,18 @@ class DerivedOSNet(OSNet, Derived):
 
     Args:
         num_identities: outputs of the classifier.
-        genotype: path of the genotype's JSON file, or its text.
+        genotype: the blocks.
         width: multiplies all channels but the embedding's.
 
     Raises:
         ConfigError: an option is out of range.
-        DataError: the genotype cannot be read.
     """
 
-    def __init__(self, num_identities: int, genotype: str, width: float = 1.0) -> None:
+    def __init__(self, num_identities: int, genotype: OsnetAinGenotype, width: float = 1.0) -> None:
         if not isinstance(width, int | float) or width < 0.25:
             raise ConfigError(f"derived: width = {width!r}: must be at least 0.25")
-        found = read_genotype_of(OsnetAinGenotype, genotype)
-        super().__init__(found.blocks, True, width, num_identities)
-        self.genotype: OsnetAinGenotype = found
+        super().__init__(genotype.blocks, True, width, num_identities)
+        self.genotype: OsnetAinGenotype = genotype
 
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
         """Of all blocks."""

@@ -33,7 +33,7 @@ class OsnetAinSpace(Space):
     def build_supernet(self, num_identities: int) -> OsnetAinSupernet:
         """The supernet, with fresh weights from torch's generator."""
         recomputes = self.search.activation_checkpointing == "cell"
-        return OsnetAinSupernet(self.search.width, num_identities, recomputes)
+        return OsnetAinSupernet(self.search.osnet_ain.width, num_identities, recomputes)
 
     def genotype(self, probabilities: Mapping[str, Tensor]) -> OsnetAinGenotype:
         """Reads out the most probable block at each place; of equal ones the first."""

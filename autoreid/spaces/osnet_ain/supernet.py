@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-
-from autoreid.layers.recompute import recompute
 from autoreid.models.osnet import OmniScaleFrame
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
+from autoreid.spaces.space import Mixing, Sample, Supernet
 
-#: The one group of alphas.
+#: The only group of alphas.
 GROUP = "blocks"
 
 
-class OsnetAinSupernet(OmniScaleFrame):
-    """All networks of the space at once; the mixing weights come from outside."""
+class OsnetAinSupernet(OmniScaleFrame, Supernet):
+    """All networks of the space in one. Its blocks are mixtures with weights (6, O)."""
 
     def __init__(self, width: float, num_identities: int, recomputes: bool) -> None:
         def build_block(position: int, in_channels: int, out_channels: int) -> MixedBlock:  # noqa: ARG001
             return MixedBlock(in_channels, out_channels)
 
-        super().__init__(build_block, True, width, num_identities, affine=False)
-        self.recomputes = recomputes
+        super().__init__(build_block, True, width, num_identities, affine=False, recomputes=recomputes)
 
-    def forward(self, images: Tensor, mixing: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Embeds images.
-
-        Args:
-            images: (B, 3, H, W).
-            mixing: (6, O) weights of the blocks, or (6,) the columns of the only ones to compute.
-
-        Returns:
-            The embedding (B, 512) and logits (B, identities).
-        """
-        recomputes = self.recomputes and torch.is_grad_enabled()
-
-        def mix(position: int, block: nn.Module, x: Tensor) -> Tensor:
-            inputs = (x, mixing[GROUP][position])
-            output: Tensor = recompute(block, *inputs) if recomputes else block(*inputs)
-            return output
-
-        embedding: Tensor = self.fc(self.feature_map(images, mix).mean(dim=(2, 3)))
-        return embedding, self.classifier(embedding)
+    def forward(
+        self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Embeds images as `Supernet` says; the embedding is (B, 512)."""
+        inputs: list[tuple[Tensor | int | None, ...]] = []
+        if mixing is not None:
+            inputs = [(weights,) for weights in mixing[GROUP].unbind(0)]
+        elif sample is not None:
+            inputs = [(None, column) for column in sample[GROUP]]
+        embedding: Tensor = self.fc(self.feature_map(images, inputs).mean(dim=(2, 3)))
+        return (embedding, self.classifier(embedding)) if self.training else embedding

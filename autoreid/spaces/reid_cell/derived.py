@@ -12,7 +12,6 @@ from autoreid.errors import ConfigError
 from autoreid.layers.heads import BNNeck
 from autoreid.layers.pooling import AveragePool
 from autoreid.spaces.drawing import Drawing
-from autoreid.spaces.genotype import read_genotype_of
 from autoreid.spaces.reid_cell.cells import build_preprocess
 from autoreid.spaces.reid_cell.drawing import network_drawing
 from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype
@@ -90,24 +89,23 @@ class DerivedNetwork(Derived):
 
     Args:
         num_identities: outputs of the classifier.
-        genotype: path of the genotype's JSON file, or its text.
+        genotype: the cells.
         channels: C of the first stage's nodes; doubled by each reduction cell.
         cells_per_stage: cells in each stage; all stages but the first begin with a reduction cell.
         stem: "resnet" to 1/4 resolution, "darts" at full resolution.
         parts: M of the part-aware operation.
-        drop_path: probability that an edge is dropped for an image in training. DARTS lets it grow linearly:
-            the training loop sets the attribute of the same name.
+        drop_path: probability that an edge is dropped for an image in training. In a training it grows linearly
+            from 0; see `set_epoch`.
         auxiliary: whether there is an auxiliary head after the cell at 2/3 of the depth.
 
     Raises:
         ConfigError: an option is out of range.
-        DataError: the genotype cannot be read.
     """
 
     def __init__(
         self,
         num_identities: int,
-        genotype: str,
+        genotype: CellGenotype,
         channels: int = 16,
         cells_per_stage: Sequence[int] = (2, 2, 2, 2),
         stem: str = "resnet",
@@ -117,8 +115,8 @@ class DerivedNetwork(Derived):
     ) -> None:
         super().__init__()
         _check(channels, cells_per_stage, stem, parts, drop_path)
-        self.genotype: CellGenotype = read_genotype_of(CellGenotype, genotype)
-        self.drop_path = drop_path
+        self.genotype: CellGenotype = genotype
+        self.drop_path = self._last_drop_path = drop_path
         cells = dict(self.genotype.cells())
         nodes = {kind: len(cell) for kind, cell in cells.items()}
         self.plans = plan_cells(channels, cells_per_stage, nodes)
@@ -128,6 +126,7 @@ class DerivedNetwork(Derived):
         self.neck = BNNeck(self.embedding_size, num_identities)
         self.auxiliary_after = 2 * len(self.plans) // 3
         self.auxiliary: AuxiliaryHead | None = None
+        self.has_auxiliary = auxiliary
         if auxiliary:
             self.auxiliary = AuxiliaryHead(self.plans[self.auxiliary_after].out_channels, num_identities)
 
@@ -149,6 +148,14 @@ class DerivedNetwork(Derived):
             return embedding, self.neck(embedding), *auxiliary
         ranked: Tensor = self.neck.norm(embedding)
         return ranked
+
+    def head(self) -> list[nn.Module]:
+        """Returns the neck, and the auxiliary head if there is one."""
+        return [self.neck] if self.auxiliary is None else [self.neck, self.auxiliary]
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        """Sets the probability of drop-path, which grows linearly over the epochs (DARTS)."""
+        self.drop_path = self._last_drop_path * epoch / epochs
 
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
         """Of the row of cells."""

@@ -21,8 +21,8 @@ from autoreid.layers.batch_norm import Norm
 from autoreid.layers.pointwise import Pointwise, rows_of
 from autoreid.layers.recompute import Operation, keep_inputs
 from autoreid.layers.separable import separable
-from autoreid.spaces.reid_cell.candidate import Candidate, Shared
-from autoreid.spaces.reid_cell.edge_norm import ALL, EdgeNorm
+from autoreid.spaces.reid_cell.candidate import Candidate, EdgeInputs, Shared
+from autoreid.spaces.reid_cell.edge_norm import EdgeNorm
 from autoreid.spaces.reid_cell.part_aware import PartAware
 
 
@@ -108,15 +108,9 @@ class FactorizedReduce(Candidate):
         self.norm = EdgeNorm(out_channels, edges, affine)
         self.edges = edges
 
-    def last(
-        self,
-        x: Tensor,  # noqa: ARG002
-        rectified: Tensor,
-        middle: Tensor | None = None,  # noqa: ARG002
-        scale: Tensor | None = None,
-        edges: slice = ALL,
-    ) -> Norm:
+    def last(self, inputs: EdgeInputs) -> Norm:
         """(B, C_in, H, W) -> (B, E·C_out, ⌈H/2⌉, ⌈W/2⌉)."""
+        rectified, edges = inputs.rectified, inputs.edges
         odd_height, odd_width = rectified.shape[2] % 2, rectified.shape[3] % 2
         shifted = rectified
         if odd_height or odd_width:  # then there is no last odd pixel: zeros stand in for it
@@ -127,7 +121,7 @@ class FactorizedReduce(Candidate):
         ]
         chosen = len(range(self.edges)[edges])
         joined = torch.cat([half.unflatten(1, (chosen, -1)) for half in halves], dim=2).flatten(1, 2)
-        return self.norm.of(joined, scale, edges)
+        return self.norm.of(joined, inputs.scale, edges)
 
 
 class ReluConvNorm(Candidate):
@@ -139,18 +133,11 @@ class ReluConvNorm(Candidate):
         self.add_module("1", Pointwise(in_channels, out_channels, 1, bias=False))
         self.add_module("2", EdgeNorm(out_channels, 1, affine))
 
-    def last(
-        self,
-        x: Tensor,  # noqa: ARG002
-        rectified: Tensor,
-        middle: Tensor | None = None,  # noqa: ARG002
-        scale: Tensor | None = None,
-        edges: slice = ALL,
-    ) -> Norm:
+    def last(self, inputs: EdgeInputs) -> Norm:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
         convolution, norm = self._modules["1"], cast(EdgeNorm, self._modules["2"])
         assert convolution is not None  # noqa: S101
-        return norm.of(convolution(rectified), scale, edges)
+        return norm.of(convolution(inputs.rectified), inputs.scale, inputs.edges)
 
 
 class DepthwiseSeparable(Candidate):
@@ -166,24 +153,17 @@ class DepthwiseSeparable(Candidate):
         self.norm = EdgeNorm(channels, edges, affine)
         self.stride, self.dilation, self.edges = stride, dilation, edges
 
-    def last(
-        self,
-        x: Tensor,  # noqa: ARG002
-        rectified: Tensor,
-        middle: Tensor | None = None,  # noqa: ARG002
-        scale: Tensor | None = None,
-        edges: slice = ALL,
-    ) -> Norm:
+    def last(self, inputs: EdgeInputs) -> Norm:
         """(B, C, H, W), or (B, E·C, H, W) with an input for each edge -> (B, E·C, H', W')."""
         y = separable(
-            rectified,
-            rows_of(self.depthwise.weight, self.edges, edges),
-            rows_of(self.pointwise.weight, self.edges, edges),
+            inputs.rectified,
+            rows_of(self.depthwise.weight, self.edges, inputs.edges),
+            rows_of(self.pointwise.weight, self.edges, inputs.edges),
             self.stride,
             self.dilation,
             recompute=self.edges > 1,
         )
-        return self.norm.of(y, scale, edges)
+        return self.norm.of(y, inputs.scale, inputs.edges)
 
 
 class SeparableTwice(Candidate):
@@ -194,21 +174,14 @@ class SeparableTwice(Candidate):
         self.first = DepthwiseSeparable(channels, kernel, stride, 1, affine, edges)
         self.second = DepthwiseSeparable(channels, kernel, 1, 1, affine, edges)
 
-    def middle(self, rectified: Tensor, edges: slice = ALL) -> Norm | None:
-        """The first block."""
-        return self.first.last(rectified, rectified, edges=edges)
+    def middle(self, inputs: EdgeInputs) -> Norm | None:
+        """Returns the norm of the first block."""
+        return self.first.last(inputs._replace(scale=None))
 
-    def last(
-        self,
-        x: Tensor,  # noqa: ARG002
-        rectified: Tensor,  # noqa: ARG002
-        middle: Tensor | None = None,
-        scale: Tensor | None = None,
-        edges: slice = ALL,
-    ) -> Norm:
-        """The second block, of what the first gave."""
-        assert middle is not None  # noqa: S101
-        return self.second.last(middle, F.relu(middle), None, scale, edges)
+    def last(self, inputs: EdgeInputs) -> Norm:
+        """Returns the norm of the second block, whose input is the output of the first."""
+        assert inputs.middle is not None  # noqa: S101
+        return self.second.last(inputs._replace(rectified=F.relu(inputs.middle)))
 
 
 def build_operation(

@@ -15,7 +15,7 @@ from autoreid.layers.batch_norm import Norm
 from autoreid.layers.pointwise import rows_of
 from autoreid.layers.pooling import pooling_matrix
 from autoreid.layers.recompute import Operation, keep_inputs
-from autoreid.spaces.reid_cell.candidate import Candidate
+from autoreid.spaces.reid_cell.candidate import Candidate, EdgeInputs
 from autoreid.spaces.reid_cell.edge_norm import ALL, EdgeNorm
 from autoreid.spaces.reid_cell.part_attention import PartAttention
 
@@ -51,28 +51,22 @@ class PartAware(Candidate):
             bound = (channels + hidden) ** -0.5
             nn.init.uniform_(half.weight, -bound, bound)
 
-    def last(
-        self,
-        x: Tensor,
-        rectified: Tensor,
-        middle: Tensor | None = None,  # noqa: ARG002
-        scale: Tensor | None = None,
-        edges: slice = ALL,
-    ) -> Norm:
+    def last(self, inputs: EdgeInputs) -> Norm:
         """(B, C, H, W) -> (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Raises:
             ValueError: H is less than the number of parts.
         """
+        x, edges = inputs.x, inputs.edges
         height, width = x.shape[2:]
         if height < self.parts:
             raise ValueError(f"a map of {height} rows cannot be cut into {self.parts} parts; use fewer parts")
         attention = PartAttention(_pooling(x, self.parts))
         parts_BEM = keep_inputs(attention, x, *self._attention_weights(edges))
         weight = rows_of(self.fuse_pixels.weight, self.edges, edges).flatten(1)
-        fused = keep_inputs(_Fusion(self.stride), rectified, weight, parts_BEM)
+        fused = keep_inputs(_Fusion(self.stride), inputs.rectified, weight, parts_BEM)
         size = -(-height // self.stride), -(-width // self.stride)
-        return self.norm.of(fused.unflatten(2, size), scale, edges)
+        return self.norm.of(fused.unflatten(2, size), inputs.scale, edges)
 
     def _attention_weights(self, edges: slice) -> list[Tensor]:
         """Weights and biases of body, query and key, and the fusion's weights, edge by edge: (E, D_out, ...)."""

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from autoreid.config import Search
 from autoreid.errors import DataError
 from autoreid.spaces.reid_cell.cells import SearchCell
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
-from autoreid.spaces.reid_cell.fan_out import FanOut
 from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype, Edge, count_skips
 from autoreid.spaces.reid_cell.macro import CellPlan, plan_cells
 from autoreid.spaces.reid_cell.partial_channels import edge_choices, edge_weights
@@ -31,19 +31,23 @@ class ReidCellSpace(Space):
     genotype_type = CellGenotype
     network_type = DerivedNetwork
 
+    def __init__(self, search: Search) -> None:
+        super().__init__(search)
+        self.settings = search.reid_cell
+
     def choices(self) -> dict[str, Choices]:
         """A row for each edge, such as "node2_from_c_k-1"; all cells of a kind share their alphas.
 
         With partial channels also, for each node, which of its inputs counts.
         """
-        inputs = ("c_k-2", "c_k-1", *(f"node{node}" for node in range(self.search.nodes)))
+        inputs = ("c_k-2", "c_k-1", *(f"node{node}" for node in range(self.settings.nodes)))
         edges = tuple(
             f"node{node}_from_{inputs[source]}"
-            for node in range(self.search.nodes)
+            for node in range(self.settings.nodes)
             for source in range(2 + node)
         )
-        choices = {kind: Choices(edges, self.search.operations) for kind in _KINDS}
-        if self.search.partial_channels > 1:
+        choices = {kind: Choices(edges, self.settings.operations) for kind in _KINDS}
+        if self.settings.partial_channels > 1:
             for kind in _KINDS:
                 choices |= edge_choices(kind, inputs)
         return choices
@@ -67,19 +71,19 @@ class ReidCellSpace(Space):
         cells = {}
         for kind in _KINDS:
             weights = [1.0] * len(probabilities[kind])
-            if self.search.partial_channels > 1:
-                weights = edge_weights(probabilities, kind, self.search.nodes).tolist()
+            if self.settings.partial_channels > 1:
+                weights = edge_weights(probabilities, kind, self.settings.nodes).tolist()
             cells[kind] = self._read_cell(probabilities[kind].tolist(), weights)
         return CellGenotype(normal=cells["normal"], reduce=cells["reduce"])
 
     def _read_cell(self, probabilities_EO: list[list[float]], weights_E: list[float]) -> Cell:
         nodes: list[tuple[Edge, Edge]] = []
         edges = zip(probabilities_EO, weights_E, strict=True)
-        for node in range(self.search.nodes):
+        for node in range(self.settings.nodes):
             best: list[tuple[float, Edge]] = []
             for source, (row, weight) in enumerate(islice(edges, 2 + node)):
                 choices = [
-                    pair for pair in zip(row, self.search.operations, strict=True) if pair[1] != "none"
+                    pair for pair in zip(row, self.settings.operations, strict=True) if pair[1] != "none"
                 ]
                 probability, operation = max(choices, key=lambda choice: choice[0])
                 best.append((probability * weight, Edge(operation, source)))
@@ -89,7 +93,7 @@ class ReidCellSpace(Space):
 
     def has_collapsed(self, genotype: CellGenotype) -> bool:
         """Whether the normal cell has as many skips as the config allows (DARTS+ stops at two)."""
-        limit = self.search.stop_at_skips
+        limit = self.settings.stop_at_skips
         return limit is not None and count_skips(genotype.normal) >= limit
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: CellGenotype) -> dict[str, Tensor]:
@@ -98,10 +102,10 @@ class ReidCellSpace(Space):
         Raises:
             DataError: the candidates have a part of the derived network's channels.
         """
-        if self.search.partial_channels > 1:
+        if self.settings.partial_channels > 1:
             raise DataError(
-                f"a search with search.partial_channels: {self.search.partial_channels}, whose operations have "
-                f"fewer channels than the network's; train from other weights or from none"
+                f"a search with search.reid_cell.partial_channels: {self.settings.partial_channels}, whose operations "
+                f"have fewer channels than the network's; train from other weights or from none"
             )
         with torch.device("meta"):  # for its structure alone
             supernet = self.build_supernet(1)
@@ -109,15 +113,15 @@ class ReidCellSpace(Space):
         for index, plan in enumerate(self._plans()):
             edges = [(node, edge) for node, pair in enumerate(getattr(genotype, plan.kind)) for edge in pair]
             for place, (node, (operation, source)) in enumerate(edges):
-                fan = cast(FanOut, cast(SearchCell, supernet.cells[index]).fans[source])
+                outgoing = cast(SearchCell, supernet.cells[index]).outgoing(source)
                 first = max(0, source - 1)
-                if operation not in fan.candidates:
+                if operation not in outgoing.candidates:
                     continue
                 prefix = f"cells.{index}.fans.{source}."
-                chosen = fan.weights_of(operation, node - first, prefix, weights)
+                chosen = outgoing.weights_of(operation, node - first, prefix, weights)
                 found |= {f"cells.{index}.edges.{place}.{name}": value for name, value in chosen.items()}
         return found
 
     def _plans(self) -> list[CellPlan]:
-        nodes = {"normal": self.search.nodes, "reduce": self.search.nodes}
-        return plan_cells(self.search.channels, self.search.cells_per_stage, nodes)
+        nodes = {"normal": self.settings.nodes, "reduce": self.settings.nodes}
+        return plan_cells(self.settings.channels, self.settings.cells_per_stage, nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,50 +13,59 @@ from autoreid.layers.recompute import recompute
 from autoreid.spaces.reid_cell.cells import SearchCell
 from autoreid.spaces.reid_cell.macro import CellPlan, build_stem
 from autoreid.spaces.reid_cell.partial_channels import edge_weights
+from autoreid.spaces.space import Mixing, Sample, Supernet
 
 
-class ReidCellSupernet(nn.Module):
-    """All networks of the space at once; the mixing weights come from outside."""
+class ReidCellSupernet(Supernet):
+    """All networks of the space in one. The cells of a kind share their mixing weights (E, O).
+
+    With partial channels, each node also weighs its inputs, by weights (1, 2 + node).
+    """
 
     def __init__(self, search: Search, plans: Sequence[CellPlan], num_identities: int) -> None:
         super().__init__()
-        self.stem = build_stem(search.stem, search.channels)
+        section = search.reid_cell
+        self.stem = build_stem(section.stem, section.channels)
         self.kinds = [plan.kind for plan in plans]
-        self.nodes, self.weighs_edges = search.nodes, search.partial_channels > 1
+        self.nodes, self.weighs_edges = section.nodes, section.partial_channels > 1
         self.recomputes = search.activation_checkpointing == "cell"
         self.cells = nn.ModuleList(
             SearchCell(
-                search.operations,
-                search.nodes,
-                search.parts,
+                section.operations,
+                section.nodes,
+                section.parts,
                 plan.in_channels,
                 plan.channels,
                 plan.kind == "reduce",
                 plan.after_reduction,
-                search.partial_channels,
+                section.partial_channels,
             )
             for plan in plans
         )
         self.embedding_size = plans[-1].out_channels
         self.neck = BNNeck(self.embedding_size, num_identities)
 
-    def forward(self, images: Tensor, mixing: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Embeds images.
-
-        Args:
-            images: (B, 3, H, W).
-            mixing: for each kind of cell (E, O) weights, or (E,) the columns of the only operations to compute; with
-                partial channels (E, O) weights, and (1, 2 + node) of each node's inputs.
-
-        Returns:
-            The embedding (B, D) before the neck, and logits (B, identities).
-        """
+    def forward(
+        self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Embeds images as `Supernet` says."""
         x0 = x1 = self.stem(images)
         recomputes = self.recomputes and torch.is_grad_enabled()
         for kind, cell in zip(self.kinds, self.cells, strict=True):
-            inputs = [x0, x1, mixing[kind]]
-            if self.weighs_edges:
-                inputs.append(edge_weights(mixing, kind, self.nodes))
-            x0, x1 = x1, recompute(cell, *inputs) if recomputes else cell(*inputs)
+            inputs = self._of_kind(kind, mixing, sample)
+            x0, x1 = x1, recompute(cell, x0, x1, *inputs) if recomputes else cell(x0, x1, *inputs)
         embedding = x1.mean(dim=(2, 3))
-        return embedding, self.neck(embedding)
+        return (embedding, self.neck(embedding)) if self.training else embedding
+
+    def _of_kind(
+        self, kind: str, mixing: Mixing | None, sample: Sample | None
+    ) -> tuple[Tensor | None, Tensor | None, Sequence[int] | None]:
+        """What a kind of cell takes: its mixing weights, those of its edges, or its sampled columns."""
+        if mixing is None:
+            return None, None, None if sample is None else sample[kind]
+        of_edges = edge_weights(mixing, kind, self.nodes) if self.weighs_edges else None
+        return mixing[kind], of_edges, None
+
+    def head(self) -> list[nn.Module]:
+        """Returns the neck."""
+        return [self.neck]

@@ -1,4 +1,4 @@
-"""All edges of a cell that leave one source, each a mixture of all candidates (DARTS, arXiv 1806.09055, eq. 2)."""
+"""The edges of a cell that leave one node, each a mixture of all candidates (DARTS, arXiv 1806.09055, eq. 2)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from autoreid.layers.batch_norm import Norm
 from autoreid.layers.mixture import SharedMixture
 from autoreid.layers.recompute import keep_inputs
-from autoreid.spaces.reid_cell.candidate import Candidate, Shared
+from autoreid.spaces.reid_cell.candidate import Candidate, EdgeInputs, Shared
 from autoreid.spaces.reid_cell.operations import build_operation
 
 
-class FanOut(nn.Module):
-    """All edges that leave one source: what each of them adds to its node."""
+class OutgoingEdges(nn.Module):
+    """All edges that leave one node, or one input of the cell. They have the same input and lead to later nodes."""
 
     def __init__(self, operations: Sequence[str], edges: int, channels: int, stride: int, parts: int) -> None:
         super().__init__()
         self.edges, self.stride = edges, stride
         self.operations = tuple(operations)
-        # `none` takes a share of the weight and adds nothing.
+        # `none` takes a share of the weight and contributes nothing.
         self.candidates = nn.ModuleDict(
             {
                 name: build_operation(name, channels, stride, affine=False, parts=parts, edges=edges)
@@ -32,7 +32,7 @@ class FanOut(nn.Module):
 
     @property
     def weighted(self) -> dict[str, Candidate]:
-        """The candidates that have weights of their own for each edge."""
+        """The candidates that have separate weights for each edge."""
         return {name: one for name, one in self.candidates.items() if isinstance(one, Candidate)}
 
     @property
@@ -40,24 +40,31 @@ class FanOut(nn.Module):
         """The candidates whose map is the same on each edge."""
         return {name: one for name, one in self.candidates.items() if isinstance(one, Shared)}
 
-    def middles(self, rectified: Tensor) -> dict[str, Norm]:
-        """The norms halfway, of the candidates that have one; from ReLU(x)."""
-        norms = {name: candidate.middle(rectified) for name, candidate in self.weighted.items()}
+    def middles(self, x: Tensor, rectified: Tensor) -> dict[str, Norm]:
+        """Returns the norms halfway, of the candidates that have one.
+
+        Args:
+            x: (B, C, H, W).
+            rectified: ReLU(x).
+        """
+        inputs = EdgeInputs(x, rectified)
+        norms = {name: candidate.middle(inputs) for name, candidate in self.weighted.items()}
         return {name: norm for name, norm in norms.items() if norm is not None}
 
     def lasts(
         self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Mapping[str, Tensor]
     ) -> dict[str, Norm]:
-        """The norms at the end, of the candidates that have one.
+        """Returns the norms at the end, of the candidates that have one.
 
         Args:
             x: (B, C, H, W).
             rectified: ReLU(x).
-            middles: what the norms halfway gave.
-            scales: each candidate's mixing weights, for the channels of its norm, (E·C,).
+            middles: outputs of the norms halfway.
+            scales: the mixing weights of each candidate, for the channels of its norm, (E·C,).
         """
+        inputs = EdgeInputs(x, rectified)
         found = {
-            name: candidate.last(x, rectified, middles.get(name), scales[name])
+            name: candidate.last(inputs._replace(middle=middles.get(name), scale=scales[name]))
             for name, candidate in self.weighted.items()
         }
         for name, one in self.shared.items():
@@ -66,11 +73,11 @@ class FanOut(nn.Module):
         return found
 
     def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing_EK: Tensor) -> Tensor:
-        """What each edge adds to its node, (B, E, C, ⌈H/stride⌉, ⌈W/stride⌉).
+        """Returns what each edge contributes to its node, (B, E, C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Args:
             x: (B, C, H, W).
-            lasts: what the norms at the end gave.
+            lasts: outputs of the norms at the end.
             mixing_EK: weights of the K candidates whose map all edges share.
         """
         parts = [lasts[name].flatten(1).unflatten(1, (self.edges, -1)) for name in self.weighted]
@@ -81,13 +88,13 @@ class FanOut(nn.Module):
             # A new tensor, to which the others can be added in place.
             total = parts.pop() + parts.pop() if len(parts) > 1 else parts.pop()
         for part in parts:
-            # Nothing keeps the sum for its backward pass.
+            # In place: no backward pass needs the sum.
             total = total.add_(part)
         size = next(iter(lasts.values())).shape[2:] if lasts else x.shape[2:]
         return total.unflatten(2, (x.shape[1], *size))
 
     def sampled(self, x: Tensor, columns: Sequence[int]) -> list[Tensor]:
-        """One operation for each edge; those without weights are computed once for all that chose them."""
+        """Computes one operation for each edge; those without weights once for all edges that chose them."""
         outputs: list[Tensor] = []
         shared: dict[str, Tensor] = {}
         for edge, name in enumerate(self.operations[column] for column in columns):
@@ -102,16 +109,12 @@ class FanOut(nn.Module):
         return outputs
 
     def weights_of(self, name: str, edge: int, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One edge's share of an operation's entries in a state, by the names that the operation alone has for them.
+        """Selects one edge's state dict of an operation, as an operation with a single edge has it.
 
         Args:
-            prefix: of this module's entries in the state.
+            prefix: of this module's entries in `state`.
         """
         before = f"{prefix}candidates.{name}."
         entries = {key.removeprefix(before): value for key, value in state.items() if key.startswith(before)}
-        if name in self.shared:
-            return entries
-        return {
-            key: value.unflatten(0, (self.edges, -1))[edge] if value.dim() else value
-            for key, value in entries.items()
-        }
+        candidate = self.weighted.get(name)
+        return entries if candidate is None else candidate.state_of_edge(entries, edge, self.edges)

@@ -1,0 +1,34 @@
+"""The typed, strict schema of a run; `autoreid.recipes` reads it from YAML.
+
+Each section of a config is a class, and the docstrings of its keys are what `--help` prints.
+"""
+
+from __future__ import annotations
+
+from autoreid.config.data import Data, SyntheticPeople
+from autoreid.config.run import Checkpoint, Config, Distributed, Evaluation, Reporting
+from autoreid.config.search import Search, Temperature
+from autoreid.config.section import Precision, Section
+from autoreid.config.spaces import CELL_OPERATIONS, OsnetAin, ReidCell, SpaceSection
+from autoreid.config.training import Losses, Model, Training
+
+__all__ = [
+    "CELL_OPERATIONS",
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Distributed",
+    "Evaluation",
+    "Losses",
+    "Model",
+    "OsnetAin",
+    "Precision",
+    "ReidCell",
+    "Reporting",
+    "Search",
+    "Section",
+    "SpaceSection",
+    "SyntheticPeople",
+    "Temperature",
+    "Training",
+]

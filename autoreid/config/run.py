@@ -1,0 +1,160 @@
+"""A whole run: its other sections, and the checks that need several sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from autoreid.config.data import Data
+from autoreid.config.search import Search
+from autoreid.config.section import Count, CountOrZero, Positive, Section
+from autoreid.config.training import Losses, Model, Training
+
+
+class Evaluation(Section):
+    """How retrieval is evaluated."""
+
+    every_epochs: Count = 1
+    """Evaluate after every this many epochs, and after the last one."""
+    split: Literal["held_out", "test"] = "held_out"
+    """held_out: identities kept out of the training set; test: the benchmark's own query and gallery."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance between embeddings."""
+    batch_size: Count = 128
+    """Images that a rank embeds at once."""
+
+
+class Distributed(Section):
+    """Devices, and how ranks work together."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on; auto uses a GPU if there is one."""
+    share_batch_statistics: bool = True
+    """Compute batch statistics over the global batch, so that results do not depend on the number of ranks."""
+    digest_every_steps: Count = 50
+    """Compare the alphas of all ranks after every this many steps."""
+    timeout_seconds: Positive = 600.0
+    """How long a rank waits for the other ranks before it fails."""
+    cudnn_benchmark: bool = True
+    """Let cuDNN time its algorithms for each new shape and keep the fastest; a run has few shapes, so this pays."""
+    expandable_segments: bool = True
+    """Let PyTorch's blocks of GPU memory grow, which reduces fragmentation at no cost in time. The environment
+    variable PYTORCH_CUDA_ALLOC_CONF, if set, takes precedence."""
+    deterministic: bool = False
+    """Make runs with equal seeds on GPUs of one kind, and resumed runs, agree bit for bit. This is slower and switches
+    cudnn_benchmark off. A run with an operation that cannot be deterministic is refused."""
+
+
+class Checkpoint(Section):
+    """When checkpoints are saved, and how many are kept."""
+
+    every_steps: Count = 500
+    """Save after every this many steps, in addition to the end of each epoch."""
+    keep_last: Count = 2
+    """Number of latest checkpoints to keep, in addition to the best."""
+
+
+class Reporting(Section):
+    """How often a run reports its progress."""
+
+    every_seconds: Positive = 30.0
+    """Seconds between two progress lines in the log."""
+    every_steps: Count = 20
+    """Steps between two points of the loss curves in TensorBoard."""
+
+
+class Config(Section):
+    """A run."""
+
+    task: Literal["search", "train"] = "search"
+    """search: search for a genotype; train: train the network of section `model`."""
+    task_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run's folders; a second run with the same name resumes the first."""
+    seed: CountOrZero = 0
+    """Random seed."""
+    output_dir: Path = Path("runs")
+    """Folder of the run folders."""
+    genotype_dir: Path = Path("searched_genotypes")
+    """Folder of the genotypes and their drawings."""
+    data: Data
+    search: Search = Search()
+    model: Model = Model()
+    losses: Losses = Losses()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    distributed: Distributed = Distributed()
+    checkpoint: Checkpoint = Checkpoint()
+    reporting: Reporting = Reporting()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.data.batch_size % self.data.images_per_identity:
+            raise ValueError(
+                f"data.batch_size: {self.data.batch_size} is not a multiple of "
+                f"data.images_per_identity ({self.data.images_per_identity})"
+            )
+        if self.task == "search":
+            self._check_search()
+        elif self.training.cuda_graphs and self.model.options.get("drop_path"):
+            raise ValueError(
+                "training.cuda_graphs: true needs model.options.drop_path: 0; it grows with each epoch, but a "
+                "captured pass keeps its first value"
+            )
+        self._check_evaluation()
+        if self.distributed.deterministic and self.training.compile:
+            raise ValueError(
+                "distributed.deterministic: true needs training.compile: false; a compiled network may give other bits"
+            )
+        return self
+
+    def _check_evaluation(self) -> None:
+        data, split = self.data, self.evaluation.split
+        if split == "held_out" and not data.held_out_fraction:
+            raise ValueError("evaluation.split: held_out needs data.held_out_fraction above 0; or use test")
+        if split == "held_out" and data.targets:
+            raise ValueError("data.targets: need evaluation.split: test")
+        seen = sorted({*data.sources} & {*(data.targets or data.sources)})
+        if split == "test" and data.combine_all and seen:
+            raise ValueError(f"data.combine_all: would train on the query and gallery of {seen[0]}, a target")
+
+    def _check_search(self) -> None:
+        training, search = self.training, self.search
+        if training.optimizer != "sgd":
+            raise ValueError(
+                "training.optimizer: must be sgd, whose step a search unrolls; amsgrad is for task: train"
+            )
+        for key in ("nesterov", "frozen_epochs", "ema_decay", "backbone_scale"):
+            if key in training.changed_keys():
+                raise ValueError(f"training.{key}: for task: train only")
+        if search.warmup_epochs >= training.epochs:
+            raise ValueError(
+                f"search.warmup_epochs: {search.warmup_epochs} must be less than training.epochs "
+                f"({training.epochs})"
+            )
+        self._check_compiled_search()
+        search.space_section.check_images(self.data.height, self.data.width)
+
+    def _check_compiled_search(self) -> None:
+        """Check what a compiled or captured pass of a search cannot do."""
+        for key, reason in (
+            ("compile", "the compiler itself chooses what to recompute"),
+            ("cuda_graphs", "captured passes keep their memory anyway"),
+        ):
+            if not getattr(self.training, key):
+                continue
+            if self.search.relaxation == "gumbel_hard":
+                raise ValueError(
+                    f"training.{key}: true cannot be combined with search.relaxation: gumbel_hard, which computes "
+                    f"other candidates in each step"
+                )
+            if self.search.activation_checkpointing != "none":
+                raise ValueError(
+                    f"training.{key}: true needs search.activation_checkpointing: none; {reason}"
+                )
+
+    def to_yaml(self) -> str:
+        """Return the resolved config, every key with its value, as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,73 @@
+"""The section `search`: the search space, the relaxation, and how the alphas are trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from autoreid.config.section import (
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    Positive,
+    Precision,
+    Section,
+)
+from autoreid.config.spaces import SpaceChoice
+
+
+class Temperature(Section):
+    """Temperature of Gumbel-softmax: a high one mixes all candidates equally, a low one nearly picks one."""
+
+    start: Positive = 10.0
+    """Temperature at the start."""
+    end: Positive = 1.0
+    """Temperature at the end, and lower bound."""
+    schedule: Literal["halving", "linear", "cosine"] = "halving"
+    """halving: halve it after every `every_epochs` epochs; linear and cosine: lower it step by step over all epochs."""
+    every_epochs: Count = 20
+    """Epochs between two halvings."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Temperature:
+        if self.end > self.start:
+            raise ValueError("end: must not exceed start")
+        return self
+
+
+class Search(SpaceChoice):
+    """The search space, the relaxation, and how the alphas are trained."""
+
+    activation_checkpointing: Literal["none", "cell"] = "none"
+    """What the backward pass recomputes to save memory: nothing, or whole cells (in osnet_ain: blocks)."""
+    relaxation: Literal["softmax", "gumbel", "gumbel_hard"] = "softmax"
+    """How alphas become mixing weights; gumbel_hard uses one sampled candidate at a time (straight-through)."""
+    temperature: Temperature = Temperature()
+    level: Literal["bilevel", "single"] = "bilevel"
+    """bilevel: alphas learn from images of their own; single: from the weights' images and backward pass."""
+    order: Literal["first", "second", "exact"] = "second"
+    """Gradient of the alphas at level bilevel: first order; second by finite differences (DARTS eq. 8); or exact."""
+    second_order_precision: Precision = "float32"
+    """Like training.precision, for the passes that compute the gradient of the alphas with order second or exact.
+    These depend on small differences between gradients, which tf32 and bfloat16 round away. Order first uses
+    training.precision."""
+    warmup_epochs: CountOrZero = 0
+    """Number of first epochs that train only the weights."""
+    alpha_optimizer: Literal["adam", "sgd"] = "adam"
+    """adam has a constant learning rate; sgd has the schedule and the momentum of the weights."""
+    alpha_learning_rate: Positive = 3e-4
+    """Learning rate of the alphas at the start."""
+    alpha_betas: tuple[Fraction, Fraction] = (0.5, 0.999)
+    """Betas of Adam for the alphas."""
+    alpha_weight_decay: NonNegative = 1e-3
+    """Weight decay of the alphas."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Search:
+        if self.reid_cell.partial_channels > 1 and self.relaxation != "softmax":
+            raise ValueError(
+                f"reid_cell.partial_channels: edges are weighted by relaxation softmax, not {self.relaxation}"
+            )
+        return self

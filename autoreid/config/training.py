@@ -1,0 +1,109 @@
+"""The sections `model`, `losses` and `training`: the network to train, its loss, and how weights are trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from autoreid.config.section import (
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    Positive,
+    Precision,
+    Section,
+)
+
+
+class Model(Section):
+    """The network that `task: train` trains."""
+
+    name: str = "resnet50"
+    """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, ..., or derived for one built from a genotype."""
+    weights: Path | None = None
+    """Checkpoint to start from: ImageNet weights of torchvision or torchreid, or weights of a run."""
+    options: dict[str, int | float | bool | str | tuple[int, ...]] = {}  # noqa: RUF012 (pydantic copies it)
+    """Options of the network, such as {last_stride: 1}; for derived {genotype: FILE, channels: 48, ...}."""
+
+
+class Losses(Section):
+    """The retrieval loss: λ·cross-entropy + (1 - λ)·batch-hard triplet loss."""
+
+    classification_weight: Fraction = 0.5
+    """λ."""
+    margin: NonNegative | None = 0.3
+    """Margin of the triplet loss; null for the soft margin."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing of the cross-entropy."""
+    auxiliary_weight: NonNegative = 0.4
+    """Weight of the cross-entropy of the auxiliary head, for derived networks that have one."""
+    mine_across_ranks: bool = False
+    """Look for hard positives and negatives in the global batch instead of in each rank's share."""
+    terms: dict[str, NonNegative] = {}  # noqa: RUF012 (pydantic copies it)
+    """Weights of further terms of the loss, by their names in autoreid.losses.TERMS."""
+
+
+class Training(Section):
+    """How weights are trained."""
+
+    epochs: Count = 50
+    """Number of epochs; an epoch is a pass over the images that train the weights."""
+    optimizer: Literal["sgd", "amsgrad"] = "sgd"
+    """sgd: SGD with momentum; amsgrad: the AMSGrad variant of Adam. A search always uses sgd."""
+    learning_rate: Positive = 0.025
+    """Learning rate at the start."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """cosine: lower the learning rate step by step to the final one; step: multiply it by `decay` at each milestone."""
+    final_learning_rate: NonNegative = 0.001
+    """Learning rate at the end of the cosine schedule."""
+    milestones: tuple[Count, ...] = ()
+    """Epochs after which the step schedule decays."""
+    decay: Positive = 0.1
+    """Factor of the step schedule."""
+    warmup_epochs: CountOrZero = 0
+    """Epochs over which the learning rate grows linearly to its scheduled value."""
+    backbone_scale: Fraction = 1.0
+    """Learning rate of everything but the head, as a fraction of the head's."""
+    frozen_epochs: CountOrZero = 0
+    """Number of first epochs that train only the head."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Use Nesterov momentum."""
+    weight_decay: NonNegative = 3e-4
+    """Weight decay of the weights; that of the alphas is search.alpha_weight_decay."""
+    accumulation: Count = 1
+    """Micro-batches into which each rank divides its share; each has its own batch statistics and triplets."""
+    gradient_clip: Positive | None = 5.0
+    """Maximum norm of the weights' gradient; null for no clipping."""
+    precision: Precision = "tf32"
+    """float32: IEEE single precision. tf32: as float32, but GPUs round the factors of convolutions and matrix products
+    to 10 bits, which is much faster and hardly less accurate; CPUs do not round. bfloat16: autocast, with 7 bits,
+    which also takes less memory. Weights, alphas and losses are float32 in each case."""
+    channels_last: bool = False
+    """Use the channels-last memory layout, which convolutions on GPUs prefer."""
+    compile: bool = False
+    """Compile the forward and backward passes that train the weights: minutes at the start, then faster steps."""
+    cuda_graphs: bool = False
+    """Replay the passes that train the weights as CUDA graphs and, if search.order is first, those that train the
+    alphas. This only saves the host's launches, so results stay the same. Each captured pass keeps its memory."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved; null for none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError("final_learning_rate: must not exceed learning_rate")
+        if self.cuda_graphs and self.compile:
+            raise ValueError("cuda_graphs: true cannot be combined with compile: true; choose one of them")
+        if self.cuda_graphs and self.accumulation > 1:
+            raise ValueError(
+                f"cuda_graphs: true needs accumulation: 1, not {self.accumulation}; a replay overwrites the gradients "
+                f"of the micro-batch before"
+            )
+        if self.cuda_graphs and self.frozen_epochs:
+            raise ValueError("cuda_graphs: true needs frozen_epochs: 0; a captured pass cannot be frozen")
+        return self

@@ -1,0 +1,35 @@
+"""The base class of all networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+
+class Network(nn.Module, ABC):
+    """A network that embeds images of people and, in training mode, classifies their identities.
+
+    In training mode it returns the embedding (B, D) before the neck, the logits (B, identities), and the logits of an
+    auxiliary head if it has one. In evaluation mode it returns the embedding (B, D) that is ranked.
+
+    Attributes:
+        has_auxiliary: whether the network has an auxiliary head.
+    """
+
+    has_auxiliary = False
+
+    @abstractmethod
+    def head(self) -> list[nn.Module]:
+        """Return the submodules that form the head; all other submodules form the backbone.
+
+        `training.backbone_scale` and `training.frozen_epochs` treat the backbone differently from the head.
+        """
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        """Tell the network the progress of the training; called before each step.
+
+        Args:
+            epoch: number of complete epochs.
+            epochs: number of epochs in the whole training.
+        """
