@@ -21,7 +21,6 @@ __all__ = [
     "LoadReport",
     "Network",
     "build_from",
-    "build_model",
     "check_input_size",
     "count_macs",
     "count_parameters",
@@ -32,7 +31,7 @@ _PLAIN = ("plain",) * 6
 _IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")
 _AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
 
-#: Networks by name; each is called with the number of identities and the network's own options.
+#: Fixed networks by name; each takes the number of identities and its own options.
 NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet50": ResNet50,
     "pcb": PCB,
@@ -48,36 +47,23 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> Network:
-    """Build a network with newly initialised weights.
-
-    In training mode, the network returns (embedding, logits); in evaluation mode, the embedding (B, D) that is
-    used for ranking. Modules named `classifier` depend on the number of identities.
-
-    Args:
-        name: one of `NETWORKS`.
-        num_identities: number of identities in the training set.
-        options: the network's options: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb).
-
-    Raises:
-        ConfigError: the network or an option is unknown, an option is missing, or a value is out of range.
-    """
-    return build_from(NETWORKS, name, num_identities, options)
-
-
 def build_from(
     networks: Mapping[str, Callable[..., Network]],
     name: str,
     num_identities: int,
     options: Mapping[str, Any],
 ) -> Network:
-    """Build one of several networks by name, like `build_model`, which only knows the networks of this package.
+    """Build a network by name, with newly initialised weights.
 
     Args:
-        networks: constructors by name; called with the number of identities and the network's own options.
+        networks: functions or classes that take the number of identities and the network's own options. The options of
+            one with ``**options`` are not checked here.
+        name: a key of `networks`.
+        num_identities: number of identities in the training set, 1 or more.
+        options: the network's own options by name.
 
     Raises:
-        ConfigError: as in `build_model`.
+        ConfigError: the network or an option is unknown, an option is missing, or a value is out of range.
     """
     if name not in networks:
         nearest = difflib.get_close_matches(name, networks, n=1, cutoff=0)[0]
@@ -87,11 +73,10 @@ def build_from(
     if num_identities < 1:
         raise ConfigError(f"{name}: num_identities = {num_identities}: must be at least 1")
     build = networks[name]
-    known = {
-        key: value for key, value in inspect.signature(build).parameters.items() if key != "num_identities"
-    }
+    parameters = [p for p in inspect.signature(build).parameters.values() if p.name != "num_identities"]
+    known = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
     unknown = next((option for option in options if option not in known), None)
-    if unknown is not None:
+    if unknown is not None and len(known) == len(parameters):
         raise ConfigError(f"{name} has no option {unknown!r}; its options are: {', '.join(known) or 'none'}")
     for option, parameter in known.items():
         if parameter.default is parameter.empty and option not in options:
