@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -16,11 +16,13 @@ from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.data.images import Images
+from autoreid.data.records import ReidDataset
 from autoreid.data.training_data import (
     TrainingData,
     build_search_data,
     build_training_data,
-    draw_people,
+    generate_people,
+    read_datasets,
     run_images,
 )
 from autoreid.distributed import StopSignal, World, explain_nondeterminism, gather_objects, on_main
@@ -113,27 +115,32 @@ def with_genotype(config: Config) -> Config:
 
 
 def build_task(
-    config: Config, world: World, images: Images | None = None
+    config: Config,
+    world: World,
+    images: Images | None = None,
+    datasets: Mapping[str, ReidDataset] | None = None,
 ) -> tuple[TrainingData, SearchTask | TrainTask]:
     """Build the data and the task (search or training) of a config.
 
     Args:
         images: decoder or cache of the images; None if no image is to be read yet.
+        datasets: the data sets of the run; None to read them.
 
     Raises:
         ConfigError, DataError: config and data do not fit together.
     """
     if config.task == "search":
-        search_data = build_search_data(config, world, images)
+        search_data = build_search_data(config, world, images, datasets)
         return search_data, build_search(config, search_data, world)
-    data = build_training_data(config, world, images)
+    data = build_training_data(config, world, images, datasets)
     return data, build_training(config, data, world)
 
 
 def run(config: Config, world: World, stop: StopSignal) -> None:
     """Run the task of a config, from its last checkpoint if there is one, and write the run folder."""
-    on_main(lambda: draw_people(config.data))
-    data, task = build_task(config, world, run_images(config, world))
+    on_main(lambda: generate_people(config.data))
+    datasets = on_main(lambda: read_datasets(config))
+    data, task = build_task(config, world, run_images(config, world, datasets), datasets)
     folder = RunFolder(config.output_dir / config.task_name)
     with ExitStack() as stack:
 

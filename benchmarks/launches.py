@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
@@ -199,7 +199,7 @@ def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> Sea
             *changes,
         ],
     )
-    draw_people(config.data)
+    generate_people(config.data)
     _, task = build_task(config, World(0, 1, 0, META))
     precisions, optimizers = [task.precision], [task.state.weight_optimizer]
     if isinstance(task, SearchTask):

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from autoreid.config import OsnetAin, ReidCell, Search
 from autoreid.data.images import Images
-from autoreid.data.training_data import build_search_data, draw_people
+from autoreid.data.training_data import build_search_data, generate_people
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
@@ -173,7 +173,7 @@ def end_to_end(recipe: str, steps: int, compiled: bool) -> dict[str, dict[str, f
         for name, builder in build.items():
             changes = [f"data.root={folder}", f"training.compile={json.dumps(name == COMPILED)}"]
             config = load_config(ROOT / "configs" / recipe, changes)
-            draw_people(config.data)
+            generate_people(config.data)
             with mock.patch.object(ReidCellSpace, "build_supernet", builder):
                 images = Images(config.data.height, config.data.width)
                 tasks[name] = build_search(config, build_search_data(config, world, images), world)

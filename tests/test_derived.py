@@ -125,7 +125,7 @@ def test_parameters_are_those_of_the_chosen_operations_only(genotype):
         older, newer = newer, len(cell) * c
     total += 2 * newer
     assert count_parameters(network) == total
-    assert count_parameters(network, without_classifier=False) == total + newer * identities
+    assert sum(parameter.numel() for parameter in network.parameters()) == total + newer * identities
     assert network.embedding_size == newer
 
 
@@ -237,7 +237,7 @@ def test_the_auxiliary_head_follows_the_cell_at_two_thirds_and_in_training_only(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "derived needs the option 'genotype'"),
+        ({}, "derived requires the option 'genotype'"),
         ({"channels": 0}, "channels = 0: must be 1 or more"),
         ({"channels": 4.5}, "channels = 4.5"),
         ({"cells_per_stage": ()}, "cells_per_stage = .*must be a list"),

@@ -57,7 +57,7 @@ def world_of(tmp_path_factory):
 
 
 def by_hand(model, data, metric, flip=False):
-    """The data set's result and features, each image embedded by itself."""
+    """Return the result and features of a data set, embedding one image at a time."""
 
     def embed(path):
         with Image.open(path) as file:
@@ -65,7 +65,7 @@ def by_hand(model, data, metric, flip=False):
             feature = model(picture)[0]
             if not flip:
                 return feature
-            # The files have the network's own size: nothing is resized.
+            # The files have the network's input size, so nothing is resized.
             return (feature + model(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))[0]) / 2
 
     query, gallery = (
@@ -179,7 +179,7 @@ def test_reranked_lists_and_figures_are_those_of_the_whole_matrix(metric):
         for N in (12, 40)
     )
     comparison = Comparison(query, gallery, metric, True, torch.device("cpu"))
-    matrix = rerank(query.features, gallery.features, metric=metric).full().numpy()
+    (matrix,) = (block.numpy() for block in rerank(query.features, gallery.features, metric=metric))
     numbers = [query.identities, gallery.identities, query.cameras, gallery.cameras]
     assert comparison.evaluate(RANKS) == evaluate_distances(matrix, *numbers, ranks=RANKS)
     chosen = np.array([7, 0, 11])
@@ -192,14 +192,14 @@ def test_reranking_on_the_command_line(world_of, tmp_path, capsys):
     saved = tmp_path / "out" / "net0" / "people0"
     query, gallery = (FeatureSet.load(saved / f"{part}.npz") for part in ("query", "gallery"))
     numbers = [query.identities, gallery.identities, query.cameras, gallery.cameras]
-    matrix = rerank(query.features, gallery.features).full()
+    (matrix,) = rerank(query.features, gallery.features)  # a single block
     assert_same(cell, evaluate_distances(matrix, *numbers, ranks=RANKS))
     assert cell["rerank"] is True
     assert (saved / "ranked_lists.png").exists()
 
 
 def write_features(folder):
-    """Feature files in which query 0 finds its match second, query 1 first, and query 2 has none."""
+    """Write feature files in which query 0 has its match at rank 2, query 1 at rank 1, and query 2 has none."""
     query = {"features": [[0.0], [10.0], [20.0]], "identities": [1, 2, 3], "cameras": [1, 1, 1]}
     gallery = {"features": [[1.0], [2.0], [10.5]], "identities": [7, 1, 2], "cameras": [2, 2, 2]}
     for name, arrays in (("query", query), ("gallery", gallery)):
@@ -218,7 +218,7 @@ def test_bare_feature_files_of_another_system_are_ranked(tmp_path, capsys):
 def test_features_without_images_give_all_but_the_ranked_lists(tmp_path, capsys, caplog):
     folder = tmp_path / "out"
     assert main([*write_features(tmp_path), "--output", str(folder)]) == 0
-    assert "no ranked lists" in caplog.text
+    assert "cannot draw ranked lists" in caplog.text
     assert "1 of 3 queries have no match" in capsys.readouterr().out
     assert (folder / "result.json").exists()
     assert (folder / "cmc.png").exists() == HAS_MATPLOTLIB
@@ -286,8 +286,11 @@ def test_an_error_of_rank_0_reaches_every_rank(world_of, tmp_path):
         (["--checkpoint", "x", "--data", "y", "--query", "q.npz", "--gallery", "g.npz"], "give either"),
         (["--query", "q.npz", "--gallery", "g.npz"], "q.npz: cannot read the features"),
         (["--query", "q.npz", "--gallery", "g.npz", "--flip"], "--flip"),
-        (["--query", "q.npz", "--gallery", "g.npz", "--precision", "tf32"], "--precision: features in files"),
-        (["--query", "q.npz", "--gallery", "g.npz", "--rows", "0"], "--rows 0: must be 1 or more"),
+        (
+            ["--query", "q.npz", "--gallery", "g.npz", "--precision", "tf32"],
+            "--precision: requires --checkpoint",
+        ),
+        (["--query", "q.npz", "--gallery", "g.npz", "--rows", "0"], "--rows 0: must be at least 1"),
         (["--checkpoint", "a=x/y", "--data", "z"], "--checkpoint a=x/y: no such file or folder: x/y"),
     ],
 )
@@ -302,10 +305,11 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments, message, capsy
 def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):
     network, people = str(world_of / "net0"), str(world_of / "people0")
     cases = {
-        "another one is called net0 too; give NAME=PATH": ["--checkpoint", network] * 2 + ["--data", people],
-        "not a data set; expected bounding_box_train": ["--checkpoint", network, "--data", str(tmp_path)],
+        "the name net0 is already used; give a unique NAME=PATH": ["--checkpoint", network] * 2
+        + ["--data", people],
+        "unknown layout; expected bounding_box_train": ["--checkpoint", network, "--data", str(tmp_path)],
         "holds a run": ["--checkpoint", network, "--data", people, "--output", str(world_of / "net0")],
-        "features of 2 dimensions; those of": write_features(tmp_path),
+        "features have 2 dimensions, but those in": write_features(tmp_path),
     }
     (world_of / "net0" / "config.yaml").touch()
     np.savez(

@@ -153,7 +153,7 @@ def test_if_dot_fails_the_texts_are_kept_with_one_warning(tmp_path, caplog):
 
 def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Exception, match=r"file/demo: cannot make the folder: Not a directory") as caught:
+    with pytest.raises(Exception, match=r"file/demo: cannot create the folder: Not a directory") as caught:
         draw_genotype(published(), tmp_path / "file" / "demo", "EP01", "")
     assert caught.value.exit_status == 2
 
@@ -193,7 +193,7 @@ def test_render_command_writes_to_another_folder(tmp_path):
         ("missing.json", None, "missing.json: no such file or folder"),
         ("bad.json", '{"space": "reid_cell"}', "bad.json: not a genotype: normal"),
         ("torn.json", '{"space": ', "torn.json: not a genotype"),
-        ("notes.txt", "hello", "notes.txt: not something to draw"),
+        ("notes.txt", "hello", "notes.txt: cannot be drawn"),
         ("empty", "FOLDER", "empty: nothing to draw"),
     ],
 )

@@ -79,7 +79,7 @@ def test_cells_inherit_the_weights_of_their_supernet(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "name", "options", "message"),
     [
-        (OSNET, "derived", {"genotype": str(BLOCKS), "width": 0.5}, "these are weights of another network"),
+        (OSNET, "derived", {"genotype": str(BLOCKS), "width": 0.5}, "the weights are for another network"),
         (OSNET, "osnet_ain_x0_25", {}, "the checkpoint of a search needs model.name: derived"),
         (
             OSNET,

@@ -48,7 +48,7 @@ def test_one_line_and_status_1_while_the_main_thread_waits(tmp_path):
     ranks = _ranks(WAITS, str(tmp_path / "log"), size=2)
     said = [process.communicate(timeout=60)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1]
-    assert said[0].startswith("autoreid: lost contact with another rank, whose log says why: ")
+    assert said[0].startswith("autoreid: lost contact with another rank, see its log for the reason: ")
     assert "TIMEOUT" in said[0]
     assert len(said[0].splitlines()) == 1
     assert said[1] == ""

@@ -194,7 +194,9 @@ def test_it_inherits_the_weights_of_its_blocks(genotype):
 
 
 def test_another_spaces_options_and_networks_are_refused():
-    with pytest.raises(ConfigError, match=r"derived \(osnet_ain\) has no option 'channels'; it has genotype"):
+    with pytest.raises(
+        ConfigError, match=r"derived \(osnet_ain\) has no option 'channels'; its options are: genotype"
+    ):
         build(channels=16)
     with pytest.raises(ConfigError, match=r"width = 0\.1: must be at least 0\.25"):
         build(width=0.1)

@@ -171,7 +171,7 @@ def test_claim_of_a_folder_with_a_broken_config_says_so(tmp_path, text):
 def test_a_folder_that_cannot_be_made_is_named_with_its_key(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        ConfigError, match=r"file/demo: cannot make the folder: Not a directory; set output_dir"
+        ConfigError, match=r"file/demo: cannot create the folder: Not a directory; set output_dir"
     ):
         RunFolder(tmp_path / "file" / "demo").create()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.recipes import load_config
 from autoreid.slurm.job_options import JobOptions
 from autoreid.slurm.submit import plan_run
@@ -30,7 +30,7 @@ def submit(folder, script, *line, path=None, here=True):
 def recipe(tmp_path):
     """A search whose synthetic data exist, with enough people for 16 ranks."""
     path = write_tiny(tmp_path, data__synthetic__people__train_identities=20)
-    draw_people(load_config(path).data)
+    generate_people(load_config(path).data)
     return path
 
 

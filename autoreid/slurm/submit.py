@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from autoreid.config import Config
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.files import write_atomically
@@ -103,7 +103,7 @@ def plan_run(
     RunFolder(folder).check_claim(config, MAY_DIFFER)
     check_not_queued(folder)
     if may_generate:
-        draw_people(config.data)
+        generate_people(config.data)
     missing = [name for name in config.data.synthetic if not (config.data.root / name).exists()]
     if missing:
         names = ", ".join(missing)

@@ -13,7 +13,7 @@ from autoreid import distributed
 from autoreid.config import Config, SyntheticPeople
 from autoreid.data.datasets.market1501 import FOLDERS
 from autoreid.data.synthetic.people import write_synthetic_people
-from autoreid.data.training_data import run_images
+from autoreid.data.training_data import read_datasets, run_images
 from autoreid.distributed import World
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
@@ -124,4 +124,5 @@ def placed(config: Config) -> Iterator[World]:
 
 def build(config: Config, world: World) -> SearchTask | TrainTask:
     """Build the search or training as `python -m autoreid.train` does, with its image cache."""
-    return build_task(config, world, run_images(config, world))[1]
+    datasets = read_datasets(config)
+    return build_task(config, world, run_images(config, world, datasets), datasets)[1]

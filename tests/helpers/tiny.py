@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from autoreid.config import Config
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.recipes import load_config
 
 TINY: dict[str, Any] = {
@@ -104,5 +104,5 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
 def tiny_config(folder: Path, **changes: Any) -> Config:
     """Write and load the config file, and generate its synthetic people."""
     config = load_config(write_tiny(folder, **changes))
-    draw_people(config.data)
+    generate_people(config.data)
     return config
