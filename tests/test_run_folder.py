@@ -82,7 +82,7 @@ def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
     assert str(caught.value) == (
         f"{folder.root} belongs to a run of another config: data.batch_size was 64, is now 32; "
         "losses.margin was 0.3, is now null; model.options was {}, is now not set and 2 more; "
-        "give another task_name, or delete the folder to start anew"
+        "give another task_name, or delete the folder to start over"
     )
     assert load_config(folder.config) == config_of()
 

@@ -68,7 +68,7 @@ class _Raw(NamedTuple):
 
 
 class _Batches(Dataset[_Raw]):
-    """Loads whole batches."""
+    """Load whole batches."""
 
     def __init__(
         self, split: Split, labels: npt.NDArray[np.int64], images: Images, augmentation: Augmentation

@@ -104,7 +104,7 @@ class PeriodicLine:
 
 
 class _Console(logging.Handler):
-    """Writes one line per message to stderr, above the progress bar if there is one."""
+    """Write one line per message to stderr, above the progress bar if there is one."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

@@ -25,7 +25,7 @@ from autoreid.recipes import parse_config
 
 _log = logging.getLogger(__name__)
 _REMEDY = "set output_dir to a folder that can be written"
-_ANEW = "give another task_name, or delete the folder to start anew"
+_ANEW = "give another task_name, or delete the folder to start over"
 #: A restarted job can begin before all processes of its last start have exited.
 LOCK_WAIT_SECONDS = 60.0
 
@@ -50,7 +50,7 @@ class RunFolder:
             make_folder(folder, _REMEDY)
 
     def claim(self, config: Config, may_differ: Collection[str] = ()) -> None:
-        """Creates the folders and writes the run's resolved config, or checks that the run there has the same one.
+        """Create the folders and write the run's resolved config, or check that the run there has the same one.
 
         Args:
             config: of the run.
@@ -66,7 +66,7 @@ class RunFolder:
             write_atomically(self.config, config.to_yaml().encode())
 
     def check_claim(self, config: Config, may_differ: Collection[str] = ()) -> None:
-        """Raises what `claim` would raise; writes nothing."""
+        """Raise what `claim` would raise; write nothing."""
         self._check(config, may_differ)
 
     def _check(self, config: Config, may_differ: Collection[str]) -> Config | None:

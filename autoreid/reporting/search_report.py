@@ -70,7 +70,7 @@ class SearchReport(RunReport):
             self.board.picture(f"genotype/{part}", picture, self.state.step)
 
     def _undecided(self, result: SearchResult) -> str:
-        """Says how many choices are undecided, for the caption; nothing if all are decided."""
+        """Say how many choices are undecided, for the caption; nothing if all are decided."""
         counts = undecided(result.probabilities, self.task.space.choices())
         total = sum(len(values) for values in result.probabilities.values())
         count = sum(counts.values())

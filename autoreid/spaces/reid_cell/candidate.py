@@ -75,7 +75,7 @@ class Candidate(nn.Module, ABC):
 
 
 class PerEdge(Candidate):
-    """Makes a candidate from ordinary modules, one for each edge, and the norm that is scaled by the mixing weight.
+    """Make a candidate from ordinary modules, one for each edge, and the norm that is scaled by the mixing weight.
 
     It computes the edges one after the other. For speed, write the operation as a `Candidate` that computes all edges
     at once.
