@@ -66,8 +66,9 @@ def by_evolution(
 ) -> Genotype:
     """Choose the network with the highest mAP in the supernet, by evolution (arXiv 1904.00420).
 
-    A generation consists of the parents, which are the better half of all networks seen so far, and their mutations.
-    Each network is measured with its own running statistics, because those of the supernet are means over all networks. The images of a measurement are spread over the ranks.
+    A generation consists of mutations of the parents, which are the better half of the networks measured so far. Each
+    network is measured with its own running statistics, because those of the supernet are means over all networks. The
+    images of a measurement are spread over the ranks.
     """
     settings = config.search.one_shot
     rng = np.random.default_rng(derive_seed(config.seed, "evolution"))

@@ -69,7 +69,7 @@ class Relaxation(ABC):
         return None
 
     def evaluation(self, alphas: Alphas) -> tuple[Any, ...]:
-        """Return what the supernet takes in addition to the images when retrieval is measured: without noise or gradient."""
+        """Return what the supernet takes in addition to the images when it is measured: without noise or gradient."""
         return (self.probabilities(alphas),)
 
     def probabilities(self, alphas: Alphas) -> Mixing:
