@@ -202,7 +202,10 @@ def summarise(result: EpochResult) -> str:
         if len(result.retrieval.targets) > 1:
             each = [f"{name} {100 * found.map:.1f}" for name, found in result.retrieval.targets.items()]
             text += f", mAP by target: {', '.join(each)}"
-    entropy = [
-        f"{name.split('/')[0]} {value:.3f}" for name, value in metrics.items() if name.endswith("/entropy")
-    ]
-    return f"{text}, entropy {', '.join(entropy)}" if entropy else text
+    signs = {"entropy": "{:.3f}", "undecided": "{:.0%}"}
+    for sign, form in signs.items():
+        values = {name.split("/")[0]: value for name, value in metrics.items() if name.endswith(f"/{sign}")}
+        if values:
+            each = [f"{group} {form.format(value)}" for group, value in values.items()]
+            text += f", {sign} {', '.join(each)}"
+    return text
