@@ -45,7 +45,7 @@ class SearchCost:
         self._choices = costly_choices(space)
 
     def measure(self) -> None:
-        """Measures the table if there is none yet; all ranks call it together.
+        """Measure the table if there is none yet; all ranks call it together.
 
         Raises:
             ConfigError: an option of the derived network is wrong, or the cheapest network exceeds the limit.
@@ -70,16 +70,16 @@ class SearchCost:
         return self._table
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the table as plain values and tensors."""
+        """Return the table as plain values and tensors."""
         return {} if self._table is None else self._table._asdict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a table."""
+        """Restore a table."""
         self._table = CostTable(**state) if state else None
         self.__dict__.pop("_terms", None)
 
     def expected(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Computes the expected cost (), differentiable in the probabilities (E, O).
+        """Compute the expected cost (), differentiable in the probabilities (E, O).
 
         Only candidates that a genotype may have count: otherwise `none` would lower the cost of the mixture, but not
         that of the derived network. Equal probabilities give the mean cost of random genotypes.
@@ -91,23 +91,23 @@ class SearchCost:
         return torch.stack(totals).sum() + self.table.base
 
     def gradients(self, alphas: Alphas, relaxation: Relaxation) -> list[Tensor]:
-        """Computes the gradient of weight · expected cost / mean cost of random genotypes, for each parameter."""
+        """Compute the gradient of weight · expected cost / mean cost of random genotypes, for each parameter."""
         with torch.enable_grad():
             value = self.settings.weight / self.table.mean * self.expected(relaxation.distribution(alphas))
             return list(torch.autograd.grad(value, list(alphas.parameters()), materialize_grads=True))
 
     def of(self, genotype: Genotype) -> float:
-        """Returns the cost of a genotype's network, in the unit of the measure."""
+        """Return the cost of a genotype's network, in the unit of the measure."""
         return self.table.of(self.space.path(genotype))
 
     def fits(self, genotype: Genotype) -> bool:
-        """Returns whether a genotype does not exceed the limit."""
+        """Return whether a genotype does not exceed the limit."""
         limit = self.settings.limit
         # Costs are fitted, up to rounding.
         return limit is None or self.of(genotype) <= limit * (1 + 1e-9)
 
     def within_limit(self, genotype: Genotype, scores: Mapping[str, Tensor]) -> Genotype:
-        """Returns a genotype that does not exceed the limit, with a small loss of score.
+        """Return a genotype that does not exceed the limit, with a small loss of score.
 
         As long as it exceeds it, one choice is changed: the one that loses the least score for each unit that is
         saved. If that does not suffice, the cheapest network of the space is returned.
@@ -127,7 +127,7 @@ class SearchCost:
         return genotype
 
     def cheapest(self) -> Genotype:
-        """Returns the cheapest network of the space."""
+        """Return the cheapest network of the space."""
         least = min(costs.min().item() for costs in self.table.costs.values())
         values = {}
         for name, group in self._choices.items():

@@ -48,7 +48,7 @@ class CostTable(NamedTuple):
     mean: float
 
     def of(self, path: Sample) -> float:
-        """Returns the cost of a network from the candidates that form it."""
+        """Return the cost of a network from the candidates that form it."""
         chosen = (
             costs[row, column].item()
             for name, costs in self.costs.items()
@@ -59,7 +59,7 @@ class CostTable(NamedTuple):
 
 
 def costly_choices(space: Space) -> dict[str, Choices]:
-    """Returns the groups of choices that have costs: not families, which weigh what other groups choose."""
+    """Return the groups of choices that have costs: not families, which weigh what other groups choose."""
     return {name: group for name, group in space.choices().items() if group.family is None}
 
 
@@ -70,7 +70,7 @@ def genotype_of(space: Space, values: Mapping[str, Tensor]) -> Genotype:
 
 
 def one_hot(choices: Mapping[str, Choices], path: Sample) -> dict[str, Tensor]:
-    """Returns values (E, O) for each group: 1 for the candidates of a path, otherwise 0."""
+    """Return values (E, O) for each group: 1 for the candidates of a path, otherwise 0."""
     found = {name: torch.zeros(group.shape) for name, group in choices.items()}
     for name, values in found.items():
         for row, column in enumerate(path[name]):
@@ -97,13 +97,13 @@ class CostMeter:
         return self.config.search.cost.measure == "latency"
 
     def network(self, genotype: Genotype) -> Network:
-        """Builds the network of a genotype."""
+        """Build the network of a genotype."""
         known = inspect.signature(self.space.network_type).parameters
         own = {key: value for key, value in self.config.search.space_section if key in known}
         return build_derived(1, genotype, **own | self.config.search.cost.options)
 
     def structure(self, genotype: Genotype) -> Hashable:
-        """Returns what modules the network has in each block, in any order.
+        """Return what modules the network has in each block, in any order.
 
         Networks of equal structure are taken to have equal costs.
         """
@@ -112,7 +112,7 @@ class CostMeter:
         return frozenset(Counter(_description(*named) for named in network.named_modules()).items())
 
     def costs(self, genotypes: Sequence[Genotype]) -> list[float]:
-        """Measures networks in millions of parameters, GMACs or milliseconds, as the config says."""
+        """Measure networks in millions of parameters, GMACs or milliseconds, as the config says."""
         data = self.config.data
         if self.is_noisy:
             device = self.world.device
@@ -140,7 +140,7 @@ def _description(name: str, module: nn.Module) -> tuple[str, str, str]:
 def latencies(
     networks: Sequence[Callable[[Tensor], Any]], images: Tensor, precision: PassPrecision
 ) -> list[float]:
-    """Returns the time of a forward pass of each network in milliseconds.
+    """Return the time of a forward pass of each network in milliseconds.
 
     It is the shortest of several: other programs on the device can only add to it, and would change the median. The
     networks take turns, so that a change of the device's speed affects all of them.
@@ -159,7 +159,7 @@ def latencies(
 
 
 def build_table(space: Space, meter: CostMeter) -> CostTable:
-    """Fits a table to networks that differ from a first one in one choice, and to networks of equal choices.
+    """Fit a table to networks that differ from a first one in one choice, and to networks of equal choices.
 
     Of networks that consist of the same modules, one is measured. Where measurements are noisy, random networks are
     added, because errors add up in networks that differ in many choices.
@@ -191,7 +191,7 @@ def build_table(space: Space, meter: CostMeter) -> CostTable:
 def fit_costs(
     choices: Mapping[str, Choices], paths: Sequence[Sample], wanted: Sequence[float]
 ) -> tuple[float, dict[str, Tensor]]:
-    """Fits a constant and a cost for each candidate to the costs of networks, by least squares of minimum norm.
+    """Fit a constant and a cost for each candidate to the costs of networks, by least squares of minimum norm.
 
     Args:
         choices: the groups.

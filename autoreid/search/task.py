@@ -23,7 +23,7 @@ from autoreid.search.progress import SearchProgress
 from autoreid.search.read_out import by_evolution, by_perturbation
 from autoreid.search.relaxations import Relaxation
 from autoreid.search.schedules import alpha_learning_rate
-from autoreid.search.signs import best_columns, search_signs
+from autoreid.search.signs import best_columns, search_signs, undecided
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Space
 from autoreid.training.accumulation import Accumulation
@@ -73,7 +73,7 @@ class SearchState(RunState):
     cost: SearchCost | None = None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state; those of older versions have no progress, which then starts anew."""
+        """Restore a state; those of older versions have no progress, which is then empty."""
         super().load_state_dict({"progress": self.progress.state_dict(), **state})
 
 
@@ -112,16 +112,16 @@ class SearchTask:
     network: nn.Module
 
     def learning_rate(self) -> float:
-        """Returns the learning rate of the weights in the next step."""
+        """Return the learning rate of the weights in the next step."""
         return learning_rate(self.config.training, self.state.step, self.state.steps_per_epoch)
 
     def alpha_learning_rate(self) -> float:
-        """Returns the learning rate of the alphas in the next step."""
+        """Return the learning rate of the alphas in the next step."""
         config, state = self.config, self.state
         return alpha_learning_rate(config.search, config.training, state.step, state.steps_per_epoch)
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
-        """Performs one step of the alphas and one of the weights."""
+        """Perform one step of the alphas and one of the weights."""
         state = self.state
         if state.cost is not None:
             state.cost.measure()
@@ -149,12 +149,15 @@ class SearchTask:
         state = self.state
         state.alpha_optimizer.zero_grad()
         metrics = self._backward(self.network, batch, self._alphas_learn())
-        own = [alpha.grad for alpha in state.alphas.parameters() if alpha.grad is not None]
+        own: list[Tensor] = []
+        if self._alphas_learn():
+            # A sample may leave alphas without a gradient.
+            own = [torch.zeros_like(a) if a.grad is None else a.grad for a in state.alphas.parameters()]
         gradients, agreement = average_and_agree_on_step(own, (batch,), stop)
         return agreement, metrics, self._step_alphas(gradients)
 
     def dry_run(self, batches: Iterator[Batch]) -> None:
-        """Computes the gradients of a step without DDP. No state changes."""
+        """Compute the gradients of a step without DDP. No state changes."""
         state, weight_batch = self.state, next(batches)
         # Both batches are in memory before either is used, as in a step.
         alpha_batch = None if state.alpha_stream is None else next(batches)
@@ -167,7 +170,7 @@ class SearchTask:
         state.alpha_optimizer.zero_grad()
 
     def _backward(self, network: nn.Module, batch: Batch, alphas_learn: bool) -> Tensor:
-        """Computes the gradient of the weights, and of the alphas if they learn from it; returns the metrics."""
+        """Compute the gradient of the weights, and of the alphas if they learn from it; returns the metrics."""
         self.state.weight_optimizer.zero_grad()
         metrics, count = [], self.accumulation.count
         with self.precision.backends():
@@ -198,7 +201,7 @@ class SearchTask:
             group["lr"] = self.alpha_learning_rate()
 
     def _step_alphas(self, gradients: Sequence[Tensor]) -> list[Norms]:
-        """Performs a step with averaged gradients and returns their norms. Without gradients it does nothing.
+        """Perform a step with averaged gradients and return their norms. Without gradients, do nothing.
 
         The gradient of the expected cost is the same on every rank and for all images, so that it is added here.
         """
@@ -217,13 +220,13 @@ class SearchTask:
         return [norms_of(names, gradients)]
 
     def genotype(self) -> Genotype:
-        """Returns the genotype that the search has found so far."""
+        """Return the genotype that the search has found so far."""
         if self.state.progress.found is not None:
             return self.state.progress.found
         return self._most_probable(self.relaxation.probabilities(self.state.alphas))
 
     def end_epoch(self) -> SearchResult:
-        """Closes the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
+        """Close the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
         config, state = self.config, self.state
         metrics = close_epoch(state, config.training.epochs)
         probabilities = self.relaxation.probabilities(state.alphas)
@@ -245,7 +248,8 @@ class SearchTask:
     def _signs(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
         """The signs of the epoch, which the progress keeps."""
         choices, progress = self.space.choices(), self.state.progress
-        signs = search_signs(probabilities, choices, self.space.watched())
+        progress.undecided = undecided(probabilities, choices, progress.leads())
+        signs = search_signs(probabilities, choices, self.space.watched(), progress.undecided)
         signs |= progress.gradient_signs()
         signs |= progress.changes(best_columns(probabilities, choices))
         progress.signs = signs
@@ -261,7 +265,7 @@ class SearchTask:
         return cost.within_limit(genotype, logarithms)
 
     def _check_collapse(self, probabilities: Mapping[str, Tensor]) -> None:
-        """Stops the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
+        """Stop the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
 
         The last genotype before them is the result.
         """
