@@ -208,7 +208,6 @@ class SearchTask:
         if not gradients:
             return []
         state = self.state
-        state.progress.add(gradients)
         if state.cost is not None and self.config.search.cost.weight:
             added = state.cost.gradients(state.alphas, self.relaxation)
             gradients = [gradient + more for gradient, more in zip(gradients, added, strict=True)]
@@ -217,6 +216,7 @@ class SearchTask:
             names.append(f"alphas.{name}")
             alpha.grad = gradient
         state.alpha_optimizer.step()
+        state.progress.add(gradients)
         return [norms_of(names, gradients)]
 
     def genotype(self) -> Genotype:
