@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 import signal
 import threading
@@ -183,6 +185,13 @@ class BatchStream:
     def preview(self) -> Batch:
         """The batch that comes next, loaded here and now; the position stays."""
         return self._batches[next(iter(_Keys(self.sampler)))].finished(self._device)
+
+    def first_batches(self, epoch: int, count: int) -> Iterator[Batch]:
+        """Load the first `count` batches of an epoch in this process, without advancing the position."""
+        sampler = copy.copy(self.sampler)
+        sampler.epoch, sampler.batch = epoch, 0
+        for key in itertools.islice(_Keys(sampler), count):
+            yield self._batches[key].finished(self._device)
 
     def state_dict(self) -> dict[str, int]:
         """The sampler's position."""

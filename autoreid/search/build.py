@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alphas=alphas,
         alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
+        alphas_before=copy.deepcopy(alphas) if config.search.alphas_see == "domains" else None,
         metric_names=loss.metric_names,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
     )
@@ -72,7 +75,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         PassPrecision(alpha_precision, world.device),
         accumulation,
     )
-    if graphs and not single and search.order == "first":
+    architect.by_running_statistics = search.alphas_see == "domains"
+    if graphs and not single and search.order == "first" and not architect.by_running_statistics:
         mixing = _example_mixing(relaxation, alphas, requires_grad=True)
         architect.captured = capture_alphas(supernet, config, world, mixing)
     return SearchTask(

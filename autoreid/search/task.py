@@ -18,6 +18,7 @@ from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.collapse import search_signs
+from autoreid.search.domains import domain_gains
 from autoreid.search.relaxations import Relaxation
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Space
@@ -46,13 +47,21 @@ class SearchState(RunState):
         alphas: the architecture parameters.
         alpha_optimizer: their optimiser.
         alpha_stream: batches for the alphas; None if they learn from the weights' batches.
+        alphas_before: the alphas at the start of the epoch; None unless an epoch leaves a domain out.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = (*RunState.PARTS, "alphas", "alpha_optimizer", "alpha_stream")
+    PARTS: ClassVar[tuple[str, ...]] = (
+        *RunState.PARTS,
+        "alphas",
+        "alpha_optimizer",
+        "alpha_stream",
+        "alphas_before",
+    )
 
     alphas: Alphas
     alpha_optimizer: torch.optim.Optimizer
     alpha_stream: BatchStream | None
+    alphas_before: Alphas | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,18 @@ class SearchTask:
         """Reads the genotype from the alphas."""
         return self.space.genotype(self.relaxation.probabilities(self.state.alphas))
 
+    def _domain_gains(self, before: Alphas) -> dict[str, float]:
+        """Measures what the closed epoch has gained on two domains, and starts the next one."""
+        config, state = self.config, self.state
+        assert state.alpha_stream is not None  # noqa: S101
+        gains: dict[str, float] = {}
+        if state.epoch > config.search.warmup_epochs:
+            gains = domain_gains(
+                self.architect, before, state.alpha_stream, state.step, len(config.data.sources)
+            )
+        before.load_state_dict(state.alphas.state_dict())
+        return gains
+
     def end_epoch(self) -> SearchResult:
         """Closes the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
         config, state = self.config, self.state
@@ -210,4 +231,6 @@ class SearchTask:
         probabilities = self.relaxation.probabilities(state.alphas)
         on_cpu = {name: values.cpu() for name, values in probabilities.items()}
         metrics |= search_signs(on_cpu, self.space.choices(), self.space.watched())
+        if state.alphas_before is not None:
+            metrics |= self._domain_gains(state.alphas_before)
         return SearchResult(state.epoch, metrics, retrieval, is_best, genotype, on_cpu)
