@@ -20,6 +20,7 @@ from autoreid.search.architect import Architect
 from autoreid.search.collapse import search_signs
 from autoreid.search.domains import domain_gains
 from autoreid.search.relaxations import Relaxation
+from autoreid.search.schedules import alpha_learning_rate
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Space
 from autoreid.training.accumulation import Accumulation
