@@ -51,8 +51,8 @@ class SearchData(TrainingData):
     """What a search learns from and is measured on.
 
     Attributes:
-        alpha_stream: batches of other images of the same identities, that train the alphas; None where the
-            alphas learn from the weights' batches.
+        alpha_stream: batches of other images, for training the alphas, see `search.alphas_see`; None if the alphas
+            are trained on the batches of the weights.
     """
 
     alpha_stream: BatchStream | None

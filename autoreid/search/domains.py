@@ -15,7 +15,12 @@ BATCHES = 4
 
 
 def domain_gains(
-    architect: Architect, before: Alphas, stream: BatchStream, step: int, domains: int
+    architect: Architect,
+    before: Alphas,
+    stream: BatchStream,
+    step: int,
+    domains: int,
+    layout: torch.memory_format,
 ) -> dict[str, float]:
     """Measures how much the alphas' loss is lower than with the alphas from the start of the epoch.
 
@@ -29,17 +34,18 @@ def domain_gains(
         stream: batches of the alphas, at the start of the next epoch.
         step: number of completed steps.
         domains: number of domains, which are left out in turn.
+        layout: memory layout of the images.
 
     Returns:
         `left_out_gain`: of the domain that the epoch left out; `seen_gain`: of the domain that the next one leaves
         out. Each is measured on the first batches of the next epoch that uses the domain.
     """
     epoch = stream.sampler.epoch
-    gains = [
-        torch.stack([_gain(architect, before, batch, step) for batch in stream.first_batches(when, BATCHES)])
-        for when in (epoch - 1 + domains, epoch)
-    ]
-    (means,), _ = average_and_agree([torch.stack([values.mean() for values in gains])])
+    gains = []
+    for when in (epoch - 1 + domains, epoch):
+        batches = (batch.to(batch.images.device, layout) for batch in stream.first_batches(when, BATCHES))
+        gains.append(torch.stack([_gain(architect, before, batch, step) for batch in batches]).mean())
+    (means,), _ = average_and_agree([torch.stack(gains)])
     return dict(zip(("left_out_gain", "seen_gain"), means.tolist(), strict=True))
 
 

@@ -213,7 +213,12 @@ class SearchTask:
         gains: dict[str, float] = {}
         if state.epoch > config.search.warmup_epochs:
             gains = domain_gains(
-                self.architect, before, state.alpha_stream, state.step, len(config.data.sources)
+                self.architect,
+                before,
+                state.alpha_stream,
+                state.step,
+                len(config.data.sources),
+                memory_format(config.training),
             )
         before.load_state_dict(state.alphas.state_dict())
         return gains
