@@ -104,7 +104,7 @@ def _move_flat_keys(tree: dict[str, Any], where: str) -> None:
         return
     for key in [key for key in _FLAT_KEYS if key in search]:
         section = _FLAT_KEYS[key]
-        inner = search.get(section) or {}
+        inner = {} if search.get(section) is None else search[section]
         if not isinstance(inner, dict):
             continue
         if key in inner:

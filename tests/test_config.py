@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Config, OsnetAin, ReidCell
+from autoreid.config import CELL_OPERATIONS, Config, OsnetAin, ReidCell, Search, SpaceSection
 from autoreid.errors import ConfigError
 from autoreid.recipes import describe_options, load_config, option_names, parse_config
+from autoreid.spaces import SPACES
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 
 RECIPES = Path(__file__).parents[1] / "configs"
@@ -265,18 +267,38 @@ def test_impossible_combinations_are_refused(recipe, overrides, expected):
 
 
 @pytest.mark.parametrize(
-    ("file", "recipe", "space", "settings"),
+    ("file", "space", "settings"),
     [
-        ("quickstart.yaml", "quickstart.yaml", "reid_cell", ReidCell(channels=12, cells_per_stage=(1, 1))),
-        ("osnet_ain_quickstart.yaml", "osnet_ain_quickstart.yaml", "osnet_ain", OsnetAin(width=0.25)),
-        ("osnet_ain_run.yaml", "osnet_ain_quickstart.yaml", "osnet_ain", OsnetAin(width=0.25)),
+        ("quickstart.yaml", "reid_cell", ReidCell(channels=12, cells_per_stage=(1, 1))),
+        ("osnet_ain_quickstart.yaml", "osnet_ain", OsnetAin(width=0.25)),
+        ("osnet_ain_run.yaml", "osnet_ain", OsnetAin(width=0.25)),
     ],
 )
-def test_an_older_config_loads_as_if_its_space_had_a_section(file, recipe, space, settings):
+def test_an_older_config_loads_as_if_its_space_had_a_section(tmp_path, file, space, settings):
     config = load_config(FLAT / file)
     assert (config.search.space, config.search.space_section) == (space, settings)
-    assert config == load_config(RECIPES / recipe)
-    assert parse_config((FLAT / file).read_text(), "checkpoint") == config
+    nested = yaml.safe_load((FLAT / file).read_text())
+    flat = {**ReidCell.model_fields, **OsnetAin.model_fields}.keys() & nested["search"].keys()
+    for key in flat:
+        section = "osnet_ain" if key in OsnetAin.model_fields else "reid_cell"
+        nested["search"].setdefault(section, {})[key] = nested["search"].pop(key)
+    (tmp_path / "nested.yaml").write_text(yaml.safe_dump(nested))
+    assert config == load_config(tmp_path / "nested.yaml")
+
+
+def test_a_stored_search_keeps_the_loss_that_it_began_with():
+    """Searches of older versions had raw embeddings in the triplet loss; no key said so."""
+    text = (FLAT / "osnet_ain_run.yaml").read_text()
+    assert parse_config(text, "checkpoint").losses.normalise is False
+    assert load_config(FLAT / "osnet_ain_run.yaml").losses.normalise is None
+    training = text.replace("task: search", "task: train").replace("gumbel", "softmax")
+    assert parse_config(training, "checkpoint").losses.normalise is None
+
+
+def test_every_space_has_a_section_and_a_name_to_choose_it():
+    fields = Search.model_fields
+    sections = [name for name, field in fields.items() if isinstance(field.default, SpaceSection)]
+    assert sections == list(SPACES) == list(get_args(fields["space"].annotation))
 
 
 def test_a_flat_override_replaces_the_key_in_its_section_and_the_other_way_round():
@@ -299,6 +321,7 @@ def test_a_flat_key_is_checked_like_the_one_in_the_section(recipe):
         f"{path}: search.channels and search.reid_cell.channels are the same key; remove one"
     )
     assert "search.reid_cell = 5: " in message(recipe(MINIMAL + "search: {channels: 8, reid_cell: 5}\n"))
+    assert "search.reid_cell = 0: " in message(recipe(MINIMAL + "search: {channels: 8, reid_cell: 0}\n"))
     path = recipe(MINIMAL + "search:\n  channels: 8\n  reid_cell:\n")
     assert load_config(path).search.reid_cell == ReidCell(channels=8)
 

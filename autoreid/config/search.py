@@ -18,6 +18,10 @@ from autoreid.config.section import (
 from autoreid.config.spaces import SpaceChoice
 from autoreid.config.training import Losses
 
+#: How alphas become mixing weights; those in SAMPLING leave candidates out of some passes.
+RELAXATIONS = ("softmax", "gumbel", "gumbel_hard", "gdas", "drnas", "sdarts", "uniform", "fair")
+SAMPLING = ("gumbel_hard", "gdas", "uniform", "fair")
+
 
 class Temperature(Section):
     """Temperature of Gumbel-softmax: a high one mixes all candidates equally, a low one nearly picks one."""
@@ -40,13 +44,26 @@ class Temperature(Section):
         return self
 
 
+class OneShot(Section):
+    """Evolution of networks that have the supernet's weights (read_out one_shot)."""
+
+    population: Annotated[int, Field(ge=2)] = 20
+    """Networks in a generation; the better half are the parents of the next."""
+    generations: Count = 5
+    """Generations, the random first one included."""
+    norm_batches: Count = 4
+    """Batches of training images from which a network's running statistics are estimated before it is measured."""
+
+
 class Search(SpaceChoice):
     """The search space, the relaxation, and how the alphas are trained."""
 
     activation_checkpointing: Literal["none", "cell"] = "none"
     """What the backward pass recomputes to save memory: nothing, or whole cells (in osnet_ain: blocks)."""
-    relaxation: Literal["softmax", "gumbel", "gumbel_hard"] = "softmax"
-    """How alphas become mixing weights; gumbel_hard uses one sampled candidate at a time (straight-through)."""
+    relaxation: Literal[RELAXATIONS] = "softmax"  # type: ignore[valid-type]
+    """How alphas become mixing weights. softmax: DARTS. gumbel: Gumbel-softmax; gumbel_hard: straight-through; gdas:
+    straight-through with the sampled candidates only. drnas: samples of Dirichlet distributions. sdarts: softmax of
+    perturbed alphas. uniform, fair: train random networks for read_out one_shot, without alphas."""
     temperature: Temperature = Temperature()
     level: Literal["bilevel", "single"] = "bilevel"
     """bilevel: alphas learn from images of their own; single: from the weights' images and backward pass."""
@@ -75,6 +92,11 @@ class Search(SpaceChoice):
     """Betas of Adam for the alphas."""
     alpha_weight_decay: NonNegative = 1e-3
     """Weight decay of the alphas."""
+    read_out: Literal["argmax", "perturbation", "one_shot"] = "argmax"
+    """How the genotype is read at the end. argmax: the largest alphas. perturbation: the candidates whose removal from
+    the mixture hurts the held-out mAP most. one_shot: the network with the best held-out mAP in a supernet that
+    relaxation uniform or fair has trained, by evolution."""
+    one_shot: OneShot = OneShot()
 
     @model_validator(mode="after")
     def _check(self) -> Search:
@@ -86,5 +108,15 @@ class Search(SpaceChoice):
         if self.reid_cell.partial_channels > 1 and self.relaxation != "softmax":
             raise ValueError(
                 f"reid_cell.partial_channels: edges are weighted by relaxation softmax, not {self.relaxation}"
+            )
+        paths = self.relaxation in ("uniform", "fair")
+        if paths != (self.read_out == "one_shot"):
+            raise ValueError(
+                f"read_out: {self.read_out} and relaxation: {self.relaxation} cannot be combined; one_shot reads "
+                f"supernets that uniform or fair has trained, and nothing else reads them"
+            )
+        if paths and self.level != "single":
+            raise ValueError(
+                f"level: must be single with relaxation {self.relaxation}, which trains no alphas"
             )
         return self

@@ -86,12 +86,12 @@ class Architect:
 
     def _loss(self, loss: RetrievalLoss, weights: Weights, batch: Batch, step: int) -> Tensor:
         """One of the losses on a micro-batch, with the given weights in the supernet."""
-        mixing = self.relaxation.mixture(self.alphas, step, "alphas")
+        inputs = batch.images, *self.relaxation.inputs(self.alphas, step, "alphas", alphas_learn=True)
         with self.precision.autocast():
             if self.captured is not None:
-                outputs = self.captured(batch.images, mixing)
+                outputs = self.captured(*inputs)
             else:
-                outputs = functional_call(self.supernet, weights, (batch.images, mixing))
+                outputs = functional_call(self.supernet, weights, inputs)
         values: LossValues = loss(outputs, batch.labels)
         return values.total
 

@@ -13,6 +13,7 @@ from autoreid.distributed import World
 from autoreid.losses import build_loss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
+from autoreid.search.progress import SearchProgress
 from autoreid.search.relaxations import Relaxation, build_relaxation
 from autoreid.search.task import SearchState, SearchTask
 from autoreid.seeding import derive_seed
@@ -43,11 +44,10 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "alphas"))
     shapes = {name: group.shape for name, group in space.choices().items()}
     alphas = Alphas(shapes, generator).to(world.device)
-    relaxation = build_relaxation(config, data.stream.batches_per_epoch)
+    relaxation = build_relaxation(config, space, data.stream.batches_per_epoch)
     graphs, single = config.training.cuda_graphs, config.search.level == "single"
     inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
-    # Candidates that a sample leaves out have no gradient.
-    network = place_network(supernet, config, world, inputs, config.search.relaxation == "gumbel_hard")
+    network = place_network(supernet, config, world, inputs, relaxation.samples)
     loss = build_loss(config.losses.in_search())
     alpha_settings = (config.search.losses or config.losses).in_search()
     state = SearchState(
@@ -57,6 +57,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alphas=alphas,
         alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
+        progress=SearchProgress(shapes, world.device),
         alphas_before=copy.deepcopy(alphas) if config.search.alphas_see == "domains" else None,
         metric_names=loss.metric_names,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
