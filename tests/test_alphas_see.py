@@ -179,6 +179,15 @@ def test_the_gain_is_how_much_the_alphas_loss_has_fallen(tmp_path):
     } == {"a"}, "the domain that the first epoch has left out"
 
 
+def test_domains_with_sampled_candidates(tmp_path):
+    task = build_search_task(tmp_path, **OSNET_HARD | DOMAINS)
+    before = task.state.alphas.digest()
+    run_steps(task, task.state.steps_per_epoch)
+    metrics = task.end_epoch().metrics
+    assert task.state.alphas.digest() != before
+    assert np.isfinite([metrics["left_out_gain"], metrics["seen_gain"]]).all()
+
+
 def test_alphas_that_have_not_moved_gain_nothing(tmp_path):
     task = build_search_task(tmp_path, **DOMAINS, search__warmup_epochs=1)
     state = task.state
