@@ -41,7 +41,7 @@ def divide_levels(config: Config, train: Split, datasets: Mapping[str, ReidDatas
     """Divide the training images between weights and alphas, as `search.alphas_see` says.
 
     Args:
-        datasets: the sources, by name; only needed for domains.
+        datasets: the sources, by name.
 
     Raises:
         DataError: there are too few images to divide.
