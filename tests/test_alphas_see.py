@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from autoreid.distributed import StopSignal, average_and_agree
+from autoreid.data.training_data import build_search_data
+from autoreid.distributed import StopSignal, World, average_and_agree
 from autoreid.errors import ConfigError
 from autoreid.layers.batch_norm import running_statistics
 from autoreid.search.domains import domain_gains
@@ -224,6 +225,20 @@ def test_cameras_are_on_one_side_each(tmp_path):
     views = [set(zip(s.split.identities.tolist(), s.split.cameras.tolist(), strict=True)) for s in streams]
     assert not views[0] & views[1]
     assert "by other cameras (0 identities cannot be divided" in task.data.summary
+
+
+@pytest.mark.parametrize("see", NUMBERS)
+def test_ranks_share_the_images_of_one_process(tmp_path, see):
+    config = tiny_config(tmp_path, **NUMBERS[see])
+    worlds = [World(rank, size, rank, torch.device("cpu")) for rank, size in ((0, 1), (0, 2), (1, 2))]
+    found = [build_search_data(config, world) for world in worlds]
+    for level in ("stream", "alpha_stream"):
+        alone, *ranks = (getattr(data, level) for data in found)
+        for _ in range(alone.batches_per_epoch + 1):
+            whole, shares = next(alone), [next(stream) for stream in ranks]
+            assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+            assert torch.equal(torch.cat([share.labels for share in shares]), whole.labels)
+        assert all(len(stream.sampler) == len(alone.sampler) for stream in ranks)
 
 
 @pytest.mark.parametrize(
