@@ -88,6 +88,10 @@ class Search(SpaceChoice):
     temperature: Temperature = Temperature()
     level: Literal["bilevel", "single"] = "bilevel"
     """bilevel: alphas learn from images of their own; single: from the weights' images and backward pass."""
+    alphas_see: Literal["images", "cameras", "identities", "domains"] = "images"
+    """What the alphas' images at level bilevel differ in from those of the weights. images: other images of each
+    identity; cameras: other cameras of each identity; identities: partly other identities (MSINet); domains: another
+    source, in each epoch the next one of data.sources."""
     order: Literal["first", "second", "exact"] = "second"
     """Gradient of the alphas at level bilevel: first order; second by finite differences (DARTS eq. 8); or exact."""
     second_order_precision: Precision = "float32"
@@ -118,6 +122,11 @@ class Search(SpaceChoice):
 
     @model_validator(mode="after")
     def _check(self) -> Search:
+        if self.level == "single" and self.alphas_see != "images":
+            raise ValueError(
+                f"alphas_see: {self.alphas_see} needs level: bilevel; at level single, alphas learn from the images of "
+                f"the weights"
+            )
         if self.reid_cell.partial_channels > 1 and self.relaxation != "softmax":
             raise ValueError(
                 f"reid_cell.partial_channels: edges are weighted by relaxation softmax, not {self.relaxation}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alpha_stream=data.alpha_stream,
         progress=SearchProgress(shapes, world.device),
         cost=None if config.search.cost.measure == "none" else SearchCost(config, space, world),
+        alphas_before=copy.deepcopy(alphas) if config.search.alphas_see == "domains" else None,
         metric_names=loss.metric_names,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
     )
@@ -75,7 +78,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         PassPrecision(alpha_precision, world.device),
         accumulation,
     )
-    if graphs and not single and search.order == "first":
+    architect.by_running_statistics = search.alphas_see == "domains"
+    if graphs and not single and search.order == "first" and not architect.by_running_statistics:
         mixing = _example_mixing(relaxation, alphas, requires_grad=True)
         architect.captured = capture_alphas(supernet, config, world, mixing)
     return SearchTask(

@@ -19,6 +19,7 @@ from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.cost import SearchCost
+from autoreid.search.domains import domain_gains
 from autoreid.search.progress import SearchProgress
 from autoreid.search.read_out import by_evolution, by_perturbation
 from autoreid.search.relaxations import Relaxation
@@ -55,6 +56,7 @@ class SearchState(RunState):
         alpha_stream: batches for the alphas; None if they learn from the weights' batches.
         progress: what the search remembers from epoch to epoch.
         cost: the costs of networks; None if they do not count.
+        alphas_before: the alphas at the start of the epoch; None unless an epoch leaves a domain out.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = (
@@ -64,6 +66,7 @@ class SearchState(RunState):
         "alpha_stream",
         "progress",
         "cost",
+        "alphas_before",
     )
 
     alphas: Alphas
@@ -71,6 +74,7 @@ class SearchState(RunState):
     alpha_stream: BatchStream | None
     progress: SearchProgress
     cost: SearchCost | None = None
+    alphas_before: Alphas | None = None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state; those of older versions have no progress, which is then empty."""
@@ -252,6 +256,8 @@ class SearchTask:
         signs = search_signs(probabilities, choices, self.space.watched(), progress.undecided)
         signs |= progress.gradient_signs()
         signs |= progress.changes(best_columns(probabilities, choices))
+        if self.state.alphas_before is not None:
+            signs |= self._domain_gains(self.state.alphas_before)
         progress.signs = signs
         return signs
 
@@ -263,6 +269,16 @@ class SearchTask:
         tiny = torch.finfo(torch.float32).tiny
         logarithms = {name: values.clamp(min=tiny).log() for name, values in probabilities.items()}
         return cost.within_limit(genotype, logarithms)
+
+    def _domain_gains(self, before: Alphas) -> dict[str, float]:
+        """The gains of the epoch on two domains; stores the alphas for the next one."""
+        config, state, gains = self.config, self.state, {}
+        assert state.alpha_stream is not None  # noqa: S101
+        if state.epoch > config.search.warmup_epochs and self.relaxation.learns_alphas:
+            layout, domains = memory_format(config.training), len(config.data.sources)
+            gains = domain_gains(self.architect, before, state.alpha_stream, domains, layout)
+        before.load_state_dict(state.alphas.state_dict())
+        return gains
 
     def _check_collapse(self, probabilities: Mapping[str, Tensor]) -> None:
         """Stop the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
