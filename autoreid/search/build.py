@@ -16,7 +16,8 @@ from autoreid.search.architect import Architect
 from autoreid.search.cost import SearchCost
 from autoreid.search.progress import SearchProgress
 from autoreid.search.relaxations import Relaxation, build_relaxation
-from autoreid.search.task import SearchState, SearchTask
+from autoreid.search.state import SearchState
+from autoreid.search.task import SearchTask
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_space
 from autoreid.training.build import build_accumulation, build_optimizer, place_network

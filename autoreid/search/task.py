@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +17,20 @@ from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
-from autoreid.search.cost import SearchCost
 from autoreid.search.domains import domain_gains
-from autoreid.search.progress import SearchProgress
 from autoreid.search.read_out import by_evolution, by_perturbation
 from autoreid.search.relaxations import Relaxation
 from autoreid.search.schedules import alpha_learning_rate
 from autoreid.search.signs import best_columns, search_signs, undecided
+from autoreid.search.state import SearchResult, SearchState
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Space
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import memory_format
-from autoreid.training.loop import EpochResult, close_epoch
+from autoreid.training.loop import close_epoch
 from autoreid.training.measure import is_due, measure_network
 from autoreid.training.precision import PassPrecision
 from autoreid.training.schedules import learning_rate
-from autoreid.training.state import RunState
 from autoreid.training.steps import (
     Agreement,
     Norms,
@@ -44,54 +41,6 @@ from autoreid.training.steps import (
 )
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class SearchState(RunState):
-    """The state of a search.
-
-    Attributes:
-        alphas: the architecture parameters.
-        alpha_optimizer: their optimiser.
-        alpha_stream: batches for the alphas; None if they learn from the weights' batches.
-        progress: what the search remembers from epoch to epoch.
-        cost: the costs of networks; None if they do not count.
-        alphas_before: the alphas at the start of the epoch; None unless an epoch leaves a domain out.
-    """
-
-    PARTS: ClassVar[tuple[str, ...]] = (
-        *RunState.PARTS,
-        "alphas",
-        "alpha_optimizer",
-        "alpha_stream",
-        "progress",
-        "cost",
-        "alphas_before",
-    )
-
-    alphas: Alphas
-    alpha_optimizer: torch.optim.Optimizer
-    alpha_stream: BatchStream | None
-    progress: SearchProgress
-    cost: SearchCost | None = None
-    alphas_before: Alphas | None = None
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; those of older versions have no progress, which is then empty."""
-        super().load_state_dict({"progress": self.progress.state_dict(), **state})
-
-
-@dataclass(frozen=True)
-class SearchResult(EpochResult):
-    """The result of an epoch of a search.
-
-    Attributes:
-        genotype: read from the alphas; after the last epoch, as `search.read_out` says.
-        probabilities: of each candidate, (E, O) for each group.
-    """
-
-    genotype: Genotype
-    probabilities: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
