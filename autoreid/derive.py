@@ -146,7 +146,7 @@ def random_of_size(like: Genotype, seed: int, options: dict[str, Any]) -> Genoty
     wanted = parameters(like)
     best, least = like, math.inf
     for _ in range(_DRAWS):
-        drawn = like.draw_like(rng)
+        drawn = like.sample_like(rng)
         difference = abs(parameters(drawn) / wanted - 1)
         if difference < least:
             best, least = drawn, difference

@@ -200,7 +200,7 @@ def test_osnet_blocks_are_those_of_the_models():
 def test_osnet_genotypes_are_drawn_uniformly():
     rng = np.random.default_rng(0)
     like = OsnetAinGenotype.of_blocks(["plain"] * 6)
-    drawn = np.array([like.draw_like(rng).blocks for _ in range(2000)])
+    drawn = np.array([like.sample_like(rng).blocks for _ in range(2000)])
     for position in range(6):
         counts = [(drawn[:, position] == block).sum() for block in OSNET_BLOCKS]
         # Within five standard deviations of a fair draw.
@@ -210,5 +210,5 @@ def test_osnet_genotypes_are_drawn_uniformly():
 
 def test_cells_are_drawn_with_as_many_nodes():
     like = CellGenotype(normal=[NODE] * 3, reduce=[NODE] * 3)
-    drawn = like.draw_like(np.random.default_rng(0))
+    drawn = like.sample_like(np.random.default_rng(0))
     assert [len(cell) for _, cell in drawn.cells()] == [3, 3]

@@ -34,7 +34,7 @@ class Genotype(BaseModel, ABC):
         write_atomically(path, str(self).encode())
 
     @abstractmethod
-    def draw_like(self, rng: np.random.Generator) -> Genotype:
+    def sample_like(self, rng: np.random.Generator) -> Genotype:
         """Draws a genotype of the same space and shape uniformly: the baseline that a search has to beat."""
 
     @abstractmethod

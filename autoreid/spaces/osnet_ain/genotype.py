@@ -39,6 +39,6 @@ class OsnetAinGenotype(Genotype):
         """Of all blocks."""
         return {"blocks": blocks_drawing(self.stages, caption)}
 
-    def draw_like(self, rng: np.random.Generator) -> OsnetAinGenotype:
+    def sample_like(self, rng: np.random.Generator) -> OsnetAinGenotype:
         """Any of the 4⁶."""
         return self.of_blocks([OSNET_BLOCKS[index] for index in rng.integers(len(OSNET_BLOCKS), size=6)])

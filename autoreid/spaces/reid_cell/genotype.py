@@ -58,7 +58,7 @@ class CellGenotype(Genotype):
         """Of the normal and the reduction cell."""
         return {kind: cell_drawing(cell, kind, caption) for kind, cell in self.cells()}
 
-    def draw_like(self, rng: np.random.Generator) -> CellGenotype:
+    def sample_like(self, rng: np.random.Generator) -> CellGenotype:
         """With as many nodes, of Auto-ReID's operations."""
         return random_genotype(rng, nodes=len(self.normal))
 
