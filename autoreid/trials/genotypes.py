@@ -1,0 +1,107 @@
+"""Genotypes to compare: found ones, and random ones whose networks have the same size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from autoreid.config import Search
+from autoreid.errors import DataError
+from autoreid.models import count_parameters
+from autoreid.recipes import load_config
+from autoreid.spaces import Genotype, build_model, build_space
+
+#: Samples a genotype.
+Sampler = Callable[[np.random.Generator], Genotype]
+#: How many random genotypes the one nearest in size is chosen from.
+_SAMPLES = 64
+#: Relative difference of parameters up to which networks count as equally large.
+_ALIKE = 0.005
+
+
+class Found(NamedTuple):
+    """A genotype and its search space.
+
+    Attributes:
+        sample: samples random genotypes of the space.
+    """
+
+    genotype: Genotype
+    sample: Sampler
+
+
+def read_found(source: Path) -> Found:
+    """Read a genotype from its file, from the run folder of a search, or from the folder of a tournament.
+
+    Random genotypes have the operations of the search if the source is a run folder, and else those of `sample_like`.
+
+    Raises:
+        DataError: there is no genotype; names the file.
+    """
+    if not source.is_dir():
+        return _of_file(source)
+    result = source / "result.json"
+    if not result.exists() and (source / "genotype.json").exists():
+        return _of_file(source / "genotype.json")
+    try:
+        content = json.loads(result.read_bytes())
+        genotype = Genotype.parse(json.dumps(content["genotype"]), f"{result}: genotype")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{result}: no genotype in it; expected the result of a finished search") from error
+    config = source / "config.yaml"
+    if not config.exists():
+        return Found(genotype, genotype.sample_like)
+    return Found(genotype, sampler_of(load_config(config).search))
+
+
+def _of_file(path: Path) -> Found:
+    genotype = Genotype.load(path)
+    return Found(genotype, genotype.sample_like)
+
+
+def sampler_of(search: Search) -> Sampler:
+    """Return a function that samples genotypes uniformly from the space that a config searches.
+
+    It reads them from random probabilities, so that they have the operations and nodes of the search. This is the
+    baseline that a search has to beat (arXiv 1902.07638).
+    """
+    space = build_space(search)
+    shapes = {group: choices.shape for group, choices in space.choices().items()}
+
+    def sample(rng: np.random.Generator) -> Genotype:
+        return space.genotype({group: torch.from_numpy(rng.random(shape)) for group, shape in shapes.items()})
+
+    return sample
+
+
+def random_of_size(found: Found, seed: int, options: Mapping[str, Any]) -> Genotype:
+    """Return the first of several random genotypes whose network is as large as a found one, or else the nearest.
+
+    Args:
+        seed: of the random genotypes.
+        options: the options of the derived networks.
+    """
+    parameters = partial(_parameters, options=options)
+    rng = np.random.default_rng(seed)
+    wanted = parameters(found.genotype)
+    best, least = found.genotype, math.inf
+    for _ in range(_SAMPLES):
+        sampled = found.sample(rng)
+        difference = abs(parameters(sampled) / wanted - 1)
+        if difference < least:
+            best, least = sampled, difference
+        if least < _ALIKE:
+            break
+    return best
+
+
+def _parameters(genotype: Genotype, options: Mapping[str, Any]) -> int:
+    with torch.device("meta"):
+        return count_parameters(build_model("derived", 1, **{**options, "genotype": genotype}))
