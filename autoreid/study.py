@@ -8,9 +8,10 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from autoreid.recipes import load_config
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.strip_plot import Sample, draw_samples
-from autoreid.spaces import build_model
+from autoreid.spaces import Genotype, build_model
 from autoreid.train import MAY_DIFFER
 from autoreid.train import run as run_search
 from autoreid.trials.alone import single_process
@@ -56,6 +57,9 @@ operations. The folder gets study.json, study.png, trials.jsonl, and the run fol
 resumes, and more searches or random networks are added to those that are there. Several processes with the same
 --output share the work.
 """
+
+#: Number of random networks that are built before the first search, because some options do not fit all of them.
+_CHECKED = 8
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -122,24 +126,25 @@ class Study:
 
     def found_trial(self, number: int, name: str) -> Trial:
         """Return the training of a found network."""
-        return self._trial(self.found(name), number)
+        return self._trial(self.found(name).genotype, number)
 
     def random_trial(self, number: int) -> Trial:
         """Return the training of a random network, which is as large as the network of one of the searches."""
         names = list(self.searches)
         found = self.found(names[number % len(names)])
-        random = random_of_size(found, number, self.recipe.model.options)
-        return self._trial(found._replace(genotype=random), number)
+        return self._trial(random_of_size(found, number, self.recipe.model.options), number)
 
-    def _trial(self, found: Found, number: int) -> Trial:
-        return make_trial(self.recipe, found.genotype, self.recipe.seed + number, self.recipe.training.epochs)
+    def _trial(self, genotype: Genotype, number: int) -> Trial:
+        # Each network has its own seed, unless the seed also chooses the identities that it is measured on.
+        own = 0 if self.recipe.evaluation.split == "held_out" else number
+        return make_trial(self.recipe, genotype, self.recipe.seed + own, self.recipe.training.epochs)
 
-    @cached_property
-    def example(self) -> Trial:
-        """The training of a random network of the space."""
-        search = next(iter(self.searches.values())).search
-        genotype = sampler_of(search)(np.random.default_rng(0))
-        return make_trial(self.recipe, genotype, self.recipe.seed, self.recipe.training.epochs)
+    def examples(self) -> Iterator[Trial]:
+        """Yield trainings of random networks of the space."""
+        sample = sampler_of(next(iter(self.searches.values())).search)
+        rng = np.random.default_rng(0)
+        while True:
+            yield self._trial(sample(rng), 0)
 
     def search_seconds(self, name: str) -> float:
         """Return how long a finished search took."""
@@ -171,9 +176,11 @@ def read_study(options: argparse.Namespace) -> Study:
         except ConfigError as error:
             raise ConfigError(f"--output {folder}: the study there has other searches: {error}") from error
     draw_people(recipe.data)
-    config = study.example.config
-    check_input_size(build_model("derived", 1, **config.model.options), config.data.height, config.data.width)
-    build_training_data(config, World(0, 1, 0, torch.device("cpu")))
+    # One network need not have every operation.
+    for example in islice(study.examples(), _CHECKED):
+        network = build_model("derived", 1, **example.config.model.options)
+        check_input_size(network, recipe.data.height, recipe.data.width)
+    build_training_data(recipe, World(0, 1, 0, torch.device("cpu")))
     return study
 
 
@@ -183,7 +190,7 @@ def plan(study: Study) -> str:
     with single_process(first.distributed, "a study") as world:
         per_search = search_seconds(first, world)
     with single_process(study.recipe.distributed, "a study") as world:
-        per_training = trial_seconds(study.example, world)
+        per_training = trial_seconds(next(study.examples()), world)
     finished = {name for name in study.searches if study.is_finished(name)}
     names, known = list(study.searches), TrialFile(study.folder).read()
     trials = [study.found_trial(number, name) for number, name in enumerate(names) if name in finished]

@@ -13,7 +13,7 @@ from typing import Any
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.distributed import StopSignal
-from autoreid.errors import ConfigError, DataError
+from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.recipes import load_config
 from autoreid.reporting.logs import start_logging
@@ -126,7 +126,11 @@ def add_random(entries: Mapping[str, Found], count: int, seed: int, recipe: Conf
 def hold_tournament(
     genotypes: Mapping[str, Genotype], recipe: Config, epochs: int, runner: TrialRunner
 ) -> dict[str, Any] | None:
-    """Run the rounds, and return the content of rounds.json; None if a stop signal has arrived."""
+    """Run the rounds, and return the content of rounds.json; None if a stop signal has arrived.
+
+    Raises:
+        RunError: all trainings of a round failed.
+    """
     names = list(genotypes)
     results: list[dict[str, dict[str, Any]]] = []
 
@@ -140,7 +144,11 @@ def hold_tournament(
         measured = runner.run(trials)
         if measured is None:
             return None
-        results.append(dict(zip((names[entry] for entry in entries), measured, strict=True)))
+        by_name = dict(zip((names[entry] for entry in entries), measured, strict=True))
+        if all(result["map"] is None for result in measured):
+            name, result = next(iter(by_name.items()))
+            raise RunError(f"all trainings failed, {name} with: {result['failed']}")
+        results.append(by_name)
         return [-math.inf if result["map"] is None else result["map"] for result in measured]
 
     rounds = halve(len(names), epochs, measure)

@@ -1,4 +1,4 @@
-"""The whole way as dependent jobs: searches (an array, one a seed), derive the best, train it, evaluate it."""
+"""The whole way as dependent jobs: searches (an array, one a seed), a tournament, derive, train, evaluate."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ _EXAMPLES = """\
   python jobs/submit_pipeline.py --gpus 0 --local --seeds 0 --config configs/quickstart.yaml \\
       --train-config configs/quickstart_train.yaml
 """
+
+#: Fraction of identities that a tournament holds out if neither recipe says it.
+_HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ def plan_stages(options: argparse.Namespace, request: JobRequest) -> tuple[list[
     run = (recipe.output_dir / name).absolute()
     refuse_active(run)
     folders = [str(search.folder) for search in searches]
-    better = ["--or-better", *folders[1:]] if len(folders) > 1 else []
-    derive = [folders[0], *options.train, "--config", str(options.train_config.absolute())]
-    derive += ["--output", str(derived), *better]
+    tournament = here / "tournaments" / name
+    chosen = str(tournament) if len(folders) > 1 else folders[0]
+    derive = [chosen, *options.train, "--config", str(options.train_config.absolute())]
+    derive += ["--output", str(derived)]
     device = ["distributed.device=cuda"] if request.gpus and recipe.distributed.device == "auto" else []
     small = request.model_copy(update={"nodes": 1, "gpus": 0, "tasks": 1, "gres": None, "array_limit": None})
     single = request.model_copy(
@@ -113,8 +117,7 @@ def plan_stages(options: argparse.Namespace, request: JobRequest) -> tuple[list[
             searches[0].folder / "slurm",
             [search.folder for search in searches],
         ),
-        # A seed that failed does not hold up the others.
-        Stage("derive", [PackageCommand("derive", derive, here)], small, derived / "slurm", (), "afterany"),
+        Stage("derive", [PackageCommand("derive", derive, here)], small, derived / "slurm", (), "afterok"),
         Stage(
             "train",
             [PackageCommand("train", ["--config", str(derived / "config.yaml"), *device], here)],
@@ -124,6 +127,18 @@ def plan_stages(options: argparse.Namespace, request: JobRequest) -> tuple[list[
             "afterok",
         ),
     ]
+    if len(folders) > 1:
+        competition = [
+            *folders,
+            "--config",
+            str(options.train_config.absolute()),
+            "--output",
+            str(tournament),
+        ]
+        competition += [*options.train, *held_out_overrides(recipe, searches[0].config), *device]
+        command = PackageCommand("tournament", competition, here)
+        # A seed that failed does not hold up the others.
+        stages.insert(1, Stage("tournament", [command], single, tournament / "slurm", (), "afterany"))
     if options.data:
         evaluation = run.with_name(f"{name}_evaluation")
         arguments = [
@@ -134,6 +149,14 @@ def plan_stages(options: argparse.Namespace, request: JobRequest) -> tuple[list[
         command = PackageCommand("evaluate", [*arguments, "--output", str(evaluation)], here)
         stages.append(Stage("evaluate", [command], single, evaluation / "slurm", (), "afterok"))
     return searches, stages
+
+
+def held_out_overrides(recipe: Config, search: Config) -> list[str]:
+    """Return the overrides with which a tournament measures on held-out identities instead of test images."""
+    if recipe.evaluation.split == "held_out":
+        return []
+    fraction = recipe.data.held_out_fraction or search.data.held_out_fraction or _HELD_OUT
+    return ["evaluation.split=held_out", f"data.held_out_fraction={fraction}", "data.targets=[]"]
 
 
 def _check_training(recipe: Config, search: Config, path: Path) -> None:
@@ -166,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="recipe of the found network's training",
     )
-    add("--seeds", type=int, nargs="+", metavar="SEED", help="searches, as an array; the best by mAP goes on")
+    add(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="searches, as an array; a tournament chooses one"
+    )
     add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
     add("--name", help="of the training (default: the search's, with _found)")
     add(
