@@ -63,7 +63,12 @@ def parse_config(text: str, where: str) -> Config:
     Raises:
         ConfigError: it is not a valid config; one line that names `where`, key and value.
     """
-    return _validate(_parse(text, where), where, ())
+    tree = _parse(text, where)
+    losses = tree.get("losses")
+    if tree.get("task") == "search" and isinstance(losses, dict):
+        # What searches did before the key existed; null means something else today.
+        losses.setdefault("normalise", False)
+    return _validate(tree, where, ())
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -99,7 +104,7 @@ def _move_flat_keys(tree: dict[str, Any], where: str) -> None:
         return
     for key in [key for key in _FLAT_KEYS if key in search]:
         section = _FLAT_KEYS[key]
-        inner = search.get(section) or {}
+        inner = {} if search.get(section) is None else search[section]
         if not isinstance(inner, dict):
             continue
         if key in inner:

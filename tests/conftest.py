@@ -1,6 +1,8 @@
 """Settings of all tests, before torch is imported anywhere, and the fixtures that several files share."""
 
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
@@ -10,6 +12,15 @@ __all__ = ["faulty_cluster", "slurm_cluster"]
 
 # Tests run side by side: each process that took every core would wait for the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test twice on a CPU: with the implementations of layers for CPUs and with those for GPUs."""
+    from autoreid.layers.cpu import gpu_forms
+
+    with gpu_forms() if request.param == "gpu" else nullcontext():
+        yield request.param
 
 
 #: Modules that take longest, in this order. A module runs in one process: a long one that starts last leaves the

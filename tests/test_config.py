@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Config, OsnetAin, ReidCell
+from autoreid.config import CELL_OPERATIONS, Config, OsnetAin, ReidCell, Search, SpaceSection
 from autoreid.errors import ConfigError
 from autoreid.recipes import describe_options, load_config, option_names, parse_config
+from autoreid.spaces import SPACES
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 
 RECIPES = Path(__file__).parents[1] / "configs"
@@ -279,6 +281,12 @@ def test_an_older_config_loads_as_if_its_space_had_a_section(file, recipe, space
     assert parse_config((FLAT / file).read_text(), "checkpoint") == config
 
 
+def test_every_space_has_a_section_and_a_name_to_choose_it():
+    fields = Search.model_fields
+    sections = [name for name, field in fields.items() if isinstance(field.default, SpaceSection)]
+    assert sections == list(SPACES) == list(get_args(fields["space"].annotation))
+
+
 def test_a_flat_override_replaces_the_key_in_its_section_and_the_other_way_round():
     for recipe in (RECIPES / "quickstart.yaml", FLAT / "quickstart.yaml"):
         for key in ("search.channels", "search.reid_cell.channels"):
@@ -299,6 +307,7 @@ def test_a_flat_key_is_checked_like_the_one_in_the_section(recipe):
         f"{path}: search.channels and search.reid_cell.channels are the same key; remove one"
     )
     assert "search.reid_cell = 5: " in message(recipe(MINIMAL + "search: {channels: 8, reid_cell: 5}\n"))
+    assert "search.reid_cell = 0: " in message(recipe(MINIMAL + "search: {channels: 8, reid_cell: 0}\n"))
     path = recipe(MINIMAL + "search:\n  channels: 8\n  reid_cell:\n")
     assert load_config(path).search.reid_cell == ReidCell(channels=8)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import autoreid
 from autoreid.errors import ConfigError
 from autoreid.models import count_macs, count_parameters
 from autoreid.spaces import NETWORKS, build_model
@@ -243,3 +244,11 @@ def test_equal_seeds_give_equal_networks():
 
 def test_every_network_takes_the_number_of_identities():
     assert all("num_identities" in inspect.signature(build).parameters for build in NETWORKS.values())
+
+
+def test_the_package_itself_builds_the_same_networks():
+    torch.manual_seed(3)
+    expected = build_model("pcb", 5, parts=2).state_dict()
+    torch.manual_seed(3)
+    found = autoreid.build_model("pcb", 5, parts=2).state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

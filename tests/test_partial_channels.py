@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from autoreid.config import CELL_OPERATIONS, ReidCell, Search
 from autoreid.reporting.genotype_graph import draw_genotype
 from autoreid.search.alphas import Alphas
-from autoreid.search.collapse import search_signs
 from autoreid.search.relaxations import Softmax
+from autoreid.search.signs import search_signs
 from autoreid.spaces.reid_cell.cells import count_edges
 from autoreid.spaces.reid_cell.genotype import Edge
 from autoreid.spaces.reid_cell.partial_channels import bypass, join, weighted_sum

@@ -313,7 +313,7 @@ def test_the_stop_rule_ends_a_search_that_collapses(tmp_path):
         tmp_path, search__reid_cell__stop_at_skips=1, search__reid_cell__operations=["none", "skip_connect"]
     )
     assert train.main(["--config", str(path), "training.epochs=5"]) == 0
-    assert json.loads((tmp_path / "runs/tiny/result.json").read_text())["epochs"] == 1
+    assert json.loads((tmp_path / "runs/tiny/result.json").read_text())["epochs"] == 2
 
 
 def test_a_search_goes_on_without_dot(tmp_path, monkeypatch, capsys):

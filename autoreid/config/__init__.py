@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from autoreid.config.data import Data, SyntheticPeople
 from autoreid.config.run import Checkpoint, Config, Distributed, Evaluation, Reporting
-from autoreid.config.search import Search, Temperature
+from autoreid.config.search import OneShot, Search, Temperature
 from autoreid.config.section import Precision, Section
 from autoreid.config.spaces import CELL_OPERATIONS, OsnetAin, ReidCell, SpaceSection
 from autoreid.config.training import Losses, Model, Training
@@ -21,6 +21,7 @@ __all__ = [
     "Evaluation",
     "Losses",
     "Model",
+    "OneShot",
     "OsnetAin",
     "Precision",
     "ReidCell",

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from autoreid.config.data import Data
-from autoreid.config.search import Search
+from autoreid.config.search import SAMPLING, Search
 from autoreid.config.section import Count, CountOrZero, Positive, Section
 from autoreid.config.training import Losses, Model, Training
 
@@ -145,9 +145,10 @@ class Config(Section):
         ):
             if not getattr(self.training, key):
                 continue
-            if self.search.relaxation == "gumbel_hard":
+            if self.search.relaxation in SAMPLING:
                 raise ValueError(
-                    f"training.{key}: true cannot be combined with search.relaxation: gumbel_hard, which computes "
+                    f"training.{key}: true cannot be combined with search.relaxation: "
+                    f"{self.search.relaxation}, which computes "
                     f"other candidates in each step"
                 )
             if self.search.activation_checkpointing != "none":

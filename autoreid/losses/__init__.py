@@ -22,11 +22,12 @@ TERMS: dict[str, type[Term]] = {
 }
 
 
-def build_loss(settings: Losses, has_auxiliary: bool = False) -> RetrievalLoss:
+def build_loss(settings: Losses, has_auxiliary: bool = False, only_weighted: bool = False) -> RetrievalLoss:
     """Builds the loss λ · cross-entropy + (1 - λ) · triplet (Auto-ReID, arXiv 1903.09776, section 3.3) + further terms.
 
     Args:
         has_auxiliary: whether the network has an auxiliary head.
+        only_weighted: leave out terms of weight 0. Their weights in the network then have no gradient.
 
     Raises:
         ConfigError: `losses.terms` names a term that does not exist, or one that has a key of its own.
@@ -41,4 +42,6 @@ def build_loss(settings: Losses, has_auxiliary: bool = False) -> RetrievalLoss:
     if has_auxiliary:
         weights["auxiliary"] = settings.auxiliary_weight
     weights |= settings.terms
+    if only_weighted:
+        weights = {name: weight for name, weight in weights.items() if weight}
     return RetrievalLoss({name: TERMS[name](settings) for name in weights}, weights)

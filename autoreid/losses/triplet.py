@@ -61,6 +61,12 @@ def batch_hard_triplet(
         return torch.where(own, losses, 0).sum() * ranks / valid.sum().clamp(min=1)
 
 
+def unit_length(embeddings: Tensor) -> Tensor:
+    """Scales embeddings (B, D) to length 1, in float32 or float64."""
+    with without_autocast(embeddings.device.type):
+        return F.normalize(_at_least_float32(embeddings), dim=1)
+
+
 class BatchHardTriplet(Term):
     """Batch-hard triplet loss of the embeddings, with positives and negatives of this rank or of all ranks."""
 
@@ -68,10 +74,13 @@ class BatchHardTriplet(Term):
         super().__init__()
         self.margin = settings.margin
         self.across_ranks = settings.mine_across_ranks
+        self.normalise = bool(settings.normalise)
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """Computes the term, a scalar."""
         embeddings = outputs.embedding
+        if self.normalise:
+            embeddings = unit_length(embeddings)
         if not self.across_ranks:
             return batch_hard_triplet(embeddings, labels, self.margin)
         first = rank() * len(labels)

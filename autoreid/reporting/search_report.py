@@ -13,7 +13,7 @@ from autoreid.files import make_folder
 from autoreid.reporting.genotype_graph import draw_genotype
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.run_report import RunReport
-from autoreid.search.alphas import entropies
+from autoreid.search.signs import DECIDED_RATIO, entropies, undecided
 from autoreid.search.task import SearchResult, SearchTask
 from autoreid.training.loop import EpochResult
 
@@ -47,15 +47,18 @@ class SearchReport(RunReport):
     def _show_alphas(self, probabilities: Mapping[str, Tensor]) -> None:
         choices = self.task.space.choices()
         for group, entropy in entropies(probabilities).items():
-            names, columns, family = choices[group]
-            shown = family or group
+            names, columns, shown = (
+                choices[group].rows,
+                choices[group].columns,
+                choices[group].family or group,
+            )
             rows = zip(names, entropy.tolist(), probabilities[group].tolist(), strict=True)
-            for label, undecided, row in rows:
+            for label, nats, row in rows:
                 curves = {
                     f"alphas_{shown}/{label}/{candidate}": probability
                     for candidate, probability in zip(columns, row, strict=True)
                 }
-                curves[f"entropy_{shown}/{label}"] = undecided
+                curves[f"entropy_{shown}/{label}"] = nats
                 self.board.scalars(curves, self.state.step)
 
     def _draw(self, result: SearchResult) -> None:
@@ -63,20 +66,43 @@ class SearchReport(RunReport):
         caption = f"{self.config.task_name} · epoch {result.epoch}"
         if result.retrieval is not None:
             caption += f" · mAP {100 * result.retrieval.map:.1f} %"
+        caption += self._undecided(result)
         result.genotype.save(self.pictures / f"{stem}.json")
         for picture in draw_genotype(result.genotype, self.pictures, stem, caption):
             part = picture.stem.removeprefix(f"{stem}-")
             self.board.picture(f"genotype/{part}", picture, self.state.step)
 
+    def _undecided(self, result: SearchResult) -> str:
+        """Says how many choices are undecided, for the caption; nothing if all are decided."""
+        counts = undecided(result.probabilities, self.task.space.choices())
+        total = sum(len(values) for values in result.probabilities.values())
+        count = sum(counts.values())
+        return f" · undecided: {count} of {total} choices" if count else ""
+
     def finish(self) -> None:
-        """Says where the pictures are too."""
+        """Says how far the search has decided, and where the pictures are."""
+        result = self.result()
+        if result["undecided"]:
+            _log.warning(
+                "%d of %d choices are undecided: the best candidate is less than %g times as probable as the second; "
+                "train longer, or with another search.alpha_learning_rate",
+                result["undecided"],
+                result["choices"],
+                DECIDED_RATIO,
+            )
         _log.info("genotypes: %s", self.pictures)
         super().finish()
 
     def result(self) -> dict[str, Any]:
-        """With the genotype, and the digest of the alphas."""
+        """With the genotype, the digest of the alphas, and how far the search has decided."""
+        task = self.task
+        choices = task.space.choices()
+        open_choices = undecided(task.relaxation.probabilities(task.state.alphas), choices)
         found = {
-            "genotype": self.task.genotype().model_dump(mode="json"),
-            "alpha_sha256": self.task.state.alphas.digest().hex(),
+            "genotype": task.genotype().model_dump(mode="json"),
+            "alpha_sha256": task.state.alphas.digest().hex(),
+            "undecided": sum(open_choices.values()),
+            "choices": sum(len(group.rows) for group in choices.values()),
+            "signs": task.state.progress.signs,
         }
         return found | super().result()

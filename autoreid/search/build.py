@@ -11,6 +11,7 @@ from autoreid.distributed import World
 from autoreid.losses import build_loss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
+from autoreid.search.progress import SearchProgress
 from autoreid.search.relaxations import Relaxation, build_relaxation
 from autoreid.search.task import SearchState, SearchTask
 from autoreid.seeding import derive_seed
@@ -41,12 +42,12 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "alphas"))
     shapes = {name: group.shape for name, group in space.choices().items()}
     alphas = Alphas(shapes, generator).to(world.device)
-    relaxation = build_relaxation(config, data.stream.batches_per_epoch)
+    relaxation = build_relaxation(config, space, data.stream.batches_per_epoch)
     graphs, single = config.training.cuda_graphs, config.search.level == "single"
     inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
-    # Candidates that a sample leaves out have no gradient.
-    network = place_network(supernet, config, world, inputs, config.search.relaxation == "gumbel_hard")
-    loss = build_loss(config.losses)
+    network = place_network(supernet, config, world, inputs, relaxation.samples)
+    loss = build_loss(config.losses.in_search())
+    alpha_settings = (config.search.losses or config.losses).in_search()
     state = SearchState(
         network=supernet,
         weight_optimizer=build_optimizer(config.training, supernet),
@@ -54,6 +55,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alphas=alphas,
         alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
+        progress=SearchProgress(shapes, world.device),
         metric_names=loss.metric_names,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
     )
@@ -64,6 +66,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         supernet,
         alphas,
         relaxation,
+        build_loss(alpha_settings, only_weighted=True),
         loss,
         state.weight_optimizer,
         search.order,

@@ -8,42 +8,64 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Dirichlet
 
-from autoreid.config import Config, Temperature
+from autoreid.config import Config
 from autoreid.search.alphas import Alphas
+from autoreid.search.schedules import TemperatureSchedule
 from autoreid.seeding import derive_seed
-from autoreid.spaces.space import Mixing, Sample
-from autoreid.training.schedules import cosine
+from autoreid.spaces.space import Mixing, Sample, Space
 
 #: Which images a forward pass is computed on.
 Level = Literal["weights", "alphas"]
 
 
 class Relaxation(ABC):
-    """Computes what a supernet takes beside the images."""
+    """Computes what a supernet takes beside the images.
 
-    @abstractmethod
-    def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
-        """Returns mixing weights (E, O) for each group, differentiable in the alphas; each row sums to 1.
+    Attributes:
+        samples: whether passes may leave candidates out, whose weights then have no gradient.
+        learns_alphas: whether the alphas are trained.
+    """
 
-        Equal arguments give equal weights, on every rank and after a resume. All passes of one level in one step
+    samples: ClassVar[bool] = False
+    learns_alphas: ClassVar[bool] = True
+
+    def inputs(self, alphas: Alphas, step: int, level: Level, alphas_learn: bool) -> tuple[Any, ...]:
+        """Returns what the supernet takes beside the images in a search's pass.
+
+        Equal arguments give equal results, on every rank and after a resume. All passes of one level in one step
         share them.
 
         Args:
             step: number of completed steps.
             level: whose images the pass is computed on.
+            alphas_learn: whether the pass gives the alphas a gradient.
         """
+        sample = self.sample(alphas, step, level, alphas_learn)
+        if sample is not None:
+            return (self.mixture(alphas, step, level) if alphas_learn else None), sample
+        with torch.set_grad_enabled(alphas_learn):
+            return (self.mixture(alphas, step, level),)
 
-    def sample(self, alphas: Alphas, step: int, level: Level) -> Sample | None:  # noqa: ARG002
-        """Returns one candidate for each row, for passes that give the alphas no gradient.
+    @abstractmethod
+    def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
+        """Returns mixing weights (E, O) for each group, differentiable in the alphas; arguments as in `inputs`."""
 
-        None if such passes compute the mixture, as all others do. Arguments as in `mixture`.
-        """
+    def sample(
+        self,
+        alphas: Alphas,  # noqa: ARG002
+        step: int,  # noqa: ARG002
+        level: Level,  # noqa: ARG002
+        alphas_learn: bool,  # noqa: ARG002
+    ) -> Sample | None:
+        """Returns the only candidates to compute, or None to compute all; arguments as in `inputs`."""
         return None
 
     def evaluation(self, alphas: Alphas) -> tuple[Any, ...]:
@@ -74,71 +96,24 @@ class Softmax(Relaxation):
 
 
 @dataclass(frozen=True)
-class TemperatureSchedule:
-    """The temperature of a search as a function of the step.
-
-    Attributes:
-        settings: start, end and shape.
-        steps_per_epoch: steps in an epoch.
-        epochs: epochs of the search.
-    """
-
-    settings: Temperature
-    steps_per_epoch: int
-    epochs: int
-
-    def at(self, step: int) -> float:
-        """Returns the temperature after `step` steps."""
-        settings = self.settings
-        if settings.schedule == "halving":
-            halvings = step // self.steps_per_epoch // settings.every_epochs
-            return max(settings.end, settings.start * 0.5**halvings)
-        steps = self.epochs * self.steps_per_epoch
-        if settings.schedule == "cosine":
-            return cosine(step, steps, settings.start, settings.end)
-        return settings.start + (settings.end - settings.start) * min(step / steps, 1.0)
-
-
-@dataclass(frozen=True)
 class GumbelSoftmax(Relaxation):
     """Mixing weights softmax((alpha + Gumbel noise) / temperature) (arXiv 1611.01144, 1611.00712).
 
-    The argmax of alpha + noise is a sample from softmax(alpha). Evaluation uses the most probable candidate.
-
-    If `hard`, the forward pass uses that sample as a one-hot vector, and the backward pass has the gradient of the
-    soft weights (straight-through). The gradient of the weights needs the outputs of the sampled candidates only, so
-    that passes without a gradient of the alphas compute nothing else, which is exact. The gradient of the alphas is
-    the sum over *all* candidates of <∂L/∂mixture, output> · ∂soft weight/∂alpha, and needs all outputs. (GDAS, arXiv
-    1910.04465, leaves out the outputs of the other candidates, which changes the gradient.)
+    The argmax of alpha + noise is a sample from softmax(alpha). Retrieval is measured on the mixture by softmax(alpha).
 
     Attributes:
         seed: of the noise, equal on every rank.
         temperature: as a function of the step.
-        hard: whether forward passes use the sample.
     """
 
     seed: int
     temperature: TemperatureSchedule
-    hard: bool
 
     def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
         """Returns weights with the noise of this step and level."""
         temperature = self.temperature.at(step)
         perturbed = self._perturbed(alphas, step, level)
-        soft = {name: torch.softmax(values / temperature, dim=-1) for name, values in perturbed.items()}
-        return {name: _straight_through(values) for name, values in soft.items()} if self.hard else soft
-
-    def sample(self, alphas: Alphas, step: int, level: Level) -> Sample | None:
-        """Returns the argmax of each row of alpha + noise, if `hard`."""
-        if not self.hard:
-            return None
-        with torch.no_grad():
-            perturbed = self._perturbed(alphas, step, level)
-        return {name: values.argmax(-1).tolist() for name, values in perturbed.items()}
-
-    def evaluation(self, alphas: Alphas) -> tuple[Any, ...]:
-        """Returns the most probable candidate of each row as a sample."""
-        return None, {name: alpha.argmax(-1).tolist() for name, alpha in alphas.groups.items()}
+        return {name: torch.softmax(values / temperature, dim=-1) for name, values in perturbed.items()}
 
     def scheduled(self, step: int) -> dict[str, float]:
         """Returns the temperature."""
@@ -148,6 +123,166 @@ class GumbelSoftmax(Relaxation):
         """Alpha + noise; the noise depends on the seed, the step and the level only."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step, level))
         return {name: alpha + _gumbel(alpha, generator) for name, alpha in alphas.groups.items()}
+
+
+@dataclass(frozen=True)
+class HardGumbelSoftmax(GumbelSoftmax):
+    """Gumbel-softmax whose forward pass uses the sample as a one-hot vector (straight-through).
+
+    The backward pass has the gradient of the soft weights. The gradient of the weights needs the outputs of the
+    sampled candidates only, so that passes without a gradient of the alphas compute nothing else, which is exact. The
+    gradient of the alphas is the sum over *all* candidates of <∂L/∂mixture, output> · ∂soft weight/∂alpha, and needs
+    all outputs.
+    """
+
+    samples: ClassVar[bool] = True
+
+    def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
+        """Returns one-hot weights with the gradient of the soft ones."""
+        soft = super().mixture(alphas, step, level)
+        return {name: _straight_through(values) for name, values in soft.items()}
+
+    def sample(self, alphas: Alphas, step: int, level: Level, alphas_learn: bool) -> Sample | None:
+        """Returns the argmax of each row of alpha + noise for passes without a gradient of the alphas."""
+        if alphas_learn:
+            return None
+        with torch.no_grad():
+            perturbed = self._perturbed(alphas, step, level)
+        return {name: values.argmax(-1).tolist() for name, values in perturbed.items()}
+
+
+class GDAS(HardGumbelSoftmax):
+    """Straight-through Gumbel-softmax that computes the sampled candidates only, in every pass (arXiv 1910.04465).
+
+    The gradient of the alphas leaves out the outputs of the other candidates: cheaper by about the number of
+    candidates, but another gradient than `HardGumbelSoftmax` has.
+    """
+
+    def sample(self, alphas: Alphas, step: int, level: Level, alphas_learn: bool) -> Sample | None:  # noqa: ARG002
+        """Returns the argmax of each row of alpha + noise for every pass."""
+        return super().sample(alphas, step, level, alphas_learn=False)
+
+
+@dataclass(frozen=True)
+class DrNAS(Relaxation):
+    """Mixing weights sampled from Dirichlet distributions with concentrations elu(alpha) + 1 (arXiv 2006.10355).
+
+    The gradient is that of the reparametrised sample. The probabilities are the means of the distributions.
+
+    Attributes:
+        seed: of the samples, equal on every rank.
+    """
+
+    seed: int
+
+    def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
+        """Returns the sample of this step and level, made in float64 on the CPU so that it is equal on every device."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(derive_seed(self.seed, step, level))
+            return {
+                name: Dirichlet(_concentration(alpha).cpu().double(), validate_args=False)
+                .rsample()
+                .to(alpha.device, alpha.dtype)
+                for name, alpha in alphas.groups.items()
+            }
+
+    def probabilities(self, alphas: Alphas) -> Mixing:
+        """Returns the means of the distributions."""
+        with torch.no_grad():
+            found = {name: _concentration(alpha) for name, alpha in alphas.groups.items()}
+            return {name: values / values.sum(-1, keepdim=True) for name, values in found.items()}
+
+
+def _concentration(alpha: Tensor) -> Tensor:
+    """elu(alpha) + 1, which is positive; bounded from below where float32 would round it to 0."""
+    return (F.elu(alpha) + 1).clamp(min=1e-3)
+
+
+@dataclass(frozen=True)
+class SmoothDARTS(Relaxation):
+    """Softmax of randomly perturbed alphas in the weights' passes (SDARTS-RS, arXiv 2002.05283, eq. 5).
+
+    The perturbation is uniform in [-ε, ε]; ε grows linearly from 0 to `largest` over the search. Weights that work for
+    all alphas nearby lose less when the mixture becomes a genotype. The alphas' passes are not perturbed.
+
+    Attributes:
+        seed: of the perturbation, equal on every rank.
+        largest: ε at the end.
+        steps: steps of the search.
+    """
+
+    seed: int
+    steps: int
+    largest: float = 0.3
+
+    def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
+        """Returns softmax(alpha), perturbed for the weights."""
+        if level == "alphas":
+            return softmax(alphas)
+        epsilon = self._epsilon(step)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, step, level))
+        found = {}
+        for name, alpha in alphas.groups.items():
+            noise = 2 * torch.rand(alpha.shape, generator=generator, dtype=torch.float64) - 1
+            found[name] = torch.softmax(alpha + epsilon * noise.to(alpha.device, alpha.dtype), dim=-1)
+        return found
+
+    def scheduled(self, step: int) -> dict[str, float]:
+        """Returns the size of the perturbation."""
+        return {"perturbation": self._epsilon(step)}
+
+    def _epsilon(self, step: int) -> float:
+        return self.largest * min(step / self.steps, 1.0)
+
+
+@dataclass(frozen=True)
+class PathSampling(Relaxation):
+    """Trains one random network of the space in each step; the alphas are not trained.
+
+    A one-shot read-out then compares networks that all have the supernet's weights (arXiv 1904.00420). A network is
+    sampled as a genotype, so that a node has as many inputs as it has in a derived network.
+
+    Attributes:
+        space: what networks are sampled from.
+        seed: of the samples, equal on every rank.
+        fair: in successive steps, each choice takes each of its candidates once, in random order (FairNAS, arXiv
+            1907.01845). Otherwise candidates are independent.
+    """
+
+    samples: ClassVar[bool] = True
+    learns_alphas: ClassVar[bool] = False
+
+    space: Space
+    seed: int
+    fair: bool
+
+    def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:  # noqa: ARG002
+        """Returns equal weights for all candidates."""
+        return softmax(alphas)
+
+    def sample(self, alphas: Alphas, step: int, level: Level, alphas_learn: bool) -> Sample | None:  # noqa: ARG002
+        """Returns the network of this step."""
+        path = self.space.path(self.space.random_genotype(self._rng("path", step)))
+        return self._fair(path, step) if self.fair else path
+
+    def evaluation(self, alphas: Alphas) -> tuple[Any, ...]:  # noqa: ARG002
+        """Returns one network of the space, the same each time."""
+        return None, self.space.path(self.space.random_genotype(self._rng("evaluation")))
+
+    def _fair(self, path: Sample, step: int) -> Sample:
+        found = {}
+        for name, group in self.space.choices().items():
+            allowed = group.allowed
+            cycle, turn = divmod(step, len(allowed))
+            orders = [self._rng(name, row, cycle).permutation(allowed) for row in range(len(group.rows))]
+            found[name] = [
+                int(order[turn]) if column in allowed else column
+                for order, column in zip(orders, path[name], strict=True)
+            ]
+        return found
+
+    def _rng(self, *of: str | int) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(self.seed, *of))
 
 
 def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -163,10 +298,22 @@ def _straight_through(soft: Tensor) -> Tensor:
     return one_hot + (soft - soft.detach())
 
 
-def build_relaxation(config: Config, steps_per_epoch: int) -> Relaxation:
+def build_relaxation(config: Config, space: Space, steps_per_epoch: int) -> Relaxation:
     """Builds the config's relaxation."""
-    if config.search.relaxation == "softmax":
-        return Softmax()
+    name, seed = config.search.relaxation, derive_seed(config.seed, "gumbel")
     temperature = TemperatureSchedule(config.search.temperature, steps_per_epoch, config.training.epochs)
-    hard = config.search.relaxation == "gumbel_hard"
-    return GumbelSoftmax(derive_seed(config.seed, "gumbel"), temperature, hard)
+    match name:
+        case "softmax":
+            return Softmax()
+        case "gumbel":
+            return GumbelSoftmax(seed, temperature)
+        case "gumbel_hard":
+            return HardGumbelSoftmax(seed, temperature)
+        case "gdas":
+            return GDAS(seed, temperature)
+        case "drnas":
+            return DrNAS(derive_seed(config.seed, name))
+        case "sdarts":
+            return SmoothDARTS(derive_seed(config.seed, name), config.training.epochs * steps_per_epoch)
+        case _:
+            return PathSampling(space, derive_seed(config.seed, name), name == "fair")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from autoreid.config import Config
 from autoreid.data.loaders import Batch, BatchStream
-from autoreid.data.training_data import TrainingData
+from autoreid.data.training_data import SearchData
 from autoreid.distributed import StopSignal, World, averaging, check_agreement
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
-from autoreid.search.collapse import search_signs
+from autoreid.search.progress import SearchProgress
+from autoreid.search.read_out import by_evolution, by_perturbation
 from autoreid.search.relaxations import Relaxation
+from autoreid.search.schedules import alpha_learning_rate
+from autoreid.search.signs import best_columns, search_signs
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Space
 from autoreid.training.accumulation import Accumulation
@@ -37,6 +41,8 @@ from autoreid.training.steps import (
     step_weights,
 )
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(kw_only=True)
 class SearchState(RunState):
@@ -46,13 +52,25 @@ class SearchState(RunState):
         alphas: the architecture parameters.
         alpha_optimizer: their optimiser.
         alpha_stream: batches for the alphas; None if they learn from the weights' batches.
+        progress: what the search remembers from epoch to epoch.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = (*RunState.PARTS, "alphas", "alpha_optimizer", "alpha_stream")
+    PARTS: ClassVar[tuple[str, ...]] = (
+        *RunState.PARTS,
+        "alphas",
+        "alpha_optimizer",
+        "alpha_stream",
+        "progress",
+    )
 
     alphas: Alphas
     alpha_optimizer: torch.optim.Optimizer
     alpha_stream: BatchStream | None
+    progress: SearchProgress
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a state; those of older versions have no progress, which then starts anew."""
+        super().load_state_dict({"progress": self.progress.state_dict(), **state})
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,7 @@ class SearchResult(EpochResult):
     """The result of an epoch of a search.
 
     Attributes:
-        genotype: read from the alphas.
+        genotype: read from the alphas; after the last epoch, as `search.read_out` says.
         probabilities: of each candidate, (E, O) for each group.
     """
 
@@ -79,7 +97,7 @@ class SearchTask:
 
     config: Config
     world: World
-    data: TrainingData
+    data: SearchData
     state: SearchState
     space: Space
     relaxation: Relaxation
@@ -95,9 +113,8 @@ class SearchTask:
 
     def alpha_learning_rate(self) -> float:
         """Returns the learning rate of the alphas in the next step."""
-        search, training = self.config.search, self.config.training
-        share = self.learning_rate() / training.learning_rate if search.alpha_optimizer == "sgd" else 1.0
-        return search.alpha_learning_rate * share
+        config, state = self.config, self.state
+        return alpha_learning_rate(config.search, config.training, state.step, state.steps_per_epoch)
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
         """Performs one step of the alphas and one of the weights."""
@@ -157,16 +174,9 @@ class SearchTask:
         return torch.stack(metrics).mean(0)
 
     def _forward(self, network: nn.Module, batch: Batch, alphas_learn: bool) -> LossValues:
-        alphas, step = self.state.alphas, self.state.step
-        sample = None if alphas_learn else self.relaxation.sample(alphas, step, "weights")
-        if sample is None:
-            with torch.set_grad_enabled(alphas_learn):
-                mixing = self.relaxation.mixture(alphas, step, "weights")
-            with self.precision.autocast():
-                outputs = network(batch.images, mixing)
-        else:
-            with self.precision.autocast():
-                outputs = network(batch.images, sample=sample)
+        inputs = self.relaxation.inputs(self.state.alphas, self.state.step, "weights", alphas_learn)
+        with self.precision.autocast():
+            outputs = network(batch.images, *inputs)
         values: LossValues = self.loss(outputs, batch.labels)
         return values
 
@@ -174,7 +184,7 @@ class SearchTask:
         return next(stream).to(self.world.device, memory_format(self.config.training))
 
     def _alphas_learn(self) -> bool:
-        return self.state.epoch >= self.config.search.warmup_epochs
+        return self.relaxation.learns_alphas and self.state.epoch >= self.config.search.warmup_epochs
 
     def _set_learning_rates(self) -> None:
         self.state.set_learning_rate(self.learning_rate())
@@ -191,24 +201,68 @@ class SearchTask:
             names.append(f"alphas.{name}")
             alpha.grad = gradient
         state.alpha_optimizer.step()
+        state.progress.add(gradients)
         return [norms_of(names, gradients)]
 
     def genotype(self) -> Genotype:
-        """Reads the genotype from the alphas."""
+        """Returns the genotype that the search has found so far."""
+        if self.state.progress.found is not None:
+            return self.state.progress.found
         return self.space.genotype(self.relaxation.probabilities(self.state.alphas))
 
     def end_epoch(self) -> SearchResult:
         """Closes the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
         config, state = self.config, self.state
         metrics = close_epoch(state, config.training.epochs)
-        genotype = self.genotype()
-        state.finished |= self.space.has_collapsed(genotype)
+        probabilities = self.relaxation.probabilities(state.alphas)
+        on_cpu = {name: values.cpu() for name, values in probabilities.items()}
+        metrics |= self._signs(on_cpu)
+        self._check_collapse(self.space.genotype(on_cpu))
         retrieval, is_best = None, False
         if is_due(state, config.evaluation.every_epochs):
             inputs = self.relaxation.evaluation(state.alphas)
             retrieval = measure_network(config, state.network, self.data, self.world, inputs)
             is_best = state.record(retrieval)
-        probabilities = self.relaxation.probabilities(state.alphas)
-        on_cpu = {name: values.cpu() for name, values in probabilities.items()}
-        metrics |= search_signs(on_cpu, self.space.choices(), self.space.watched())
-        return SearchResult(state.epoch, metrics, retrieval, is_best, genotype, on_cpu)
+        if state.finished and state.progress.found is None:
+            state.progress.found = self._read_out(probabilities)
+        return SearchResult(state.epoch, metrics, retrieval, is_best, self.genotype(), on_cpu)
+
+    def _signs(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
+        """The signs of the epoch, which the progress keeps."""
+        choices, progress = self.space.choices(), self.state.progress
+        signs = search_signs(probabilities, choices, self.space.watched())
+        signs |= progress.gradient_signs()
+        signs |= progress.changes(best_columns(probabilities, choices))
+        progress.signs = signs
+        return signs
+
+    def _check_collapse(self, genotype: Genotype) -> None:
+        """Stops the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
+
+        The last genotype before them is the result.
+        """
+        state, progress = self.state, self.state.progress
+        if state.epoch <= self.config.search.warmup_epochs or not self.relaxation.learns_alphas:
+            return
+        if not self.space.has_collapsed(genotype):
+            progress.collapsed, progress.sound, progress.sound_epoch = False, genotype, state.epoch
+            return
+        if progress.collapsed:
+            state.finished = True
+            progress.found = progress.sound or genotype
+            _log.warning(
+                "the search has collapsed and stops after epoch %d; the genotype is that of epoch %d",
+                state.epoch,
+                progress.sound_epoch or state.epoch,
+            )
+        progress.collapsed = True
+
+    def _read_out(self, probabilities: Mapping[str, Tensor]) -> Genotype:
+        config, network = self.config, self.state.network
+        match config.search.read_out:
+            case "perturbation":
+                return by_perturbation(config, self.space, network, probabilities, self.data, self.world)
+            case "one_shot":
+                return by_evolution(config, self.space, network, self.data, self.world)
+            case _:
+                return self.space.genotype(probabilities)

@@ -1,6 +1,6 @@
-"""Search spaces: for each a folder with its genotypes, supernet, derived networks and pictures.
+"""Search spaces: a folder for each, with its genotype, supernet, derived network and drawings.
 
-A space is added by a folder, a line in `SPACES` and its settings in `autoreid.config`.
+To add a space, write its folder, name it in `SPACES` and add its settings to `autoreid.config.spaces`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "Derived",
     "Genotype",
     "Space",
+    "build_derived",
     "build_model",
     "build_space",
     "read_genotype",
@@ -32,43 +33,51 @@ __all__ = [
 #: Every space by name.
 SPACES: dict[str, type[Space]] = {"reid_cell": ReidCellSpace, "osnet_ain": OsnetAinSpace}
 
-#: Every network by name: the fixed ones, and `derived`, which is of the class that its genotype's space says.
-NETWORKS: dict[str, Callable[..., Network]] = {
-    **models.NETWORKS,
-    "derived": ReidCellSpace.network_type,
-}
-
 
 def build_space(search: Search) -> Space:
-    """The space that a config names."""
+    """Return the space that a config searches."""
     return SPACES[search.space](search)
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> Network:
-    """Builds a fixed or derived network with fresh weights from torch's generator.
-
-    Works like `autoreid.models.build_model`, and also knows the network `derived`.
+def build_derived(num_identities: int, genotype: str | Genotype, **options: Any) -> Network:
+    """Build the network that a genotype describes.
 
     Args:
-        name: one of `NETWORKS`.
         num_identities: number of identities in the training set.
-        options: of the network. `derived` takes a `genotype`, which is a `Genotype`, the path of its file or its JSON
-            text, and the options of its space's `network_type`.
+        genotype: the genotype, the path of its file, or its JSON text.
+        options: those of the `network_type` of the genotype's space.
+
+    Raises:
+        ConfigError: there is no such option, or a value is out of range.
+        DataError: the genotype cannot be read.
+    """
+    if not isinstance(genotype, Genotype):
+        genotype = read_genotype(genotype)
+    name, network_type = f"derived ({genotype.space})", SPACES[genotype.space].network_type
+    return models.build_from({name: network_type}, name, num_identities, options | {"genotype": genotype})
+
+
+#: Every network by name: the fixed ones, and `derived`.
+NETWORKS: dict[str, Callable[..., Network]] = {**models.NETWORKS, "derived": build_derived}
+
+
+def build_model(name: str, num_identities: int, **options: Any) -> Network:
+    """Build a network with fresh weights from torch's generator.
+
+    See `autoreid.models.Network` for what it returns.
+
+    Args:
+        name: one of `NETWORKS`, such as "resnet50", "pcb", "osnet_x1_0" or "derived".
+        num_identities: number of identities in the training set.
+        options: options of the network, such as `last_stride` of resnet50, `parts` of pcb or `genotype` of derived.
 
     Raises:
         ConfigError: there is no such network or option, one is missing, or a value is out of range.
         DataError: the genotype cannot be read.
     """
-    if name != "derived" or "genotype" not in options:
-        return models.build_from(NETWORKS, name, num_identities, options)
-    genotype = options["genotype"]
-    if not isinstance(genotype, Genotype):
-        genotype = read_genotype(genotype)
-    name = f"derived ({genotype.space})"
-    network_type = SPACES[genotype.space].network_type
-    return models.build_from({name: network_type}, name, num_identities, options | {"genotype": genotype})
+    return models.build_from(NETWORKS, name, num_identities, options)
 
 
 def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces the path of a derived network's genotype by its text, so that the options need no other file."""
+    """Return the options of a derived network with the text of its genotype instead of the path of its file."""
     return {**options, "genotype": str(read_genotype(options["genotype"]))}

@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
         "alpha_learning_rate": 0.02,
         "order": "first",
     },
-    "losses": {"mine_across_ranks": True},
+    "losses": {"mine_across_ranks": True, "normalise": False},
     "training": {"epochs": 2, "learning_rate": 0.05},
     "distributed": {"device": "cpu", "timeout_seconds": 60.0},
     "reporting": {"every_seconds": 0.1, "every_steps": 1},

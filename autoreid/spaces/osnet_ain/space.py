@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor
 
 from autoreid.spaces.osnet_ain.derived import DerivedOSNet
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from autoreid.spaces.osnet_ain.supernet import GROUP, OsnetAinSupernet
-from autoreid.spaces.space import Choices, Space
+from autoreid.spaces.space import Choices, Sample, Space
 
 #: The six blocks' names in the network, in order.
 _PLACES = tuple(f"{stage}.{block}" for stage in ("conv2", "conv3", "conv4") for block in (0, 1))
@@ -41,9 +42,21 @@ class OsnetAinSpace(Space):
             [OSNET_BLOCKS[column] for column in probabilities[GROUP].argmax(-1).tolist()]
         )
 
-    def has_collapsed(self, genotype: OsnetAinGenotype) -> bool:  # noqa: ARG002
-        """Never: no block is a short cut."""
-        return False
+    def random_genotype(self, rng: np.random.Generator) -> OsnetAinGenotype:
+        """Samples one of the 4,096 genotypes."""
+        return OsnetAinGenotype.of_blocks([OSNET_BLOCKS[index] for index in rng.integers(4, size=6)])
+
+    def path(self, genotype: OsnetAinGenotype) -> Sample:
+        """Returns the six blocks' columns."""
+        return {GROUP: [OSNET_BLOCKS.index(block) for block in genotype.blocks]}
+
+    def mutated(self, genotype: OsnetAinGenotype, rng: np.random.Generator) -> OsnetAinGenotype:
+        """Returns a genotype with another block at one place."""
+        blocks = list(genotype.blocks)
+        place = int(rng.integers(len(blocks)))
+        others = [block for block in OSNET_BLOCKS if block != blocks[place]]
+        blocks[place] = others[int(rng.integers(len(others)))]
+        return OsnetAinGenotype.of_blocks(blocks)
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: OsnetAinGenotype) -> dict[str, Tensor]:
         """The chosen blocks' entries of a supernet's weights, and all shared ones, as the derived network has them."""

@@ -25,10 +25,8 @@ class OsnetAinSupernet(OmniScaleFrame, Supernet):
         self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Embeds images as `Supernet` says; the embedding is (B, 512)."""
-        inputs: list[tuple[Tensor | int | None, ...]] = []
-        if mixing is not None:
-            inputs = [(weights,) for weights in mixing[GROUP].unbind(0)]
-        elif sample is not None:
-            inputs = [(None, column) for column in sample[GROUP]]
+        weights = [None] * 6 if mixing is None else mixing[GROUP].unbind(0)
+        columns = [None] * 6 if sample is None else sample[GROUP]
+        inputs = list(zip(weights, columns, strict=True))
         embedding: Tensor = self.fc(self.feature_map(images, inputs).mean(dim=(2, 3)))
         return (embedding, self.classifier(embedding)) if self.training else embedding

@@ -106,10 +106,11 @@ class SearchCell(nn.Module):
             x1: output of the last cell.
             mixing: (E, O) weights of the candidates.
             edge_weights_E: weights of the edges, with partial channels.
-            columns: computes only one candidate on each edge, by its column, without a weight.
+            columns: computes only one candidate on each edge, by its column, or none for NOTHING. Its weight is 1
+                without `mixing`.
         """
         by_source: Sequence[_Mixing] = ()
-        if mixing is not None:
+        if mixing is not None and columns is None:
             # The candidates' norms scale by it; only the channels that bypass them are left to weigh.
             by_source = self._by_source(
                 mixing if edge_weights_E is None else mixing * edge_weights_E[:, None]
@@ -126,7 +127,7 @@ class SearchCell(nn.Module):
             added = (
                 self._mix(level, inputs, by_source)
                 if columns is None
-                else self._sample(level, inputs, columns)
+                else self._sample(level, inputs, columns, mixing)
             )
             # Its edges lead to all nodes that are not complete yet.
             open_nodes = slice(-len(added), None)
@@ -176,12 +177,19 @@ class SearchCell(nn.Module):
         ]
         return [mixed for mixed, _ in split]
 
-    def _sample(self, level: Sequence[int], inputs: Sequence[Tensor], columns: Sequence[int]) -> list[Tensor]:
+    def _sample(
+        self,
+        level: Sequence[int],
+        inputs: Sequence[Tensor],
+        columns: Sequence[int],
+        mixing: Tensor | None,
+    ) -> list[Tensor]:
         """What a level contributes to each later node, with one operation on each edge."""
-        by_source = [
-            self.outgoing(source).sampled(x, [columns[edge] for edge in self.sources[source]])
-            for source, x in zip(level, inputs, strict=True)
-        ]
+        by_source = []
+        for source, x in zip(level, inputs, strict=True):
+            edges = self.sources[source]
+            weights = None if mixing is None else [mixing[edge, columns[edge]] for edge in edges]
+            by_source.append(self.outgoing(source).sampled(x, [columns[edge] for edge in edges], weights))
         return [sum(maps[1:], start=maps[0]) for maps in zip(*by_source, strict=True)]
 
     def _mix(

@@ -12,6 +12,7 @@ from autoreid.layers.mixture import SharedMixture
 from autoreid.layers.recompute import keep_inputs
 from autoreid.spaces.reid_cell.candidate import Candidate, EdgeInputs, Shared
 from autoreid.spaces.reid_cell.operations import build_operation
+from autoreid.spaces.space import NOTHING
 
 
 class OutgoingEdges(nn.Module):
@@ -93,19 +94,28 @@ class OutgoingEdges(nn.Module):
         size = next(iter(lasts.values())).shape[2:] if lasts else x.shape[2:]
         return total.unflatten(2, (x.shape[1], *size))
 
-    def sampled(self, x: Tensor, columns: Sequence[int]) -> list[Tensor]:
-        """Computes one operation for each edge; those without weights once for all edges that chose them."""
+    def sampled(
+        self, x: Tensor, columns: Sequence[int], weights: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Computes one operation for each edge; those without weights once for all edges that chose them.
+
+        Args:
+            x: (B, C, H, W).
+            columns: the operation of each edge; NOTHING is like `none`.
+            weights: a factor () for each edge; None for 1.
+        """
         outputs: list[Tensor] = []
         shared: dict[str, Tensor] = {}
-        for edge, name in enumerate(self.operations[column] for column in columns):
+        for edge, column in enumerate(columns):
+            name = "none" if column == NOTHING else self.operations[column]
             if name == "none":
                 outputs.append(torch.zeros_like(x[:, :, :: self.stride, :: self.stride]))
-            elif name in self.shared:
-                if name not in shared:
-                    shared[name] = self.candidates[name](x)
-                outputs.append(shared[name])
+                continue
+            if name not in self.shared:
+                output = self.candidates[name](x, slice(edge, edge + 1))
             else:
-                outputs.append(self.candidates[name](x, slice(edge, edge + 1)))
+                output = shared[name] = shared[name] if name in shared else self.candidates[name](x)
+            outputs.append(output if weights is None else weights[edge] * output)
         return outputs
 
     def weights_of(self, name: str, edge: int, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

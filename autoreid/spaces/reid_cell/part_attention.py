@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoreid.layers.recompute import Operation
+from autoreid.layers.recompute import RecomputedFunction
 
 
 class _Steps(NamedTuple):
@@ -27,7 +27,7 @@ class _Steps(NamedTuple):
     attended: Tensor
 
 
-class PartAttention(Operation):
+class PartAttention(RecomputedFunction):
     """What each part learns from all parts, through the fusion's weights for it.
 
     Inputs are x (B, C, H, W); weights and biases of body (E, D, C) and (E, D), of query and key (E, D, D) and (E, D)

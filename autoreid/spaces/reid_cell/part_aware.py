@@ -1,6 +1,6 @@
 """The part-aware operation of Auto-ReID (arXiv 1903.09776, section 3.3).
 
-Shape letters: B images, E edges, C channels, M body parts, D body features, H and W the map's rows and columns.
+Shape letters: B images, E edges, C channels, M body parts, D body features, H rows and W columns of a map.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ from torch import Tensor, nn
 from autoreid.layers.batch_norm import Norm
 from autoreid.layers.pointwise import rows_of
 from autoreid.layers.pooling import pooling_matrix
-from autoreid.layers.recompute import Operation, keep_inputs
+from autoreid.layers.recompute import RecomputedFunction, keep_inputs
 from autoreid.spaces.reid_cell.candidate import Candidate, EdgeInputs
 from autoreid.spaces.reid_cell.edge_norm import ALL, EdgeNorm
 from autoreid.spaces.reid_cell.part_attention import PartAttention
 
 
 class PartAware(Candidate):
-    """Lets horizontal body parts inform each other, and each pixel know what its part learnt.
+    """Self-attention between horizontal body parts, whose result is added to each pixel of a part.
 
-    1. The M horizontal parts of x (B, C, H, W) are averaged to vectors (adaptive pooling's borders).
-    2. A linear map makes body vectors b (B, M, D) of them, D = ⌈C/3⌉ as in the authors' release.
-    3. Self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, unscaled and without a value projection.
-    4. Each part's result goes back to the part's rows, is concatenated with x, and ReLU → 1×1 → norm fuses them.
+    1. Average each of the M horizontal parts of x (B, C, H, W) to a vector, as adaptive average pooling does.
+    2. Map these vectors linearly to body vectors b (B, M, D), with D = ⌈C/3⌉ as in the authors' release.
+    3. Apply self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, without scaling and value projection.
+    4. Repeat each part's vector over the rows of the part, concatenate the result with x, and apply ReLU → 1×1 → norm.
 
-    The fusion's 1×1 is linear, so its half for the parts is applied to M vectors and added to the rows they belong
-    to: the concatenated map is never made. A row belongs to the part ⌊row·M/H⌋, which pools over it. Pooling and
-    spreading are products with constant matrices: unlike adaptive pooling's and an index's, their backward passes
-    are deterministic on GPUs.
+    The 1×1 convolution is linear. So its half for the parts is applied to the M vectors, and the results are added to
+    the rows of their parts; the concatenated map is never computed. A row belongs to part ⌊row·M/H⌋, which is one of
+    the parts that average over it. Pooling and repeating are products with constant matrices. Unlike those of adaptive
+    pooling and indexing, their backward passes are deterministic on GPUs.
+
+    Raises:
+        ValueError: in the forward pass, if a map has fewer rows than there are parts.
     """
 
     def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4, edges: int = 1) -> None:
         super().__init__()
         hidden = -(-channels // 3)
         self.parts, self.stride, self.edges = parts, stride, edges
-        # Each layer's outputs stand edge after edge.
+        # The outputs of each layer are concatenated over the edges.
         self.body = nn.Linear(channels, edges * hidden)
         self.query = nn.Linear(hidden, edges * hidden)
         self.key = nn.Linear(hidden, edges * hidden)
@@ -47,12 +50,12 @@ class PartAware(Candidate):
         self.fuse_parts = nn.Linear(hidden, edges * channels, bias=False)
         self.norm = EdgeNorm(channels, edges, affine)
         for half in (self.fuse_pixels, self.fuse_parts):
-            # Both halves start as one layer of C + D inputs would (Kaiming, as torch's convolutions do).
+            # Initialise both halves like one convolution with C + D inputs (PyTorch's default).
             bound = (channels + hidden) ** -0.5
             nn.init.uniform_(half.weight, -bound, bound)
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C, H, W) -> (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
+        """Return the norm of a map (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Raises:
             ValueError: H is less than the number of parts.
@@ -69,17 +72,17 @@ class PartAware(Candidate):
         return self.norm.of(fused.unflatten(2, size), inputs.scale, edges)
 
     def _attention_weights(self, edges: slice) -> list[Tensor]:
-        """Weights and biases of body, query and key, and the fusion's weights, edge by edge: (E, D_out, ...)."""
+        """Return weights and biases of body, query and key, and the parts' fusion weights: (E, D_out, ...) each."""
         layers = (self.body, self.query, self.key)
         stacked = [value for layer in layers for value in (layer.weight, layer.bias)]
         by_edge = [value.unflatten(0, (self.edges, -1)) for value in (*stacked, self.fuse_parts.weight)]
         return by_edge if edges == ALL else [value[edges] for value in by_edge]
 
 
-class _Fusion(Operation):
-    """The 1×1 convolution over pixels and what their parts learnt, as products of an image.
+class _Fusion(RecomputedFunction):
+    """The 1×1 convolution of pixels and part vectors, as matrix products for each image.
 
-    Inputs are x (B, C, H, W), the weights of its half (E·C, C), and the other half's of what the parts learnt,
+    Inputs are x (B, C, H, W), the weights of its half (E·C, C), and the output of the other half for each part,
     (B, E·C, M). The output is (B, E·C, H'·W').
     """
 
@@ -87,10 +90,10 @@ class _Fusion(Operation):
         self.stride = stride
 
     def compute(self, *inputs: Tensor) -> Tensor:
-        """The output."""
+        """Return the output, (B, E·C, H'·W')."""
         x, weight, parts = inputs
         rows = torch.bmm(parts, self._ones(x, parts))
-        # In place: the first product keeps its inputs only.
+        # In place, because the backward pass of the first product needs only its inputs.
         return rows.baddbmm_(weight.to(rows.dtype).expand(x.shape[0], -1, -1), self._pixels(x).to(rows.dtype))
 
     def gradients(
@@ -99,7 +102,7 @@ class _Fusion(Operation):
         kept: tuple[Tensor, ...],  # noqa: ARG002
         *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        """In x, weights and parts, as far as they are wanted."""
+        """Return the gradients of x, weights and parts, None for those that need none."""
         x, weight, parts = inputs
         of_x = of_weight = of_parts = None
         if weight.requires_grad:
@@ -111,15 +114,15 @@ class _Fusion(Operation):
         return of_x, of_weight, of_parts
 
     def _pixels(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H'·W')."""
+        """Flatten the pixels that the stride selects, (B, C, H, W), to (B, C, H'·W')."""
         return x[:, :, :: self.stride, :: self.stride].flatten(2) if self.stride > 1 else x.flatten(2)
 
     def _ones(self, x: Tensor, parts: Tensor) -> Tensor:
-        """(B, M, H'·W'): a one for each pixel at its part, for every image."""
+        """Return `_membership` for each image, (B, M, H'·W')."""
         return _membership(x, parts.shape[2], self.stride).expand(x.shape[0], -1, -1)
 
     def _spread(self, pixels: Tensor, x: Tensor) -> Tensor:
-        """(B, C, H'·W') back to x's size, with zeros between."""
+        """Expand (B, C, H'·W') to the size of x, with zeros for the pixels that the stride skips."""
         if self.stride == 1:
             return pixels.view_as(x)
         spread = torch.zeros_like(x)
@@ -129,21 +132,21 @@ class _Fusion(Operation):
 
 
 def _pooling(x: Tensor, parts: int) -> Tensor:
-    """(H·W, M): each pixel's share in the mean of each part, with the borders of adaptive average pooling."""
-    return _constant(_make_pooling, x, *x.shape[2:], parts)
+    """Return the matrix (H·W, M) of each pixel's weight in the mean of each part, as in adaptive average pooling."""
+    return _constant(_compute_pooling, x, *x.shape[2:], parts)
 
 
 def _membership(x: Tensor, parts: int, stride: int) -> Tensor:
-    """(M, H'·W'): a one for each pixel at its part."""
-    return _constant(_make_membership, x, *x.shape[2:], parts, stride)
+    """Return the matrix (M, H'·W') that is 1 where a pixel belongs to a part, and 0 elsewhere."""
+    return _constant(_compute_membership, x, *x.shape[2:], parts, stride)
 
 
-def _make_pooling(device: torch.device, dtype: torch.dtype, height: int, width: int, parts: int) -> Tensor:
+def _compute_pooling(device: torch.device, dtype: torch.dtype, height: int, width: int, parts: int) -> Tensor:
     of_rows = pooling_matrix(parts, height, device, dtype).t() / width
     return of_rows[:, None].expand(-1, width, -1).flatten(0, 1)
 
 
-def _make_membership(
+def _compute_membership(
     device: torch.device, dtype: torch.dtype, height: int, width: int, parts: int, stride: int
 ) -> Tensor:
     part_of_row = torch.arange(0, height, stride, device=device) * parts // height
@@ -151,16 +154,16 @@ def _make_membership(
     return ones[:, :, None].expand(-1, -1, -(-width // stride)).flatten(1)
 
 
-def _constant(make: Callable[..., Tensor], x: Tensor, *sizes: int) -> Tensor:
-    """A constant on the device of x, made once for each size; anew where a compiler or exporter traces."""
+def _constant(compute: Callable[..., Tensor], x: Tensor, *sizes: int) -> Tensor:
+    """Return a constant on the device of x, cached by size; not cached while a compiler or exporter is tracing."""
     if torch.compiler.is_compiling() or type(x) is not Tensor:
-        return make(x.device, x.dtype, *sizes)
-    return _kept_constant(make, x.device, x.dtype, *sizes)
+        return compute(x.device, x.dtype, *sizes)
+    return _cached_constant(compute, x.device, x.dtype, *sizes)
 
 
 @lru_cache(maxsize=256)
-def _kept_constant(
-    make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *sizes: int
+def _cached_constant(
+    compute: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *sizes: int
 ) -> Tensor:
-    with torch.inference_mode(False):  # what inference makes cannot be used in training
-        return make(device, dtype, *sizes)
+    with torch.inference_mode(False):  # a tensor created in inference mode cannot be used in training
+        return compute(device, dtype, *sizes)

@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoreid.config import Search
 from autoreid.errors import DataError
-from autoreid.spaces.reid_cell.cells import SearchCell
+from autoreid.spaces.reid_cell.cells import SearchCell, count_edges
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
-from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype, Edge, count_skips
+from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype, Edge, count_skips, random_genotype
 from autoreid.spaces.reid_cell.macro import CellPlan, plan_cells
 from autoreid.spaces.reid_cell.partial_channels import edge_choices, edge_weights
 from autoreid.spaces.reid_cell.supernet import ReidCellSupernet
-from autoreid.spaces.space import Choices, Space
+from autoreid.spaces.space import NOTHING, Choices, Sample, Space
 
 _KINDS = ("normal", "reduce")
 #: A candidate's entries among a supernet's weights.
@@ -46,7 +47,8 @@ class ReidCellSpace(Space):
             for node in range(self.settings.nodes)
             for source in range(2 + node)
         )
-        choices = {kind: Choices(edges, self.settings.operations) for kind in _KINDS}
+        operations = self.settings.operations
+        choices = {kind: Choices(edges, operations, never_chosen=("none",)) for kind in _KINDS}
         if self.settings.partial_channels > 1:
             for kind in _KINDS:
                 choices |= edge_choices(kind, inputs)
@@ -90,6 +92,37 @@ class ReidCellSpace(Space):
             best.sort(key=lambda candidate: -candidate[0])
             nodes.append((best[0][1], best[1][1]))
         return tuple(nodes)
+
+    def random_genotype(self, rng: np.random.Generator) -> CellGenotype:
+        """Samples two different inputs for each node, and on each edge any of the search's operations but `none`."""
+        return random_genotype(rng, self.settings.nodes, self.settings.operations)
+
+    def path(self, genotype: CellGenotype) -> Sample:
+        """Returns the operations of the chosen edges, and NOTHING for all other edges."""
+        found = {}
+        for kind, cell in genotype.cells():
+            columns = [NOTHING] * count_edges(len(cell))
+            for node, edges in enumerate(cell):
+                for operation, source in edges:
+                    columns[count_edges(node) + source] = self.settings.operations.index(operation)
+            found[kind] = columns
+        return found
+
+    def mutated(self, genotype: CellGenotype, rng: np.random.Generator) -> CellGenotype:
+        """Returns a genotype with another operation, or another input, of one edge."""
+        cells = {kind: [list(edges) for edges in cell] for kind, cell in genotype.cells()}
+        cell = cells[_KINDS[int(rng.integers(2))]]
+        node, place = int(rng.integers(len(cell))), int(rng.integers(2))
+        edge, other = cell[node][place], cell[node][1 - place]
+        operations = [name for name in self.settings.operations if name not in ("none", edge.operation)]
+        sources = [source for source in range(2 + node) if source not in (edge.source, other.source)]
+        if operations and (not sources or rng.random() < 0.5):
+            cell[node][place] = Edge(operations[int(rng.integers(len(operations)))], edge.source)
+        elif sources:
+            cell[node][place] = Edge(edge.operation, sources[int(rng.integers(len(sources)))])
+        cell[node].sort(key=lambda one: one.source)
+        normal, reduce = (tuple((first, second) for first, second in cells[kind]) for kind in _KINDS)
+        return CellGenotype(normal=normal, reduce=reduce)
 
     def has_collapsed(self, genotype: CellGenotype) -> bool:
         """Whether the normal cell has as many skips as the config allows (DARTS+ stops at two)."""

@@ -55,16 +55,20 @@ class ReidCellSupernet(Supernet):
             inputs = self._of_kind(kind, mixing, sample)
             x0, x1 = x1, recompute(cell, x0, x1, *inputs) if recomputes else cell(x0, x1, *inputs)
         embedding = x1.mean(dim=(2, 3))
-        return (embedding, self.neck(embedding)) if self.training else embedding
+        if self.training:
+            return embedding, self.neck(embedding)
+        ranked: Tensor = self.neck.norm(embedding)
+        return ranked
 
     def _of_kind(
         self, kind: str, mixing: Mixing | None, sample: Sample | None
     ) -> tuple[Tensor | None, Tensor | None, Sequence[int] | None]:
-        """What a kind of cell takes: its mixing weights, those of its edges, or its sampled columns."""
+        """What a kind of cell takes: its mixing weights, those of its edges, and its sampled columns."""
+        columns = None if sample is None else sample[kind]
         if mixing is None:
-            return None, None, None if sample is None else sample[kind]
+            return None, None, columns
         of_edges = edge_weights(mixing, kind, self.nodes) if self.weighs_edges else None
-        return mixing[kind], of_edges, None
+        return mixing[kind], of_edges, columns
 
     def head(self) -> list[nn.Module]:
         """Returns the neck."""

@@ -1,0 +1,89 @@
+"""What a search remembers from epoch to epoch: its choices, the noise of its gradients, the last sound genotype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoreid.spaces.genotype import Genotype
+
+
+class SearchProgress:
+    """The memory of a search.
+
+    Attributes:
+        columns: the best candidates after the last epoch, by group; None before the first.
+        collapsed: whether the genotype after the last epoch was degenerate.
+        found: the genotype to report, which the read-out or a collapse has fixed; None for that of the alphas.
+        sound: the last genotype that was not degenerate; None before there was one.
+        sound_epoch: the epoch of that genotype, from 1.
+        signs: the signs of the last epoch, by name.
+    """
+
+    _PLAIN = ("columns", "collapsed", "sound_epoch", "signs")
+    _GENOTYPES = ("found", "sound")
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], device: torch.device) -> None:
+        self.columns: dict[str, list[int]] | None = None
+        self.collapsed = False
+        self.found: Genotype | None = None
+        self.sound: Genotype | None = None
+        self.sound_epoch = 0
+        self.signs: dict[str, float] = {}
+        self._steps = 0
+        self._sums = {name: torch.zeros(2, *shapes[name], device=device) for name in sorted(shapes)}
+
+    def add(self, gradients: Sequence[Tensor]) -> None:
+        """Adds the gradients of a step, averaged over the ranks: one for each group, in alphabetical order."""
+        self._steps += 1
+        for sums, gradient in zip(self._sums.values(), gradients, strict=True):
+            sums[0] += gradient
+            sums[1] += gradient.square()
+
+    def gradient_signs(self) -> dict[str, float]:
+        """Returns `<group>/gradient_snr` of the epoch, and starts the next one.
+
+        It is the signal-to-noise ratio of one step's gradient: the length of its mean over the steps, divided by the
+        square root of its total variance. The square of the mean is corrected for the noise that is left in it. At
+        least two steps are needed.
+        """
+        steps, self._steps = self._steps, 0
+        signs = {}
+        for name, sums in self._sums.items():
+            if steps > 1:
+                mean, square = sums.double() / steps
+                variance = ((square - mean.square()) * steps / (steps - 1)).sum().clamp(min=1e-30)
+                signal = (mean.square().sum() - variance / steps).clamp(min=0)
+                signs[f"{name}/gradient_snr"] = (signal / variance).sqrt().item()
+            sums.zero_()
+        return signs
+
+    def changes(self, columns: dict[str, list[int]]) -> dict[str, float]:
+        """Stores the choices; returns `<group>/changed`, the number of those that differ from the last epoch's."""
+        before, self.columns = self.columns, columns
+        if before is None:
+            return {}
+        pairs = {name: zip(before[name], columns[name], strict=True) for name in columns}
+        return {f"{name}/changed": float(sum(a != b for a, b in both)) for name, both in pairs.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns tensors and plain values; genotypes as their text."""
+        plain = {name: getattr(self, name) for name in self._PLAIN}
+        genotypes = {name: getattr(self, name) for name in self._GENOTYPES}
+        texts = {name: None if value is None else str(value) for name, value in genotypes.items()}
+        sums = {name: sums.cpu() for name, sums in self._sums.items()}
+        return {**plain, **texts, "steps": self._steps, "sums": sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a state."""
+        for name in self._PLAIN:
+            setattr(self, name, state[name])
+        for name in self._GENOTYPES:
+            text = state[name]
+            setattr(self, name, None if text is None else Genotype.parse(text, f"checkpoint: {name}"))
+        self._steps = state["steps"]
+        for name, sums in self._sums.items():
+            sums.copy_(state["sums"][name])
