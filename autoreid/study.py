@@ -29,13 +29,13 @@ from autoreid.recipes import load_config
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.strip_plot import Sample, draw_samples
-from autoreid.spaces import Genotype, build_model
+from autoreid.spaces import Genotype, build_model, build_space
 from autoreid.train import MAY_DIFFER
 from autoreid.train import run as run_search
 from autoreid.trials.alone import single_process
 from autoreid.trials.comparison import as_table, compare, difference_in_words, points
 from autoreid.trials.cost import search_seconds, trial_seconds
-from autoreid.trials.genotypes import Found, random_of_size, read_found, sampler_of
+from autoreid.trials.genotypes import Found, random_of_size, read_found
 from autoreid.trials.runner import TrialRunner
 from autoreid.trials.shared_units import Unit, claim, share_units
 from autoreid.trials.statistics import mean_interval
@@ -141,10 +141,10 @@ class Study:
 
     def examples(self) -> Iterator[Trial]:
         """Yield trainings of random networks of the space."""
-        sample = sampler_of(next(iter(self.searches.values())).search)
+        space = build_space(next(iter(self.searches.values())).search)
         rng = np.random.default_rng(0)
         while True:
-            yield self._trial(sample(rng), 0)
+            yield self._trial(space.random_genotype(rng), 0)
 
     def search_seconds(self, name: str) -> float:
         """Return how long a finished search took."""

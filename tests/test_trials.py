@@ -4,18 +4,14 @@ import json
 import multiprocessing
 
 import numpy as np
-import pytest
 
-from autoreid.config import CELL_OPERATIONS
 from autoreid.distributed import StopSignal
 from autoreid.recipes import load_config
-from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 from autoreid.spaces.reid_cell.genotype import random_genotype
-from autoreid.trials.genotypes import sampler_of
 from autoreid.trials.shared_units import Unit, claim, share_units
 from autoreid.trials.trial import make_trial
 from autoreid.trials.trial_file import TrialFile
-from tests.helpers.tiny import DERIVED_TRAINING, OSNET, write_tiny
+from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 
 GENOTYPE = random_genotype(np.random.default_rng(0), nodes=2)
 
@@ -120,34 +116,3 @@ def test_a_stop_signal_ends_the_work(tmp_path):
     units = [Unit(name, lambda name=name: name in done, lambda name=name: work(name)) for name in "abc"]
     assert not share_units(units, tmp_path, stop)
     assert done == ["a"]
-
-
-def test_random_genotypes_have_the_operations_of_the_search(tmp_path):
-    operations = ["none", "skip_connect", "sep_conv_5x5", "avg_pool_3x3"]
-    config = load_config(write_tiny(tmp_path, search__reid_cell__operations=operations))
-    sample = sampler_of(config.search)
-    rng = np.random.default_rng(0)
-    cells = [cell for _ in range(600) for _, cell in sample(rng).cells()]
-    assert all(len(cell) == 2 for cell in cells)
-    used, counts = np.unique(
-        [edge.operation for cell in cells for node in cell for edge in node], return_counts=True
-    )
-    assert set(used) == set(operations) - {"none"}
-    assert not set(used) <= set(CELL_OPERATIONS[:7]), "the default operations would do"
-    # Uniform: 4,800 edges, 3 operations; 1,200 second nodes, 3 pairs of inputs.
-    assert abs(counts - 1600).max() < 4 * (4800 * 2 / 9) ** 0.5
-    pairs = [tuple(sorted(edge.source for edge in cell[1])) for cell in cells]
-    _, counts = np.unique(pairs, axis=0, return_counts=True)
-    assert len(counts) == 3
-    assert abs(counts - 400).max() < 4 * (1200 * 2 / 9) ** 0.5
-
-
-@pytest.mark.parametrize("partial", [1, 2])
-def test_random_genotypes_of_every_space_follow_the_seed(tmp_path, partial):
-    changes = {"search__reid_cell__partial_channels": 2} if partial > 1 else OSNET
-    sample = sampler_of(load_config(write_tiny(tmp_path, **changes)).search)
-    first, again, other = (sample(np.random.default_rng(seed)) for seed in (1, 1, 3))
-    assert first == again != other
-    if partial == 1:
-        rng = np.random.default_rng(0)
-        assert {block for _ in range(20) for block in sample(rng).blocks} == set(OSNET_BLOCKS)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from autoreid.config import Search
 from autoreid.errors import DataError
 from autoreid.models import count_parameters
 from autoreid.recipes import load_config
@@ -58,27 +57,12 @@ def read_found(source: Path) -> Found:
     config = source / "config.yaml"
     if not config.exists():
         return Found(genotype, genotype.sample_like)
-    return Found(genotype, sampler_of(load_config(config).search))
+    return Found(genotype, build_space(load_config(config).search).random_genotype)
 
 
 def _of_file(path: Path) -> Found:
     genotype = Genotype.load(path)
     return Found(genotype, genotype.sample_like)
-
-
-def sampler_of(search: Search) -> Sampler:
-    """Return a function that samples genotypes uniformly from the space that a config searches.
-
-    It reads them from random probabilities, so that they have the operations and nodes of the search. This is the
-    baseline that a search has to beat (arXiv 1902.07638).
-    """
-    space = build_space(search)
-    shapes = {group: choices.shape for group, choices in space.choices().items()}
-
-    def sample(rng: np.random.Generator) -> Genotype:
-        return space.genotype({group: torch.from_numpy(rng.random(shape)) for group, shape in shapes.items()})
-
-    return sample
 
 
 def random_of_size(found: Found, seed: int, options: Mapping[str, Any]) -> Genotype:
