@@ -43,6 +43,7 @@ def read_found(source: Path) -> Found:
 
     Raises:
         DataError: there is no genotype; names the file.
+        ConfigError: the config of the search cannot be read.
     """
     if not source.is_dir():
         return _of_file(source)
@@ -54,10 +55,7 @@ def read_found(source: Path) -> Found:
         genotype = Genotype.parse(json.dumps(content["genotype"]), f"{result}: genotype")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{result}: no genotype in it; expected the result of a finished search") from error
-    config = source / "config.yaml"
-    if not config.exists():
-        return Found(genotype, genotype.sample_like)
-    return Found(genotype, build_space(load_config(config).search).random_genotype)
+    return Found(genotype, build_space(load_config(source / "config.yaml").search).random_genotype)
 
 
 def _of_file(path: Path) -> Found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -34,7 +36,7 @@ class TrialFile:
         return results
 
     def append(self, result: Mapping[str, Any]) -> None:
-        """Append a result in a single write, so that lines of several processes never mix.
+        """Append a result in a single write, so that the lines of several processes never mix.
 
         Raises:
             RunError: the file cannot be written.
@@ -43,6 +45,9 @@ class TrialFile:
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:
+                # A single append is whole by itself on most file systems; the lock is for looking at the last line.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if _is_torn(descriptor):
                     line = "\n" + line
                 os.write(descriptor, line.encode())
