@@ -21,6 +21,7 @@ from autoreid.spaces import Genotype, build_model
 from autoreid.training.task import TrainTask
 from autoreid.trials.alone import single_process
 from autoreid.trials.comparison import as_table, compare
+from autoreid.trials.shared_units import claim
 from tests.helpers.ranks import forkserver
 from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 
@@ -148,6 +149,22 @@ def test_two_processes_share_a_study(whole, tmp_path):
     for number in range(2):
         history = (folder / f"study/runs/search{number}/history.jsonl").read_text()
         assert history.count('"started"') == 1
+    assert content_of(folder) == content_of(whole)
+
+
+def test_a_worker_does_not_wait_and_writes_no_results(whole, tmp_path):
+    folder = tmp_path / "folder"
+    locks = folder / "study/locks"
+    locks.mkdir(parents=True)
+    with claim(locks / "search0.lock"):
+        assert call(folder, "--worker") == 0
+    assert not (folder / "study/runs/search0").exists()
+    assert (folder / "study/runs/search1/result.json").exists()
+    assert not (folder / "study/trials.jsonl").exists(), "trained before all searches were finished"
+    assert call(folder, "--worker") == 0
+    assert len(trial_lines(folder)) == 4
+    assert not (folder / "study/study.json").exists()
+    assert call(folder) == 0
     assert content_of(folder) == content_of(whole)
 
 

@@ -72,22 +72,26 @@ class TrialRunner:
     Attributes:
         folder: of the tournament or study; several processes may run trials of the same one.
         images: the pixels of every trial.
+        wait: wait for trials that other processes are running.
     """
 
     folder: Path
     world: World
     stop: StopSignal
     images: Images
+    wait: bool = True
 
     @classmethod
-    def open(cls, folder: Path, recipe: Config, world: World, stop: StopSignal) -> TrialRunner:
+    def open(
+        cls, folder: Path, recipe: Config, world: World, stop: StopSignal, wait: bool = True
+    ) -> TrialRunner:
         """Read the data of a recipe; synthetic people that do not exist are drawn first.
 
         Raises:
             DataError: a data set is missing or cannot be read.
         """
         draw_people(recipe.data)
-        return cls(folder, world, stop, run_images(recipe, world))
+        return cls(folder, world, stop, run_images(recipe, world), wait)
 
     def run(self, trials: Mapping[str, Trial]) -> list[dict[str, Any]] | None:
         """Run the trials that have no result yet.
@@ -96,7 +100,8 @@ class TrialRunner:
             trials: by name. Equal trials are run once.
 
         Returns:
-            The result of each trial, in order; None if a stop signal has arrived.
+            The result of each trial, in order; None if a stop signal has arrived, or other processes are still running
+            some of them.
 
         Raises:
             RunError: a result cannot be written.
@@ -109,7 +114,7 @@ class TrialRunner:
             self._unit(name, trial, file, place, len(first))
             for place, (name, trial) in enumerate(first.values(), start=1)
         ]
-        if not share_units(units, self.folder / "locks", self.stop):
+        if not share_units(units, self.folder / "locks", self.stop, self.wait):
             return None
         results = file.read()
         return [results[trial.key] for trial in trials.values()]
