@@ -25,7 +25,18 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
 
 #: Modules that take longest, in this order. A module runs in one process: a long one that starts last leaves the
 #: other processes without work. Those on a cluster wait more than they compute, and others run beside them.
-LONGEST = ("slurm_faults", "slurm", "readme", "gpu_check", "compile", "resume", "submit", "memory", "train")
+LONGEST = (
+    "slurm_faults",
+    "slurm",
+    "readme",
+    "gpu_check",
+    "compile",
+    "resume",
+    "submit",
+    "memory",
+    "train",
+    "study",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -135,7 +135,9 @@ def plan_stages(options: argparse.Namespace, request: JobRequest) -> tuple[list[
             "--output",
             str(tournament),
         ]
-        competition += [*options.train, *held_out_overrides(recipe, searches[0].config), *device]
+        held_out = [*options.train, *held_out_overrides(recipe, searches[0].config)]
+        load_config(options.train_config, held_out)  # raises now what the tournament would
+        competition += [*held_out, *device]
         command = PackageCommand("tournament", competition, here)
         # A seed that failed does not hold up the others.
         stages.insert(1, Stage("tournament", [command], single, tournament / "slurm", (), "afterany"))

@@ -1,4 +1,4 @@
-"""Genotypes to compare: found ones, and random ones whose networks have the same size."""
+"""Found genotypes, and random genotypes of the same size to compare them with."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def _of_file(path: Path) -> Found:
 
 
 def random_of_size(found: Found, seed: int, options: Mapping[str, Any]) -> Genotype:
-    """Return the first of several random genotypes whose network is as large as a found one, or else the nearest.
+    """Sample a random genotype with about as many parameters as a found one.
+
+    Of 64 samples, it is the first that differs by at most 0.5 %, or else the nearest.
 
     Args:
         seed: of the random genotypes.
