@@ -187,7 +187,7 @@ def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path,
         (["task=train"], "expected task: search"),
         (
             ["--train-set", "model.name=resnet50", "model.options={}"],
-            "expected task: train and model.name: derived",
+            "must have task: train and model.name: derived",
         ),
         (["--train-set", "model.options.chanels=3"], "chanels"),
         (["--train-set", "model.options.parts=33"], "too small for the network"),

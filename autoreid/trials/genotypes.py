@@ -54,7 +54,9 @@ def read_found(source: Path) -> Found:
         content = json.loads(result.read_bytes())
         genotype = Genotype.parse(json.dumps(content["genotype"]), f"{result}: genotype")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{result}: no genotype in it; expected the result of a finished search") from error
+        raise DataError(
+            f"{result}: contains no genotype; expected the result of a finished search"
+        ) from error
     return Found(genotype, build_space(load_config(source / "config.yaml").search).random_genotype)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.config import Config
 from autoreid.data.images import Images
-from autoreid.data.training_data import build_training_data, draw_people, run_images
-from autoreid.distributed import StopSignal, World
+from autoreid.data.records import ReidDataset
+from autoreid.data.training_data import build_training_data, generate_people, read_datasets, run_images
+from autoreid.distributed import StopSignal, World, explain_nondeterminism
 from autoreid.errors import RunError
 from autoreid.files import make_folder
 from autoreid.models import count_macs, count_parameters
@@ -72,6 +73,7 @@ class TrialRunner:
     Attributes:
         folder: of the tournament or study; several processes may run trials of the same one.
         images: the pixels of every trial.
+        datasets: the data sets of every trial.
         wait: wait for trials that other processes are running.
     """
 
@@ -79,19 +81,21 @@ class TrialRunner:
     world: World
     stop: StopSignal
     images: Images
+    datasets: Mapping[str, ReidDataset]
     wait: bool = True
 
     @classmethod
     def open(
         cls, folder: Path, recipe: Config, world: World, stop: StopSignal, wait: bool = True
     ) -> TrialRunner:
-        """Read the data of a recipe; synthetic people that do not exist are drawn first.
+        """Read the data of a recipe; synthetic people that do not exist are generated first.
 
         Raises:
             DataError: a data set is missing or cannot be read.
         """
-        draw_people(recipe.data)
-        return cls(folder, world, stop, run_images(recipe, world), wait)
+        generate_people(recipe.data)
+        datasets = read_datasets(recipe)
+        return cls(folder, world, stop, run_images(recipe, world, datasets), datasets, wait)
 
     def run(self, trials: Mapping[str, Trial]) -> list[dict[str, Any]] | None:
         """Run the trials that have no result yet.
@@ -138,7 +142,8 @@ class TrialRunner:
     def _train(self, name: str, trial: Trial) -> dict[str, Any] | None:
         """Return the result of a trial; None if a stop signal has arrived, and its state is saved."""
         config = trial.config
-        task = build_training(config, build_training_data(config, self.world, self.images), self.world)
+        data = build_training_data(config, self.world, self.images, self.datasets)
+        task = build_training(config, data, self.world)
         checkpoints = CheckpointFolder(self._checkpoints(trial), keep_last=1)
         make_folder(checkpoints.folder, "choose another --output")
         saved = checkpoints.load_latest()
@@ -149,7 +154,7 @@ class TrialRunner:
             checkpoints.save(task.state.step, task.state.state_dict(), is_best=False)
 
         try:
-            with TrialReport(name, config, task.state) as report:
+            with TrialReport(name, config, task.state) as report, explain_nondeterminism():
                 finished = run_epochs(task, config, save, report, self.stop)
         except RunError as error:
             return _result(trial, task) | {"map": None, "rank1": None, "failed": str(error)}
