@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
 from torch import nn
 
 from autoreid.cli import run_command
 from autoreid.config import Config
-from autoreid.errors import ConfigError, DataError
 from autoreid.files import make_folder, write_atomically
 from autoreid.models import check_input_size, count_macs, count_parameters
 from autoreid.recipes import load_config
 from autoreid.reporting.genotype_graph import draw_genotype, draw_where_possible
 from autoreid.reporting.network_graph import network_graph
 from autoreid.spaces import Derived, Genotype, build_model
+from autoreid.trials.genotypes import random_of_size, read_found
+from autoreid.trials.trial import require_derived
 
 _EXAMPLES = """\
 examples:
@@ -34,11 +31,6 @@ examples:
 writes genotype.json and its pictures, config.yaml (for python -m autoreid.train) and network.png
 """
 
-#: Number of random genotypes sampled in search of one of the wanted size.
-_ATTEMPTS = 64
-#: Relative difference in parameters below which two networks count as equally large.
-_TOLERANCE = 0.005
-
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
@@ -49,64 +41,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", type=Path, help="JSON file of a genotype, or run folder of a finished search"
+        "source",
+        type=Path,
+        help="JSON file of a genotype, run folder of a finished search, or folder of a tournament",
     )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="recipe for training the network"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for the files")
     parser.add_argument(
-        "--or-better",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="other searches: use the one with the highest mAP, and skip those without a result",
-    )
-    parser.add_argument(
-        "--random", type=int, metavar="SEED", help="use a random genotype of about the same size instead"
+        "--random",
+        type=int,
+        metavar="SEED",
+        help="use a random genotype of about the same size instead, with the operations of the search if the source is "
+        "a run folder",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="values that override the recipe's"
     )
     return parser.parse_intermixed_args(arguments)
-
-
-def read_source(source: Path) -> Genotype:
-    """Return the genotype in a JSON file, or in the result.json of a search's run folder.
-
-    Raises:
-        DataError: there is no valid genotype; the message names the file.
-    """
-    if not source.is_dir():
-        return Genotype.load(source)
-    result = source / "result.json"
-    try:
-        content = json.loads(result.read_bytes())
-        return Genotype.parse(json.dumps(content["genotype"]), f"{result}: genotype")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{result}: contains no genotype; expected the result of a finished search"
-        ) from error
-
-
-def best_of(runs: Sequence[Path]) -> Path:
-    """Return the run folder of the finished search with the highest final mAP.
-
-    Raises:
-        DataError: no search has finished.
-    """
-    measured: dict[Path, float] = {}
-    for run in runs:
-        try:
-            measured[run] = float(json.loads((run / "result.json").read_bytes())["map"])
-        except (OSError, ValueError, KeyError, TypeError):
-            print(f"{run}: skipped, because it has no valid result.json", file=sys.stderr)
-    if not measured:
-        raise DataError(f"{', '.join(map(str, runs))}: none of these searches has finished")
-    for run, value in measured.items():
-        print(f"{run}: mAP {value:.1%}")
-    return max(measured, key=lambda run: measured[run])
 
 
 def derive(
@@ -123,10 +76,7 @@ def derive(
     name = output.name
     named = [f"task_name={name}", *overrides, f"model.options.genotype={output / 'genotype.json'}"]
     config = load_config(recipe, named)
-    if config.task != "train" or config.model.name != "derived":
-        raise ConfigError(
-            f"{recipe}: must have task: train and model.name: derived, as configs/retrain.yaml does"
-        )
+    require_derived(config, recipe)
     network = _build({**config.model.options, "genotype": genotype})
     check_input_size(network, config.data.height, config.data.width)
     make_folder(output, "choose another --output")
@@ -137,29 +87,6 @@ def derive(
     write_atomically(output / "network.gv", graph.source.encode())
     draw_where_possible([output / "network.gv"])
     return config, network
-
-
-def random_of_size(like: Genotype, seed: int, options: dict[str, Any]) -> Genotype:
-    """Return the first of the seed's random genotypes whose network is as large as that of `like`.
-
-    If none is within the tolerance after all attempts, return the closest.
-    """
-
-    def parameters(genotype: Genotype) -> int:
-        with torch.device("meta"):
-            return count_parameters(_build({**options, "genotype": genotype}))
-
-    rng = np.random.default_rng(seed)
-    wanted = parameters(like)
-    best, smallest = like, math.inf
-    for _ in range(_ATTEMPTS):
-        sampled = like.sample_like(rng)
-        difference = abs(parameters(sampled) / wanted - 1)
-        if difference < smallest:
-            best, smallest = sampled, difference
-        if smallest < _TOLERANCE:
-            break
-    return best
 
 
 def _build(options: Mapping[str, Any]) -> Derived:
@@ -178,11 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        source = best_of([options.source, *options.or_better]) if options.or_better else options.source
-        genotype = read_source(source)
+        found = read_found(options.source)
+        genotype = found.genotype
         if options.random is not None:
             recipe = load_config(options.config, options.overrides)
-            genotype = random_of_size(genotype, options.random, dict(recipe.model.options))
+            genotype = random_of_size(found, options.random, recipe.model.options)
         config, network = derive(genotype, options.config, options.output, options.overrides)
         print(summary(config, network))
         print(f"{options.output}: genotype.json, config.yaml and pictures")

@@ -12,7 +12,7 @@ from autoreid.recipes import load_config
 from autoreid.spaces import Genotype, build_model
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
 from autoreid.spaces.reid_cell.genotype import random_genotype
-from tests.helpers.tiny import tiny_config, write_tiny
+from tests.helpers.tiny import TINY, tiny_config, write_tiny
 
 RECIPE = {
     "task": "train",
@@ -83,6 +83,23 @@ def test_a_random_genotype_of_about_the_same_size(tmp_path, genotype):
     assert all(abs(size - wanted) < 0.1 * wanted for size, _ in sizes)
     assert sizes[0] == sizes[1]
     assert sizes[0][1] != sizes[2][1] != Genotype.load(genotype)
+
+
+def test_a_random_genotype_has_the_operations_of_the_search(tmp_path):
+    operations = ["none", "skip_connect", "sep_conv_5x5", "dil_conv_5x5"]
+    run = tmp_path / "runs" / "search"
+    run.mkdir(parents=True)
+    found = random_genotype(np.random.default_rng(9), 4, operations)
+    (run / "result.json").write_text(json.dumps({"genotype": found.model_dump(mode="json")}))
+    space = {**TINY["search"]["reid_cell"], "operations": operations, "nodes": 4}
+    write_tiny(run, search__reid_cell=space).rename(run / "config.yaml")
+    for seed in range(2):
+        status, _ = _derive(tmp_path, run, "--random", str(seed))
+        assert status == 0
+        drawn = Genotype.load(tmp_path / "derived/net/genotype.json")
+        used = {edge.operation for _, cell in drawn.cells() for node in cell for edge in node}
+        assert used == set(operations) - {"none"}
+        assert drawn != found
 
 
 @pytest.mark.parametrize(

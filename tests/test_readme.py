@@ -67,6 +67,15 @@ SMALL_OSNET = [
         for domain, name in enumerate("abc", start=1)
     ),
 ]
+#: The same for trainings of what such a search finds.
+SMALL_TRAINING = [
+    "training.epochs=1",
+    "data.height=32",
+    "data.width=16",
+    "data.batch_size=16",
+    "model.options.channels=2",
+    "model.options.parts=2",
+]
 SMALL_DERIVED = ["model.options.channels=2", "model.options.cells_per_stage=[1, 1]", *SMALL]
 
 
@@ -105,9 +114,11 @@ def run(command: list[str], folder: Path, outside: Mapping[str, str] = os.enviro
     return done.stdout + done.stderr
 
 
-def the_command(beginning: str) -> list[str]:
-    """Return the only command with this beginning, and record it as run."""
-    (command,) = [command for command in COMMANDS if command.startswith(beginning)]
+def the_command(beginning: str, ending: str = "") -> list[str]:
+    """Return the only command with this beginning and ending, and record it as run."""
+    (command,) = [
+        command for command in COMMANDS if command.startswith(beginning) and command.endswith(ending)
+    ]
     ran.add(command)
     return shlex.split(command)
 
@@ -175,10 +186,25 @@ def test_prepare_and_check(place, prepared):
 def test_from_a_data_set_to_a_found_network(place, prepared):
     cpu = "distributed.device=cpu"
     run([*the_command("python -m autoreid.train --config configs/darts_triplet.yaml"), *SMALL, cpu], place)
-    run([*the_command("python -m autoreid.derive"), *SMALL_DERIVED], place)
+    run([*the_command("python -m autoreid.derive runs/darts_triplet"), *SMALL_DERIVED], place)
     run([*the_command("python -m autoreid.train --config derived/"), *SMALL_DERIVED, cpu], place)
     for name in ("runs/darts_triplet/result.json", "derived/found/network.png", "runs/found/result.json"):
         assert (place / name).exists()
+
+
+def test_a_study_and_a_tournament_of_what_it_found(place):
+    device = "distributed.device=cpu"
+    plan = the_command("python -m autoreid.study", ending="--plan")
+    study = the_command("python -m autoreid.study", ending="--output studies/quickstart")
+    fewer = ["--searches", "2", "--random", "1"]
+    small = [*SMALL, device, "--train-set", *SMALL_TRAINING, device]
+    assert "searches:  2, 0 of them finished" in run([*plan, *fewer, *small], place)
+    assert "rank among random" in run([*study, *fewer, *small], place)
+    assert (place / "studies/quickstart/study.png").exists()
+    tournament = the_command("python -m autoreid.tournament")
+    assert "winner: " in run([*tournament, *SMALL_TRAINING, device], place)
+    run([*the_command("python -m autoreid.derive tournaments/"), *SMALL_TRAINING], place)
+    assert (place / "derived/winner/config.yaml").exists()
 
 
 @pytest.mark.parametrize(

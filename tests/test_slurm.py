@@ -153,11 +153,11 @@ def test_the_pipeline_is_a_chain_of_dependent_jobs(lab):
     line = ["--nodes", "1", "--gpus", "0", "--tasks", "1", "--cpus-per-task", "1", "--config", recipe]
     line += ["--train-config", training, "--seeds", "0", "1", "--data", lab.folder / "people"]
     jobs = lab.submit(*line, script="submit_pipeline")
-    assert len(jobs) == 5  # two searches, derive, train, evaluate
+    assert len(jobs) == 6  # two searches, tournament, derive, train, evaluate
     assert lab.cluster.facts(jobs[-1])["Dependency"].startswith(f"afterok:{jobs[-2]}")
     lab.cluster.wait_for(jobs[-1], "COMPLETED", timeout=PATIENCE)
-    best = max((0, 1), key=lambda seed: lab.result(f"way-seed{seed}")["map"])
+    winner = json.loads((lab.folder / "tournaments/way_found/rounds.json").read_text())["winner"]
     genotype = json.loads((lab.folder / "derived/way_found/genotype.json").read_text())
-    assert genotype == lab.result(f"way-seed{best}")["genotype"]
+    assert genotype == lab.result(winner)["genotype"]
     (cell,) = json.loads((lab.folder / "runs/way_found_evaluation/result.json").read_text())["results"]
     assert cell["map"] == pytest.approx(lab.result("way_found")["best_map"], abs=1e-6)

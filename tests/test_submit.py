@@ -182,7 +182,11 @@ def test_the_pipeline_searches_derives_trains_and_evaluates(tmp_path):
     def read(path):
         return json.loads((tmp_path / path).read_text())
 
-    best = max((0, 1), key=lambda seed: read(f"runs/tiny-seed{seed}/result.json")["map"])
-    assert read("derived/tiny_found/genotype.json") == read(f"runs/tiny-seed{best}/result.json")["genotype"]
+    rounds = read("tournaments/tiny_found/rounds.json")
+    (only,) = rounds["rounds"]
+    assert set(only["results"]) == {"tiny-seed0", "tiny-seed1"}
+    assert (
+        read("derived/tiny_found/genotype.json") == read(f"runs/{rounds['winner']}/result.json")["genotype"]
+    )
     (cell,) = read("runs/tiny_found_evaluation/result.json")["results"]
     assert cell["map"] == pytest.approx(read("runs/tiny_found/result.json")["best_map"], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Submit the whole pipeline as dependent jobs: searches (an array task per seed), derive, train, evaluate."""
+"""Submit the whole pipeline as dependent jobs: searches (one per array task), a tournament, derive, train, evaluate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from autoreid.config import Config
 from autoreid.data.datasets import read_folder
 from autoreid.distributed import World
-from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
 from autoreid.models import check_input_size
 from autoreid.recipes import load_config
@@ -36,6 +35,7 @@ from autoreid.slurm.submit import (
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.spaces import build_model
 from autoreid.train import build_task
+from autoreid.trials.trial import require_derived
 
 _EXAMPLES = """\
   python jobs/submit_pipeline.py --gpus 8 --seeds 0 1 2 --config configs/darts_triplet.yaml \\
@@ -43,6 +43,9 @@ _EXAMPLES = """\
   python jobs/submit_pipeline.py --gpus 0 --local --seeds 0 --config configs/quickstart.yaml \\
       --train-config configs/quickstart_train.yaml
 """
+
+#: Fraction of identities that a tournament holds out if neither recipe says it.
+_HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
     run = (recipe.output_dir / name).absolute()
     check_not_queued(run)
     folders = [str(search.folder) for search in searches]
-    better = ["--or-better", *folders[1:]] if len(folders) > 1 else []
-    derive = [folders[0], *options.train, "--config", str(options.train_config.absolute())]
-    derive += ["--output", str(derived), *better]
+    tournament = here / "tournaments" / name
+    chosen = str(tournament) if len(folders) > 1 else folders[0]
+    derive = [chosen, *options.train, "--config", str(options.train_config.absolute())]
+    derive += ["--output", str(derived)]
     device = ["distributed.device=cuda"] if job_options.gpus and recipe.distributed.device == "auto" else []
     small = job_options.model_copy(
         update={"nodes": 1, "gpus": 0, "tasks": 1, "gres": None, "array_limit": None}
@@ -115,8 +119,7 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
             searches[0].folder / "slurm",
             [search.folder for search in searches],
         ),
-        # afterany: the pipeline continues if the search of one seed fails.
-        Stage("derive", [PackageCommand("derive", derive, here)], small, derived / "slurm", (), "afterany"),
+        Stage("derive", [PackageCommand("derive", derive, here)], small, derived / "slurm", (), "afterok"),
         Stage(
             "train",
             [PackageCommand("train", ["--config", str(derived / "config.yaml"), *device], here)],
@@ -126,6 +129,13 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
             "afterok",
         ),
     ]
+    if len(folders) > 1:
+        arguments = [*folders, "--config", str(options.train_config.absolute()), "--output", str(tournament)]
+        held_out = [*options.train, *held_out_overrides(recipe, searches[0].config)]
+        load_config(options.train_config, held_out)  # raises now what the tournament would
+        command = PackageCommand("tournament", [*arguments, *held_out, *device], here)
+        # afterany: the pipeline continues if the search of one seed fails.
+        stages.insert(1, Stage("tournament", [command], single, tournament / "slurm", (), "afterany"))
     if options.data:
         evaluation = run.with_name(f"{name}_evaluation")
         arguments = [
@@ -138,12 +148,17 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
     return searches, stages
 
 
+def held_out_overrides(recipe: Config, search: Config) -> list[str]:
+    """Return the overrides with which a tournament measures on held-out identities instead of test images."""
+    if recipe.evaluation.split == "held_out":
+        return []
+    fraction = recipe.data.held_out_fraction or search.data.held_out_fraction or _HELD_OUT
+    return ["evaluation.split=held_out", f"data.held_out_fraction={fraction}", "data.targets=[]"]
+
+
 def _check_training(recipe: Config, search: Config, path: Path) -> None:
     """Raise the errors of training a found network, with the genotype of the untrained supernet."""
-    if recipe.task != "train" or recipe.model.name != "derived":
-        raise ConfigError(
-            f"{path}: expected task = train and model.name = derived, as in configs/retrain.yaml"
-        )
+    require_derived(recipe, path)
     alone = World(0, 1, 0, torch.device("cpu"))
     task = build_task(search, alone)[1]
     assert isinstance(task, SearchTask)  # noqa: S101 (plan_run has checked it)
@@ -173,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         nargs="+",
         metavar="SEED",
-        help="run one search for each seed, as a job array; the one with the best mAP is used",
+        help="run one search for each seed, as a job array; a tournament chooses one",
     )
     add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
     add("--name", help="task name of the training (default: the task name of the search, with _found)")

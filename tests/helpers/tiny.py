@@ -80,6 +80,17 @@ OSNET_TRAINING: dict[str, Any] = {
     "data__width": 32,
 }
 
+#: Changes that make it a training of a derived network, measured on held-out identities.
+DERIVED_TRAINING: dict[str, Any] = {
+    "task": "train",
+    "task_name": "trained",
+    "model": {
+        "name": "derived",
+        "options": {"channels": 4, "cells_per_stage": [1, 1], "parts": 2, "stem": "darts"},
+    },
+    "evaluation__metric": "cosine",
+}
+
 
 def write_tiny(folder: Path, **changes: Any) -> Path:
     """Write a config file for a run in a folder, and return its path.
