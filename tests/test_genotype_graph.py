@@ -85,6 +85,14 @@ def test_part_aware_edges_alone_are_thick():
     assert all("edge0b" in line for line in thick)
 
 
+def test_both_part_operations_look_alike():
+    def looks(name):
+        cell = (((name, 0), ("skip_connect", 1)),)
+        return as_graph(cell_drawing(cell, "normal", "")).source.replace(name, "part")
+
+    assert looks("part_conv") == looks("part_aware") != looks("dil_conv_3x3")
+
+
 @needs_dot
 @settings(max_examples=8, deadline=None)
 @given(caption=st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn", "Co"]), max_size=40))

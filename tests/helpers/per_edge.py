@@ -75,12 +75,11 @@ class PartConv(nn.Module):
         self.stride = stride
         # The rows of the weight, and the features of the norm, are those of the first part, then of the second, ...
         self.body = nn.Linear(channels, parts * hidden, bias=False)
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
+        self.body_norm = nn.BatchNorm1d(parts * hidden, affine=affine)
+        self.query_key = nn.Linear(hidden, 2 * hidden)
         self.fuse_pixels = nn.Conv2d(channels, channels, 1, stride=stride, bias=False)
         self.fuse_parts = nn.Linear(hidden, channels, bias=False)
         self.norm = nn.BatchNorm2d(channels, affine=affine)
-        self.body_norm = nn.BatchNorm1d(parts * hidden, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
@@ -91,7 +90,8 @@ class PartConv(nn.Module):
             F.relu(pooled_BCM[:, :, part]) @ weight.transpose(0, 1) for part, weight in enumerate(weights)
         ]
         body_BMD = self.body_norm(torch.cat(vectors, dim=1)).view(len(x), self.parts, -1)
-        attention_BMM = torch.softmax(self.query(body_BMD) @ self.key(body_BMD).transpose(1, 2), dim=2)
+        query_BMD, key_BMD = self.query_key(body_BMD).chunk(2, dim=2)
+        attention_BMM = torch.softmax(query_BMD @ key_BMD.transpose(1, 2), dim=2)
         attended_BMD = attention_BMM @ body_BMD
         rows = torch.arange(height, device=x.device) * self.parts // height
         spread = attended_BMD.transpose(1, 2)[:, :, rows, None].expand(-1, -1, -1, x.shape[3])

@@ -22,30 +22,19 @@ from autoreid.spaces.reid_cell.part_fusion import PartFusion, part_pooling
 class PartOperation(Candidate, ABC):
     """A candidate that computes a vector for each body part, and adds it to each pixel of the part.
 
-    Args:
-        channels: C.
-        stride: of the output.
-        affine: whether norms learn a scale and a shift.
-        parts: M.
-        edges: E.
-        body: the linear layer from the mean of a part (C) to body vectors.
-        hidden: D.
-
     Raises:
         ValueError: in the forward pass, if a map has fewer rows than there are parts.
     """
 
-    def __init__(
-        self, channels: int, stride: int, affine: bool, parts: int, edges: int, body: nn.Linear, hidden: int
-    ) -> None:
+    def __init__(self, stride: int, parts: int, edges: int) -> None:
         super().__init__()
         self.parts, self.stride, self.edges = parts, stride, edges
-        # The outputs of each layer are concatenated over the edges.
-        self.body = body
-        self.query = nn.Linear(hidden, edges * hidden)
-        self.key = nn.Linear(hidden, edges * hidden)
+
+    def add_fusion(self, channels: int, hidden: int, affine: bool) -> None:
+        """Add the last convolution, of C channels and D features of a part, and its norm."""
+        edges = self.edges
         # The two halves of one 1×1 convolution over the concatenation (C + D -> C).
-        self.fuse_pixels = nn.Conv2d(channels, edges * channels, 1, stride=stride, bias=False)
+        self.fuse_pixels = nn.Conv2d(channels, edges * channels, 1, stride=self.stride, bias=False)
         self.fuse_parts = nn.Linear(hidden, edges * channels, bias=False)
         self.norm = EdgeNorm(channels, edges, affine)
         for half in (self.fuse_pixels, self.fuse_parts):
@@ -63,7 +52,6 @@ class PartOperation(Candidate, ABC):
         Raises:
             ValueError: H is less than the number of parts.
         """
-        self.check_rows(inputs.x)
         height, width = inputs.x.shape[2:]
         parts_BEM = self.part_outputs(inputs)
         weight = rows_of(self.fuse_pixels.weight, self.edges, inputs.edges).flatten(1)
@@ -71,17 +59,17 @@ class PartOperation(Candidate, ABC):
         size = -(-height // self.stride), -(-width // self.stride)
         return self.norm.of(fused.unflatten(2, size), inputs.scale, inputs.edges)
 
-    def check_rows(self, x: Tensor) -> None:
-        """Raise ValueError if a map (B, C, H, W) has fewer rows than there are parts."""
+    def pooling(self, x: Tensor) -> Tensor:
+        """Return the matrix (H·W, M) of each pixel's weight in the mean of each part, for a map (B, C, H, W).
+
+        Raises:
+            ValueError: H is less than the number of parts.
+        """
         if x.shape[2] < self.parts:
             raise ValueError(
                 f"a map of {x.shape[2]} rows cannot be cut into {self.parts} parts; use fewer parts"
             )
-
-    def attention_weights(self, edges: slice) -> list[Tensor]:
-        """Return weights and biases of query and key, and the parts' fusion weights: (E, D_out, ...) each."""
-        layers = [value for layer in (self.query, self.key) for value in (layer.weight, layer.bias)]
-        return self.by_edge([*layers, self.fuse_parts.weight], edges)
+        return part_pooling(x, self.parts)
 
     def by_edge(self, stacked: Iterable[Tensor], edges: slice) -> list[Tensor]:
         """Unflatten values that are concatenated over the edges, and select some edges: (E, D_out, ...) each."""
@@ -106,12 +94,17 @@ class PartAware(PartOperation):
     """
 
     def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4, edges: int = 1) -> None:
+        super().__init__(stride, parts, edges)
         hidden = -(-channels // 3)
-        body = nn.Linear(channels, edges * hidden)
-        super().__init__(channels, stride, affine, parts, edges, body, hidden)
+        # The outputs of each layer are concatenated over the edges.
+        self.body = nn.Linear(channels, edges * hidden)
+        self.query = nn.Linear(hidden, edges * hidden)
+        self.key = nn.Linear(hidden, edges * hidden)
+        self.add_fusion(channels, hidden, affine)
 
     def part_outputs(self, inputs: EdgeInputs) -> Tensor:
         """Return what is added to the pixels of each part, (B, E·C, M)."""
-        attention = PartAttention(part_pooling(inputs.x, self.parts))
-        body = self.by_edge((self.body.weight, self.body.bias), inputs.edges)
-        return keep_inputs(attention, inputs.x, *body, *self.attention_weights(inputs.edges))
+        layers = (self.body, self.query, self.key)
+        stacked = [value for layer in layers for value in (layer.weight, layer.bias)]
+        weights = self.by_edge([*stacked, self.fuse_parts.weight], inputs.edges)
+        return keep_inputs(PartAttention(self.pooling(inputs.x)), inputs.x, *weights)

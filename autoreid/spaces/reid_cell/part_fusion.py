@@ -44,10 +44,18 @@ class PartFusion(RecomputedFunction):
         if weight.requires_grad:
             of_weight = torch.bmm(gradient, self._pixels(x).transpose(1, 2)).sum(0).to(weight.dtype)
         if parts.requires_grad:
-            of_parts = torch.bmm(gradient, self._ones(x, parts).transpose(1, 2)).to(parts.dtype)
+            of_parts = self._sum_by_part(gradient, x, parts).to(parts.dtype)
         if x.requires_grad:
             of_x = self._spread(torch.bmm(weight.t().expand(x.shape[0], -1, -1), gradient).to(x.dtype), x)
         return of_x, of_weight, of_parts
+
+    def _sum_by_part(self, gradient: Tensor, x: Tensor, parts: Tensor) -> Tensor:
+        """Sum a gradient (B, E·C, H'·W') over the pixels of each part, (B, E·C, M)."""
+        batch, count = x.shape[0], parts.shape[2]
+        ones = _membership(x, count, self.stride).to(gradient.dtype).t().expand(batch, -1, -1)
+        # Contiguous as (E·C, B, M), so that the functions that compute the vectors of the parts need not copy it.
+        sums = gradient.new_empty(gradient.shape[1], batch, count).transpose(0, 1)
+        return torch.bmm(gradient, ones, out=sums)
 
     def _pixels(self, x: Tensor) -> Tensor:
         """Flatten the pixels that the stride selects, (B, C, H, W), to (B, C, H'·W')."""
