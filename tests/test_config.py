@@ -10,7 +10,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, DEFAULT_CELL_OPERATIONS, Config, OsnetAin, ReidCell, Search, SpaceSection
+from autoreid.config import (
+    CELL_OPERATIONS,
+    DEFAULT_CELL_OPERATIONS,
+    Config,
+    OsnetAin,
+    ReidCell,
+    Search,
+    SpaceSection,
+)
 from autoreid.errors import ConfigError
 from autoreid.recipes import describe_options, load_config, option_names, parse_config
 from autoreid.spaces import SPACES

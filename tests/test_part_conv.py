@@ -53,7 +53,9 @@ def attention_entropy(name, x):
     torch.manual_seed(0)
     oracle = per_edge.build_operation(name, x.shape[1], 1, False, PARTS).double()
     found = []
-    with mock.patch.object(torch, "softmax", lambda *call, **also: found.append(softmax(*call, **also)) or found[0]):
+    with mock.patch.object(
+        torch, "softmax", lambda *call, **also: found.append(softmax(*call, **also)) or found[0]
+    ):
         oracle(x)
     (weights,) = found
     assert weights.shape == (len(x), PARTS, PARTS)

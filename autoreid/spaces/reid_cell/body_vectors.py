@@ -38,7 +38,9 @@ class BodyVectors(RecomputedFunction):
         x, weight = inputs
         means = self._by_edge(self._means(x), len(weight))
         # One kernel rectifies the means and copies them to each edge.
-        rectified = torch.clamp_min(means, 0, out=torch.empty_like(means, memory_format=torch.contiguous_format))
+        rectified = torch.clamp_min(
+            means, 0, out=torch.empty_like(means, memory_format=torch.contiguous_format)
+        )
         rectified = rectified.flatten(0, 1)
         return torch.bmm(weight, rectified), (rectified,)
 
