@@ -1,10 +1,10 @@
-"""Is a found network better than random ones? Several searches against random genotypes, all trained alike.
+"""Are found networks better than random ones? Compares several searches with random genotypes, trained equally.
 
     python benchmarks/found_vs_random.py [--quick] [--folder DIR] [--json]
 
-The quickstart's search runs once a seed. Each found genotype, and random genotypes of about the first one's size,
-are then trained by the quickstart's recipe and ranked on the test people. Random genotypes are the baseline that a
-search has to beat (Li and Talwalkar, arXiv 1902.07638). A folder that holds some of the runs is gone on with.
+The quickstart's search runs once for each seed. The found genotypes, and random genotypes of about the size of the
+first one, are then trained with the quickstart's recipe and evaluated on the test people. Random genotypes are the
+baseline for a search (Li and Talwalkar, arXiv 1902.07638). Finished runs in the folder are not repeated.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TRAINING = ROOT / "configs" / "quickstart_train.yaml"
 
 
 def command(folder: Path, module: str, *arguments: str | Path) -> None:
-    """Runs one of the package's commands in a folder; its output goes to stderr."""
+    """Run a command of the package in a folder, with its output on stderr."""
     line = [sys.executable, "-m", f"autoreid.{module}", *map(str, arguments)]
     subprocess.run(line, cwd=folder, check=True, stdout=sys.stderr)
 
 
 def result(folder: Path, name: str) -> dict[str, float]:
-    """mAP, rank-1 and size of a finished training."""
+    """Return mAP, rank-1 and number of parameters of a finished training."""
     content = json.loads((folder / "runs" / name / "result.json").read_text())
     return {"map": content["map"], "rank1": content["cmc"]["1"], "parameters": content["parameters"]}
 
@@ -36,7 +36,7 @@ def result(folder: Path, name: str) -> dict[str, float]:
 def train(
     folder: Path, name: str, genotype_of: list[str], seeds: int, overrides: list[str]
 ) -> list[dict[str, float]]:
-    """Derives a network and trains it once a seed."""
+    """Derive a network, train it once for each seed, and return the results."""
     results = []
     for seed in range(seeds):
         run = f"{name}-seed{seed}"
@@ -49,7 +49,7 @@ def train(
 
 
 def describe(results: list[dict[str, float]]) -> dict[str, float]:
-    """Spread of the mAP over trainings, and mean rank-1 and size."""
+    """Return statistics of the mAP over trainings, and the mean rank-1 and number of parameters."""
     maps = sorted(one["map"] for one in results)
     return {
         "trainings": len(maps),
@@ -64,7 +64,7 @@ def describe(results: list[dict[str, float]]) -> dict[str, float]:
 
 
 def study(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """All runs, and a row for each kind of network."""
+    """Do all runs, and return a row for each kind of network."""
     epochs = [f"training.epochs={arguments.epochs}", f"evaluation.every_epochs={arguments.epochs}"]
     search = [
         f"training.epochs={arguments.search_epochs}",
@@ -76,23 +76,27 @@ def study(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, fl
         recipe = ROOT / "configs" / "quickstart.yaml"
         command(folder, "train", "--config", recipe, f"task_name={name}", f"seed={seed}", *search)
         rows["found"] += train(folder, f"found{seed}", [f"runs/{name}"], arguments.seeds, epochs)
-    for draw in range(arguments.random):
-        genotype = ["runs/search0", "--random", str(draw)]
-        rows["random"] += train(folder, f"random{draw}", genotype, arguments.seeds, epochs)
+    for number in range(arguments.random):
+        genotype = ["runs/search0", "--random", str(number)]
+        rows["random"] += train(folder, f"random{number}", genotype, arguments.seeds, epochs)
     return {name: describe(results) for name, results in rows.items()}
 
 
 def main() -> None:
-    """Runs what is missing, and prints."""
+    """Do the runs that are missing, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--searches", type=int, default=3, help="seeds of the search (default 3)")
-    parser.add_argument("--random", type=int, default=8, help="random genotypes (default 8)")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each network (default 2)")
-    parser.add_argument("--epochs", type=int, default=6, help="of a training (default 6)")
-    parser.add_argument("--search-epochs", type=int, default=8, help="of a search (default 8)")
-    parser.add_argument("--quick", action="store_true", help="one of each, of three and one epochs")
+    parser.add_argument("--searches", type=int, default=3, help="number of searches (default: 3)")
+    parser.add_argument("--random", type=int, default=8, help="number of random genotypes (default: 8)")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each network (default: 2)")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of a training (default: 6)")
+    parser.add_argument("--search-epochs", type=int, default=8, help="epochs of a search (default: 8)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one search of three epochs, one random genotype, trainings of one epoch",
+    )
     parser.add_argument("--folder", type=Path, help="keep the runs here (default: a temporary folder)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
