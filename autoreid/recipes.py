@@ -29,7 +29,7 @@ _FLAT_KEYS = {
 }
 
 
-#: The default operations of the `reid_cell` space in older versions. Every run stores them, whatever it does.
+#: The default operations of the `reid_cell` space in older versions. Every run stores them, even a training.
 _OLDER_OPERATIONS = [
     "none",
     "max_pool_3x3",
