@@ -118,3 +118,12 @@ def test_it_keeps_the_same_maps_as_part_aware(stride):
     sizes = {name: sorted(dict(maps).values()) for name, maps in kept.items()}
     assert sizes["part_aware"]
     assert sum(sizes["part_conv"]) <= sum(sizes["part_aware"])
+
+
+def test_it_is_exported_for_any_number_of_images():
+    module = build("part_conv").eval()
+    with torch.no_grad():
+        dynamic = ({0: torch.export.Dim("batch")},)
+        exported = torch.export.export(module, (images(2),), dynamic_shapes=dynamic).module()
+        for batch in (1, 5):
+            torch.testing.assert_close(exported(images(batch)), module(images(batch)))

@@ -57,13 +57,13 @@ class BodyVectors(RecomputedFunction):
             by_edge = torch.bmm(weight.to(gradient.dtype).transpose(1, 2), gradient)
             of_means = by_edge.unflatten(0, (-1, self.parts)).sum(0)  # M, C, B
             of_means = torch.ops.aten.threshold_backward(of_means, rectified[: self.parts], 0)
-            shares = self.pooling.t().expand(len(x), -1, -1)
+            shares = self.pooling.t().expand(x.shape[0], -1, -1)
             of_x = torch.bmm(of_means.permute(2, 1, 0), shares).view_as(x)
         return of_x, of_weight
 
     def _means(self, x: Tensor) -> Tensor:
         """Return the mean of each part, (B, C, M)."""
-        return torch.bmm(x.flatten(2), self.pooling.expand(len(x), -1, -1))
+        return torch.bmm(x.flatten(2), self.pooling.expand(x.shape[0], -1, -1))
 
     def _by_edge(self, means: Tensor, count: int) -> Tensor:
         """Expand the means to (E, M, C, B), for E·M = `count`."""

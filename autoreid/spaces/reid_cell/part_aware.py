@@ -81,7 +81,7 @@ class PartAware(PartOperation):
     """Self-attention between horizontal body parts, whose result is added to each pixel of a part.
 
     1. Average each of the M horizontal parts of x (B, C, H, W) to a vector, as adaptive average pooling does.
-    2. Map these vectors linearly to body vectors b (B, M, D), with D = ⌈C/3⌉ as in the authors' release.
+    2. Map these vectors linearly to body vectors b (B, M, D), with D = ⌈C/3⌉; the authors' release rounds down.
     3. Apply self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, without scaling and value projection.
     4. Repeat each part's vector over the rows of the part, concatenate the result with x, and apply ReLU → 1×1 → norm.
 

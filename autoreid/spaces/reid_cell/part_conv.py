@@ -24,10 +24,10 @@ class PartConv(PartOperation):
     3. Apply self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, without scaling and value projection.
     4. Repeat each part's vector over the rows of the part, concatenate the result with x, and apply ReLU → 1×1 → norm.
 
-    Steps 2 to 4 are those of the authors' release, with four differences. D is rounded down there. Its 1×1 convolutions
-    of step 2 have a bias, which has no effect before a norm. Its last convolution halves the resolution as
-    FactorizedReduce does, here by a stride. Its part p has the rows from ⌊p·H/M⌋ to ⌊(p+1)·H/M⌋ - 1; the borders here
-    are those of `PartAware`, which differ only if M does not divide H.
+    These are the steps of the authors' release, with five differences. It rounds D down. Its 1×1 convolutions of step 2
+    have a bias, which has no effect before a norm. Its norms of step 2 have a scale and a shift in a search too. Its
+    last convolution halves the resolution as FactorizedReduce does, here by a stride. Its part p has the rows from
+    ⌊p·H/M⌋ to ⌊(p+1)·H/M⌋ - 1; the borders here are those of `PartAware`, which differ only if M does not divide H.
     """
 
     def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4, edges: int = 1) -> None:
