@@ -119,7 +119,7 @@ def test_a_run_begun_when_spaces_had_no_sections_resumes_and_keeps_its_file(tmp_
     with pytest.raises(ConfigError, match=r"search\.osnet_ain\.width was 0\.5, is now 0\.25; give"):
         folder.claim(now)
     folder.config.write_text(old)
-    with pytest.raises(ConfigError, match=r"losses\.normalise was False, is now None"):
+    with pytest.raises(ConfigError, match=r"losses\.normalise was false, is now null"):
         folder.claim(load_config(configs / "osnet_ain_quickstart.yaml"))
 
 
