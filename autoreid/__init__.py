@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from torch import nn
 
     from autoreid.config import Precision
     from autoreid.embedder import Embedder
 
-__all__ = ["load"]
+__all__ = ["build_model", "load"]
 
 
 def load(
@@ -33,3 +34,10 @@ def load(
     from autoreid.embedder import load_embedder
 
     return load_embedder(path, device, precision)
+
+
+def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
+    """Build a fixed or derived network with fresh weights; see `autoreid.spaces.build_model`."""
+    from autoreid import spaces
+
+    return spaces.build_model(name, num_identities, **options)

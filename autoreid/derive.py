@@ -1,28 +1,25 @@
-"""python -m autoreid.derive: from a genotype, or a finished search, to a training config of its network."""
+"""python -m autoreid.derive: create the training config of the network that a genotype describes."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
 from torch import nn
 
 from autoreid.cli import run_command
 from autoreid.config import Config
-from autoreid.errors import ConfigError, DataError
 from autoreid.files import make_folder, write_atomically
 from autoreid.models import check_input_size, count_macs, count_parameters
 from autoreid.recipes import load_config
 from autoreid.reporting.genotype_graph import draw_genotype, draw_where_possible
 from autoreid.reporting.network_graph import network_graph
 from autoreid.spaces import Derived, Genotype, build_model
+from autoreid.trials.genotypes import random_of_size, read_found
+from autoreid.trials.trial import require_derived
 
 _EXAMPLES = """\
 examples:
@@ -34,95 +31,52 @@ examples:
 writes genotype.json and its pictures, config.yaml (for python -m autoreid.train) and network.png
 """
 
-#: How many random genotypes the one nearest in size is chosen from.
-_DRAWS = 64
-#: Share of the parameters by which networks may differ and still count as equally large.
-_ALIKE = 0.005
-
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m autoreid.derive",
-        description="Makes the training config of the network that a genotype describes.",
+        description="Create the training config of the network that a genotype describes.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", type=Path, help="a genotype's JSON file, or the run folder of a finished search"
-    )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe to train it with")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
-    parser.add_argument(
-        "--or-better",
+        "source",
         type=Path,
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="other searches: the one with the highest mAP is taken; those that failed are skipped",
+        help="JSON file of a genotype, run folder of a finished search, or folder of a tournament",
     )
     parser.add_argument(
-        "--random", type=int, metavar="SEED", help="take a random genotype of about the same size instead"
+        "--config", type=Path, required=True, metavar="FILE", help="recipe for training the network"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for the files")
+    parser.add_argument(
+        "--random",
+        type=int,
+        metavar="SEED",
+        help="use a random genotype of about the same size instead, with the operations of the search if the source is "
+        "a run folder",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's"
+        "overrides", nargs="*", metavar="section.key=value", help="values that override the recipe's"
     )
     return parser.parse_intermixed_args(arguments)
-
-
-def read_source(source: Path) -> Genotype:
-    """The genotype in a file, or in the result of a search's run folder.
-
-    Raises:
-        DataError: there is none; names the file.
-    """
-    if not source.is_dir():
-        return Genotype.load(source)
-    result = source / "result.json"
-    try:
-        content = json.loads(result.read_bytes())
-        return Genotype.parse(json.dumps(content["genotype"]), f"{result}: genotype")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{result}: no genotype in it; expected the result of a finished search") from error
-
-
-def best_of(runs: Sequence[Path]) -> Path:
-    """The run folder of the search with the highest last mAP, of those that finished.
-
-    Raises:
-        DataError: none did.
-    """
-    measured: dict[Path, float] = {}
-    for run in runs:
-        try:
-            measured[run] = float(json.loads((run / "result.json").read_bytes())["map"])
-        except (OSError, ValueError, KeyError, TypeError):
-            print(f"{run}: skipped, because it has no result", file=sys.stderr)
-    if not measured:
-        raise DataError(f"{', '.join(map(str, runs))}: none of these searches has finished")
-    for run, value in measured.items():
-        print(f"{run}: mAP {value:.1%}")
-    return max(measured, key=lambda run: measured[run])
 
 
 def derive(
     genotype: Genotype, recipe: Path, output: Path, overrides: Sequence[str]
 ) -> tuple[Config, Derived]:
-    """Writes genotype, config and pictures to a folder.
+    """Write genotype, config and pictures to a folder.
 
     Returns:
-        The training config, and the network that it trains, for 1 identity.
+        The training config, and its network, built for one identity.
 
     Raises:
-        ConfigError: the recipe does not train a derived network, or the folder cannot be written.
+        ConfigError: the recipe does not train a derived network, or the folder is not writable.
     """
     name = output.name
     named = [f"task_name={name}", *overrides, f"model.options.genotype={output / 'genotype.json'}"]
     config = load_config(recipe, named)
-    if config.task != "train" or config.model.name != "derived":
-        raise ConfigError(
-            f"{recipe}: expected task: train and model.name: derived, such as configs/retrain.yaml"
-        )
+    require_derived(config, recipe)
     network = _build({**config.model.options, "genotype": genotype})
     check_input_size(network, config.data.height, config.data.width)
     make_folder(output, "choose another --output")
@@ -135,47 +89,27 @@ def derive(
     return config, network
 
 
-def random_of_size(like: Genotype, seed: int, options: dict[str, Any]) -> Genotype:
-    """The first random genotype drawn by the seed whose network is as large as another's, or else the nearest."""
-
-    def parameters(genotype: Genotype) -> int:
-        with torch.device("meta"):
-            return count_parameters(_build({**options, "genotype": genotype}))
-
-    rng = np.random.default_rng(seed)
-    wanted = parameters(like)
-    best, least = like, math.inf
-    for _ in range(_DRAWS):
-        drawn = like.draw_like(rng)
-        difference = abs(parameters(drawn) / wanted - 1)
-        if difference < least:
-            best, least = drawn, difference
-        if least < _ALIKE:
-            break
-    return best
-
-
 def _build(options: Mapping[str, Any]) -> Derived:
     return cast(Derived, build_model("derived", 1, **options))
 
 
 def summary(config: Config, network: nn.Module) -> str:
-    """The network's size in a line."""
+    """Return the network's size as one line of text."""
     height, width = config.data.height, config.data.width
     macs = count_macs(network, height, width) / 1e9
     return f"{count_parameters(network) / 1e6:.2f} M parameters, {macs:.3f} GMACs at {height}×{width}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        source = best_of([options.source, *options.or_better]) if options.or_better else options.source
-        genotype = read_source(source)
+        found = read_found(options.source)
+        genotype = found.genotype
         if options.random is not None:
             recipe = load_config(options.config, options.overrides)
-            genotype = random_of_size(genotype, options.random, dict(recipe.model.options))
+            genotype = random_of_size(found, options.random, recipe.model.options)
         config, network = derive(genotype, options.config, options.output, options.overrides)
         print(summary(config, network))
         print(f"{options.output}: genotype.json, config.yaml and pictures")

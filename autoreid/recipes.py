@@ -29,6 +29,18 @@ _FLAT_KEYS = {
 }
 
 
+#: The default operations of the `reid_cell` space in older versions. Every run stores them, even a training.
+_OLDER_OPERATIONS = [
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "part_aware",
+]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, a date is text, and a duplicate key is an error."""
 
@@ -63,7 +75,12 @@ def parse_config(text: str, where: str) -> Config:
     Raises:
         ConfigError: it is not a valid config; one line that names `where`, key and value.
     """
-    return _validate(_parse(text, where), where, ())
+    tree = _parse(text, where)
+    losses = tree.get("losses")
+    if tree.get("task") == "search" and isinstance(losses, dict):
+        # What searches did before the key existed; null means something else today.
+        losses.setdefault("normalise", False)
+    return _validate(tree, where, ())
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -99,7 +116,7 @@ def _move_flat_keys(tree: dict[str, Any], where: str) -> None:
         return
     for key in [key for key in _FLAT_KEYS if key in search]:
         section = _FLAT_KEYS[key]
-        inner = search.get(section) or {}
+        inner = {} if search.get(section) is None else search[section]
         if not isinstance(inner, dict):
             continue
         if key in inner:
@@ -107,6 +124,16 @@ def _move_flat_keys(tree: dict[str, Any], where: str) -> None:
                 f"{where}: search.{key} and search.{section}.{key} are the same key; remove one"
             )
         search[section] = {**inner, key: search.pop(key)}
+
+
+def _drop_unused_operations(tree: dict[str, Any]) -> None:
+    """Drop operations that an older run stored although it does not search the `reid_cell` space."""
+    search = tree.get("search")
+    if not isinstance(search, dict) or not isinstance(search.get("reid_cell"), dict):
+        return
+    searches_cells = tree.get("task") != "train" and search.get("space", "reid_cell") == "reid_cell"
+    if not searches_cells and search["reid_cell"].get("operations") == _OLDER_OPERATIONS:
+        del search["reid_cell"]["operations"]
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -121,6 +148,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected sections of keys such as data: and training:, found {tree!r}")
     _move_flat_keys(tree, where)
+    _drop_unused_operations(tree)
     return tree
 
 

@@ -30,12 +30,12 @@ import torch
 
 from autoreid import distributed
 from autoreid.config import CELL_OPERATIONS, Config
-from autoreid.derive import read_source
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.spaces import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge, random_genotype
+from autoreid.trials.genotypes import read_found
 from benchmarks.results_folder import ResultsFolder
 from benchmarks.trainings import train_network
 
@@ -231,7 +231,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     seeds = range(arguments.seeds) if arguments.only_seed is None else [arguments.only_seed]
     wanted: list[tuple[str, str, Genotype]] = [*genotypes_of_table(arguments.genotypes, arguments.seed)]
-    wanted += [(RANKED, str(path), read_source(path)) for path in arguments.rank]
+    wanted += [(RANKED, str(path), read_found(path).genotype) for path in arguments.rank]
     folder = ResultsFolder(arguments.folder.resolve(), {key: getattr(arguments, key) for key in SETTINGS})
     with distributed.setup("cpu") as world:
         fill(folder, wanted, seeds, recipe(folder.root, arguments), world)

@@ -86,7 +86,7 @@ def networks_of(
     if found is not None:
         like = OsnetAinGenotype.of_blocks(found)
         networks["found"] = like.blocks
-        networks["random"] = like.draw_like(np.random.default_rng(seed)).blocks
+        networks["random"] = like.sample_like(np.random.default_rng(seed)).blocks
     return networks
 
 

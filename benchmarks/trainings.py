@@ -9,10 +9,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 from autoreid.config import Config
-from autoreid.data.training_data import build_search_data, build_training_data, draw_people, run_images
+from autoreid.data.training_data import (
+    build_search_data,
+    build_training_data,
+    generate_people,
+    read_datasets,
+    run_images,
+)
 from autoreid.distributed import StopSignal, World
 from autoreid.models import count_parameters
-from autoreid.reporting.run_report import Silence
+from autoreid.reporting.run_report import NullReport
 from autoreid.search.build import build_search
 from autoreid.spaces import Genotype
 from autoreid.training.loop import Task, run_epochs
@@ -41,8 +47,9 @@ def train_network(config: Config, world: World) -> Trained:
     The synthetic people that the config names are drawn first if they do not exist.
     """
     started = time.process_time()
-    draw_people(config.data)
-    data = build_training_data(config, world, run_images(config, world))
+    generate_people(config.data)
+    datasets = read_datasets(config)
+    data = build_training_data(config, world, run_images(config, world, datasets), datasets)
     task = build_training(config, data, world)
     _run(task, config)
     retrieval = task.state.retrieval
@@ -60,12 +67,13 @@ def search_genotype(config: Config, world: World) -> tuple[Genotype, Mapping[str
     Returns:
         The genotype, and the probabilities of all candidates, (E, O) for each group of choices.
     """
-    draw_people(config.data)
-    data = build_search_data(config, world, run_images(config, world))
+    generate_people(config.data)
+    datasets = read_datasets(config)
+    data = build_search_data(config, world, run_images(config, world, datasets), datasets)
     task = build_search(config, data, world)
     _run(task, config)
     return task.genotype(), task.relaxation.probabilities(task.state.alphas)
 
 
 def _run(task: Task, config: Config) -> None:
-    run_epochs(task, config, lambda is_best: None, Silence(), StopSignal())  # noqa: ARG005
+    run_epochs(task, config, lambda is_best: None, NullReport(), StopSignal())  # noqa: ARG005

@@ -1,4 +1,4 @@
-"""Batch normalisation is torch's: values, running statistics, first and second derivatives, on one process."""
+"""Batch normalisation on one process equals PyTorch's: values, running statistics, first and second derivatives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ours(*arguments):
 
 
 def drawn(shape, dtype=torch.float64, seed=0):
-    """Maps whose channels lie far from zero and differ in spread, a weight and a bias, statistics twice."""
+    """A map whose channels differ in mean and variance, a weight, a bias, and two copies of running statistics."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     channels = torch.arange(shape[1], dtype=torch.float64).view(1, -1, *[1] * (len(shape) - 2))
@@ -55,8 +55,8 @@ def test_it_is_torchs(shape, scaled, shifted, running, channels_last, dtype):
         output = run(function, x, weight, bias, own if running else None)
         found.append([output, *torch.autograd.grad((output * output.detach().cos()).sum(), leaves), *own])
     close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, **close)
+    for value, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(value, wanted, **close)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -86,7 +86,7 @@ LAYOUTS = [
 
 
 def halves(shape, channels_last, dtype=torch.float64, device="cpu"):
-    """A batch as two ranks have it, its gradient, a weight and a bias."""
+    """A batch of two ranks, a gradient of its output, a weight and a bias."""
     x, weight, bias, _ = drawn((2 * shape[0], *shape[1:]), dtype)
     dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     tensors = [tensor.detach().to(device) for tensor in (x, dy, weight, bias)]
@@ -156,8 +156,8 @@ def test_half_precision_has_float32_statistics_and_keeps_the_map_as_it_is(dtype,
     torch.testing.assert_close(y.double(), expected, rtol=2e-2, atol=2e-2)
     gradients = torch.autograd.grad(y, leaves, dy)
     assert [gradient.dtype for gradient in gradients] == [dtype, torch.float32, torch.float32]
-    for mine, theirs in zip(gradients, torch.autograd.grad(expected, wide, dy.double()), strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=2e-2, atol=2e-2)
+    for value, wanted in zip(gradients, torch.autograd.grad(expected, wide, dy.double()), strict=True):
+        torch.testing.assert_close(value.double(), wanted, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.gpu

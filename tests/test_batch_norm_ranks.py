@@ -1,4 +1,4 @@
-"""Batch normalisation over ranks: what many processes compute, keep and send, against one process."""
+"""Batch normalisation over ranks: values, memory and communication of several processes against one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPES = ((8, 3, 5, 4), (8, 2, 4, 6), (8, 5), (8, 3, 5, 4))
 
 
 def _maps(world):
-    """This rank's rows of three maps of different shapes and layouts; parameters and statistics, which some lack."""
+    """This rank's rows of three maps of different shapes and layouts, and parameters and statistics for some."""
     generator = torch.Generator().manual_seed(7)
     xs = [torch.randn(shape, generator=generator, dtype=torch.float64) * 3 + 20 for shape in SHAPES[:3]]
     rows = 8 // world.size
@@ -34,7 +34,7 @@ def _maps(world):
 
 
 def _normalised(leaves, statistics):
-    """Four maps, the last one made of the first; one weight that is not a leaf, one that is not there."""
+    """Four maps, the last computed from the first; one weight that is not a leaf, and one map without a weight."""
     x0, x1, x2, w0, _, w2, w3, bias = leaves
     return normalise_together(
         [
@@ -51,7 +51,7 @@ def _normalised(leaves, statistics):
 
 
 def _differentiate(world):
-    """Outputs, running statistics, first derivatives, and the second ones: the gradient of a function of those."""
+    """Outputs, running statistics, plain and differentiable gradients, and second derivatives."""
     leaves, statistics = _maps(world)
     used = [leaf for place, leaf in enumerate(leaves) if place != 4]
     outputs = _normalised(leaves, statistics)
@@ -64,8 +64,8 @@ def _differentiate(world):
     return [[value.detach() for value in values] for values in (outputs, statistics, plain, first, second)]
 
 
-def _whole(results, place, maps):
-    """One process's values of what the ranks have: maps side by side, parameters' gradients summed."""
+def _combined(results, place, maps):
+    """The ranks' values as one process would have them: maps concatenated, gradients of parameters summed."""
     columns = zip(*(result[place] for result in results), strict=True)
     return [torch.cat(column) if index < maps else sum(column) for index, column in enumerate(columns)]
 
@@ -81,8 +81,8 @@ def test_ranks_normalise_and_differentiate_twice_as_one_process_does(alone, rank
     results = run_ranks(_differentiate, ranks)
     close = {"rtol": 1e-10, "atol": 1e-12}
     for place, maps in ((0, 4), (2, 3), (3, 3), (4, 3)):
-        for mine, theirs in zip(_whole(results, place, maps), alone[place], strict=True):
-            torch.testing.assert_close(mine, theirs, **close)
+        for value, wanted in zip(_combined(results, place, maps), alone[place], strict=True):
+            torch.testing.assert_close(value, wanted, **close)
     for result in results:
         torch.testing.assert_close(result[1], alone[1], **close)
 
@@ -97,7 +97,7 @@ def test_one_process_has_torchs_values(alone):
 
 
 def _collectives(world):
-    """How many of each kind in forward, backward, and a backward pass that may be differentiated."""
+    """The number of collectives of each kind in a forward, a backward and a differentiable backward pass."""
     calls, counts = Counter(), []
 
     def counted(name, original):
@@ -127,7 +127,7 @@ def test_all_maps_take_one_collective_in_each_direction():
 
 
 def _kept(world, precision):
-    """Bytes between forward and backward pass of 8 images, beside weights; and the share of those in bfloat16."""
+    """Bytes saved for the backward pass of 8 images, without weights, and the share of them that is bfloat16."""
     torch.manual_seed(1)
     search = Search(reid_cell=ReidCell(channels=4, cells_per_stage=(1, 1), nodes=3, parts=2))
     space = ReidCellSpace(search)

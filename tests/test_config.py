@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,9 +10,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Config, OsnetAin, ReidCell
+from autoreid.config import (
+    CELL_OPERATIONS,
+    DEFAULT_CELL_OPERATIONS,
+    Config,
+    OsnetAin,
+    ReidCell,
+    Search,
+    SpaceSection,
+)
 from autoreid.errors import ConfigError
 from autoreid.recipes import describe_options, load_config, option_names, parse_config
+from autoreid.spaces import SPACES
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 
 RECIPES = Path(__file__).parents[1] / "configs"
@@ -81,7 +91,7 @@ def test_defaults_and_types(recipe):
     assert (config.task, config.seed, config.output_dir) == ("search", 0, Path("runs"))
     assert config.data.root == Path("somewhere")
     assert (config.data.sources, config.data.targets, config.data.synthetic) == (("market1501",), (), {})
-    assert config.search.reid_cell.operations == CELL_OPERATIONS[:7]
+    assert config.search.reid_cell.operations == DEFAULT_CELL_OPERATIONS
     assert config.search.order == "second"
     assert config.training.gradient_clip == 5.0
 
@@ -251,6 +261,10 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         ),
         (["search.temperature.end=11"], "search.temperature.end: must not exceed start"),
         (["data.height=96"], "search.reid_cell.parts: 4 parts do not fit into the last cell's 3 rows"),
+        (
+            ["data.height=96", "search.reid_cell.operations=[none, part_aware]"],
+            "search.reid_cell.parts: 4 parts do not fit into the last cell's 3 rows",
+        ),
         (["data.sources=[a, b, a]"], "data.sources: duplicate entry a"),
         (["data.targets=[a]"], "data.targets: need evaluation.split: test"),
         (
@@ -265,18 +279,66 @@ def test_impossible_combinations_are_refused(recipe, overrides, expected):
 
 
 @pytest.mark.parametrize(
-    ("file", "recipe", "space", "settings"),
+    ("file", "space", "settings"),
     [
-        ("quickstart.yaml", "quickstart.yaml", "reid_cell", ReidCell(channels=12, cells_per_stage=(1, 1))),
-        ("osnet_ain_quickstart.yaml", "osnet_ain_quickstart.yaml", "osnet_ain", OsnetAin(width=0.25)),
-        ("osnet_ain_run.yaml", "osnet_ain_quickstart.yaml", "osnet_ain", OsnetAin(width=0.25)),
+        ("quickstart.yaml", "reid_cell", ReidCell(channels=12, cells_per_stage=(1, 1))),
+        ("osnet_ain_quickstart.yaml", "osnet_ain", OsnetAin(width=0.25)),
+        ("osnet_ain_run.yaml", "osnet_ain", OsnetAin(width=0.25)),
     ],
 )
-def test_an_older_config_loads_as_if_its_space_had_a_section(file, recipe, space, settings):
+def test_an_older_config_loads_as_if_its_space_had_a_section(tmp_path, file, space, settings):
     config = load_config(FLAT / file)
     assert (config.search.space, config.search.space_section) == (space, settings)
-    assert config == load_config(RECIPES / recipe)
-    assert parse_config((FLAT / file).read_text(), "checkpoint") == config
+    nested = yaml.safe_load((FLAT / file).read_text())
+    flat = {**ReidCell.model_fields, **OsnetAin.model_fields}.keys() & nested["search"].keys()
+    for key in flat:
+        section = "osnet_ain" if key in OsnetAin.model_fields else "reid_cell"
+        nested["search"].setdefault(section, {})[key] = nested["search"].pop(key)
+    (tmp_path / "nested.yaml").write_text(yaml.safe_dump(nested))
+    assert config == load_config(tmp_path / "nested.yaml")
+
+
+def test_a_stored_search_keeps_the_loss_that_it_began_with():
+    """Searches of older versions had raw embeddings in the triplet loss; no key said so."""
+    text = (FLAT / "osnet_ain_run.yaml").read_text()
+    assert parse_config(text, "checkpoint").losses.normalise is False
+    assert load_config(FLAT / "osnet_ain_run.yaml").losses.normalise is None
+    training = text.replace("task: search", "task: train").replace("gumbel", "softmax")
+    assert parse_config(training, "checkpoint").losses.normalise is None
+
+
+OLDER_OPERATIONS = CELL_OPERATIONS[:7]  # the default before part_conv
+
+
+@pytest.mark.parametrize("recipe_name", ["osnet_ain_quickstart.yaml", "retrain.yaml"])
+def test_an_older_run_that_searches_no_cells_has_todays_unused_operations(tmp_path, recipe_name):
+    """Every run stores all keys, also those that its task does not use."""
+    now = load_config(RECIPES / recipe_name)
+    stored = now.model_dump(mode="json")
+    stored["search"]["reid_cell"]["operations"] = list(OLDER_OPERATIONS)
+    text = yaml.safe_dump(stored)
+    assert parse_config(text, "run") == now
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert load_config(path) == now
+
+
+def test_an_older_search_keeps_its_operations(tmp_path):
+    now = load_config(RECIPES / "quickstart.yaml")
+    stored = now.model_dump(mode="json")
+    stored["search"]["reid_cell"]["operations"] = list(OLDER_OPERATIONS)
+    text = yaml.safe_dump(stored)
+    assert "part_aware" in OLDER_OPERATIONS
+    assert parse_config(text, "run").search.reid_cell.operations == OLDER_OPERATIONS
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert load_config(path).search.reid_cell.operations == OLDER_OPERATIONS
+
+
+def test_every_space_has_a_section_and_a_name_to_choose_it():
+    fields = Search.model_fields
+    sections = [name for name, field in fields.items() if isinstance(field.default, SpaceSection)]
+    assert sections == list(SPACES) == list(get_args(fields["space"].annotation))
 
 
 def test_a_flat_override_replaces_the_key_in_its_section_and_the_other_way_round():
@@ -299,6 +361,7 @@ def test_a_flat_key_is_checked_like_the_one_in_the_section(recipe):
         f"{path}: search.channels and search.reid_cell.channels are the same key; remove one"
     )
     assert "search.reid_cell = 5: " in message(recipe(MINIMAL + "search: {channels: 8, reid_cell: 5}\n"))
+    assert "search.reid_cell = 0: " in message(recipe(MINIMAL + "search: {channels: 8, reid_cell: 0}\n"))
     path = recipe(MINIMAL + "search:\n  channels: 8\n  reid_cell:\n")
     assert load_config(path).search.reid_cell == ReidCell(channels=8)
 
@@ -429,7 +492,7 @@ def test_help_describes_every_key():
 
 def test_option_names_are_the_keys_of_a_resolved_config():
     """All keys of a config that has every optional section, found by walking its YAML."""
-    config = load_config(RECIPES / "darts_triplet.yaml", ["data.synthetic.NAME.seed=0"])
+    config = load_config(RECIPES / "darts_triplet.yaml", ["data.synthetic.NAME.seed=0", "search.losses={}"])
 
     def walk(tree, prefix=""):
         for key, value in tree.items():

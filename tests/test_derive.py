@@ -1,4 +1,4 @@
-"""From a genotype or a search to a training config, and on to a trained network."""
+"""From a genotype or a search to a training config, and from there to a trained network."""
 
 import json
 
@@ -12,7 +12,7 @@ from autoreid.recipes import load_config
 from autoreid.spaces import Genotype, build_model
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
 from autoreid.spaces.reid_cell.genotype import random_genotype
-from tests.helpers.tiny import tiny_config, write_tiny
+from tests.helpers.tiny import TINY, tiny_config, write_tiny
 
 RECIPE = {
     "task": "train",
@@ -55,7 +55,7 @@ def test_a_genotype_becomes_a_config_that_trains(tmp_path, genotype, capsys):
     assert train.main(["--config", str(folder / "config.yaml")]) == 0
     result = json.loads((tmp_path / "runs/net/result.json").read_text())
     assert result["parameters"] == parameters
-    # The run stands alone: it goes on, and is read, without the genotype's file.
+    # The run does not depend on the genotype's file: it can be resumed and read without it.
     (folder / "genotype.json").unlink()
     text = load_config(tmp_path / "runs/net/config.yaml").model.options["genotype"]
     assert json.loads(text) == json.loads(genotype.read_text())
@@ -85,15 +85,32 @@ def test_a_random_genotype_of_about_the_same_size(tmp_path, genotype):
     assert sizes[0][1] != sizes[2][1] != Genotype.load(genotype)
 
 
+def test_a_random_genotype_has_the_operations_of_the_search(tmp_path):
+    operations = ["none", "skip_connect", "sep_conv_5x5", "dil_conv_5x5"]
+    run = tmp_path / "runs" / "search"
+    run.mkdir(parents=True)
+    found = random_genotype(np.random.default_rng(9), 4, operations)
+    (run / "result.json").write_text(json.dumps({"genotype": found.model_dump(mode="json")}))
+    space = {**TINY["search"]["reid_cell"], "operations": operations, "nodes": 4}
+    write_tiny(run, search__reid_cell=space).rename(run / "config.yaml")
+    for seed in range(2):
+        status, _ = _derive(tmp_path, run, "--random", str(seed))
+        assert status == 0
+        drawn = Genotype.load(tmp_path / "derived/net/genotype.json")
+        used = {edge.operation for _, cell in drawn.cells() for node in cell for edge in node}
+        assert used == set(operations) - {"none"}
+        assert drawn != found
+
+
 @pytest.mark.parametrize(
     ("source", "more", "message"),
     [
         ("none.json", [], "none.json"),
-        (".", [], "result.json: no genotype in it"),
+        (".", [], "result.json: contains no genotype"),
         (
             "found.json",
             ["model.name=resnet50", "model.options={}"],
-            "expected task: train and model.name: derived",
+            "must have task: train and model.name: derived",
         ),
         ("found.json", ["model.options.chanels=3"], "chanels"),
         (
@@ -109,7 +126,7 @@ def test_errors_are_one_line_and_status_2(tmp_path, genotype, capsys, source, mo
     assert status == 2
     (complaint,) = capsys.readouterr().err.splitlines()
     assert message in complaint
-    assert not (tmp_path / "derived").exists(), "nothing half written"
+    assert not (tmp_path / "derived").exists(), "no partial output"
 
 
 def test_drop_path_grows_over_the_epochs(tmp_path, genotype):

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -29,10 +35,13 @@ from tests.test_fused_cell import EXACT, build, draw_mixing, images
 ORACLE = per_edge.build_operation
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/extend.md").read_text()
-BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.DOTALL)
+BLOCKS = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", TEXT, re.DOTALL)
 #: Paths that the page has its reader create.
 CREATED = {"autoreid/data/datasets/campus.py", "autoreid/models/tiny.py", "autoreid/losses/compactness.py"}
+CREATED |= {"autoreid/search/relaxations/tempered.py"}
 CREATED |= {f"autoreid/spaces/reid_cell/{name}.py" for name in ("convolution", "fused_convolution")}
+SPACE = {f"autoreid/spaces/kernels/{name}.py" for name in ("genotype", "network", "space")}
+CREATED |= SPACE
 
 
 @pytest.fixture
@@ -108,7 +117,7 @@ def test_a_loss_term(monkeypatch, code):
 
 
 def test_a_relaxation(code):
-    relaxation = code("autoreid/search/relaxations.py").TemperedSoftmax(temperature=0.5)
+    relaxation = code("autoreid/search/relaxations/tempered.py").TemperedSoftmax(temperature=0.5)
     alphas = Alphas({"blocks": (6, 4)}, torch.Generator().manual_seed(0))
     mixing = relaxation.mixture(alphas, 3, "weights")["blocks"]
     expected = (2 * alphas.groups["blocks"]).exp()
@@ -166,3 +175,99 @@ def test_an_operation(monkeypatch, code, reduction, file, name):
     x = torch.randn(2, 4, 9, 6, dtype=torch.float64)
     every = cell.outgoing(0).candidates["conv_3x3"]
     torch.testing.assert_close(single(x), every(x, slice(1, 2)), **EXACT)
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """A copy of the package with the page's search space, made by following the page."""
+    root = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "autoreid", root / "autoreid", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", root / "configs")
+    written = dict(BLOCKS)
+    (root / "autoreid/spaces/kernels").mkdir()
+    (root / "autoreid/spaces/kernels/__init__.py").touch()
+    for path in (*SPACE, "configs/kernels.yaml"):
+        (root / path).write_text(written[path])
+    section = written["autoreid/config/spaces.py"]
+    name, field, line = '"kernels"', "kernels: Kernels = Kernels()", '"kernels": KernelSpace'
+    assert all(f"`{edit}`" in TEXT for edit in (name, field, line))
+    replace(root / "autoreid/config/spaces.py", "class SpaceChoice(", f"{section}\n\nclass SpaceChoice(")
+    replace(root / "autoreid/config/spaces.py", "    space: Literal[", f"    space: Literal[{name}, ")
+    replace(
+        root / "autoreid/config/spaces.py", "    osnet_ain: OsnetAin", f"    {field}\n    osnet_ain: OsnetAin"
+    )
+    module = "from autoreid.spaces.kernels.space import KernelSpace\n"
+    beginning = "from autoreid.spaces.osnet_ain.space"
+    replace(root / "autoreid/spaces/__init__.py", beginning, module + beginning)
+    replace(root / "autoreid/spaces/__init__.py", "type[Space]] = {", f"type[Space]] = {{{line}, ")
+    return root
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1, f"{file}: {old}"
+    file.write_text(text.replace(old, new))
+
+
+def run_in(root: Path, *command: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_search_space_is_searched_derived_and_drawn(extended):
+    """Both commands of the page; with gumbel_hard, whose passes compute a mixture or a single candidate."""
+    (block,) = re.findall(r"```shell\n(.*?)```", TEXT, re.DOTALL)
+    (_, *search), (_, *derive) = map(shlex.split, block.splitlines())
+    people = "{train_identities: 12, test_identities: 4, images_per_identity: 8, cameras: 2}"
+    small = [f"data.synthetic.synthetic_people={people}", "data.height=32", "data.width=16"]
+    quick = ["data.batch_size=16", "training.epochs=2", "search.relaxation=gumbel_hard"]
+    run_in(extended, *search, *small, *quick)
+    result = json.loads((extended / "runs/kernels/result.json").read_text())
+    drawn = extended / "searched_genotypes/kernels"
+    assert json.loads((drawn / "EP02.json").read_text()) == result["genotype"]
+    assert result["genotype"]["space"] == "kernels"
+    sizes = result["genotype"]["sizes"]
+    picture = (drawn / "EP02-stages.gv").read_text()
+    assert re.findall(r"(\d)×\1", picture) == [str(size) for size in sizes]
+    run_in(extended, *derive, *small)
+    network = (extended / "derived/kernels/network.gv").read_text()
+    maps = ["16 × 16 × 8", "16 × 8 × 4", "16 × 4 × 2"]
+    assert re.findall(r"(\d)×\1\n([\d ×]+)\"", network) == [*zip(map(str, sizes), maps, strict=True)]
+
+
+@pytest.mark.slow
+def test_a_supernet_with_one_candidate_is_the_derived_network(extended):
+    """The comparison that the page asks for; a sample and a weight of 1 select the same."""
+    run_in(
+        extended,
+        "-c",
+        """
+import torch
+from autoreid.config import Search
+from autoreid.spaces import build_model, build_space
+from autoreid.spaces.kernels.genotype import SIZES, KernelGenotype
+
+space = build_space(Search(space="kernels", kernels={"stages": 2, "channels": 4}))
+supernet = space.build_supernet(5).double()
+network = build_model("derived", 5, genotype=KernelGenotype(sizes=(7, 3)), channels=4).double()
+chosen = {}
+for name, value in supernet.state_dict().items():
+    group, place, *rest = name.split(".")
+    if group == "neck":
+        chosen[name] = value
+    elif SIZES[int(rest[0])] == (7, 3)[int(place)]:
+        chosen[".".join([group, place, *rest[1:]])] = value
+network.load_state_dict(chosen, strict=False)
+images = torch.randn(6, 3, 20, 12, dtype=torch.float64)
+expected = network(images)
+one_hot = torch.nn.functional.one_hot(torch.tensor([2, 0]), 3).double()
+for choice in ({"sample": {"stages": [2, 0]}}, {"mixing": {"stages": one_hot}}):
+    for one, other in zip(supernet(images, **choice), expected, strict=True):
+        torch.testing.assert_close(one, other)
+""",
+    )

@@ -1,10 +1,10 @@
-"""The fused cell is the per-edge one, with all channels or a part of them: outputs, gradients, statistics."""
+"""The fused cell equals the per-edge one, with all or partial channels: outputs, gradients, statistics."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import CELL_OPERATIONS, ReidCell, Search
@@ -36,7 +36,7 @@ def images(height, width, after_reduction=False, batch=3):
 
 
 def draw_mixing(operations, nodes, partial):
-    """Mixing weights, and edge weights where the cell takes them."""
+    """Mixing weights, and edge weights if the cell has partial channels."""
     shapes = [(count_edges(nodes), len(operations)), (count_edges(nodes),)]
     return [
         torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in shapes[: 1 + (partial > 1)]
@@ -44,7 +44,7 @@ def draw_mixing(operations, nodes, partial):
 
 
 def by_edge(cell, values):
-    """A fused cell's values by the names of the oracle's entries, for comparison."""
+    """A fused cell's values, with the keys that `of_oracle` gives to the oracle's values."""
     found = {name: value for name, value in values.items() if name.startswith("preprocess")}
     for source, (fan, edges) in enumerate(zip(cell.fans, cell.sources, strict=True)):
         for place, edge in enumerate(edges):
@@ -68,11 +68,12 @@ def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if not value.dim():
-            continue  # the number of batches, which a fused norm does not count
+            continue  # num_batches_tracked, which a fused norm does not increment
         torch.testing.assert_close(found[name], value, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.usefixtures("form")
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     operations=st.lists(st.sampled_from(CELL_OPERATIONS[1:]), min_size=1, max_size=8, unique=True),
     none=st.booleans(),
@@ -95,14 +96,15 @@ def test_outputs_gradients_and_statistics(operations, none, size, reduction, aft
         results.append((output, outer, dict(zip(weights, gradients[len(inputs) :], strict=True))))
     (output, outer, weights), (expected, expected_outer, expected_weights) = results
     torch.testing.assert_close(output, expected, **EXACT)
-    for mine, theirs in zip(outer, expected_outer, strict=True):
-        torch.testing.assert_close(mine, theirs, **EXACT)
+    for value, wanted in zip(outer, expected_outer, strict=True):
+        torch.testing.assert_close(value, wanted, **EXACT)
     assert_same(by_edge(cell, weights), of_oracle(oracle, expected_weights))
     assert_same(by_edge(cell, dict(cell.named_buffers())), of_oracle(oracle, dict(oracle.named_buffers())))
     cell.eval(), oracle.eval()
     torch.testing.assert_close(cell(*inputs), oracle(*inputs), **EXACT)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("partial", [1, 2])
 @pytest.mark.parametrize("reduction", [False, True])
 def test_second_derivatives(reduction, partial):
@@ -116,10 +118,11 @@ def test_second_derivatives(reduction, partial):
             gradients = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
             length = sum(gradient.square().sum() for gradient in gradients)
             found.append(torch.autograd.grad(length, [*mixing, inputs[0]]))
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+    for value, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(value, wanted, **EXACT)
 
 
+@pytest.mark.usefixtures("form")
 def test_in_bfloat16_it_is_as_close_to_float32_as_the_oracle():
     cell, oracle = build(CELL_OPERATIONS, 3, 8)
     cell, oracle = cell.float(), oracle.float()
@@ -139,6 +142,7 @@ def test_in_bfloat16_it_is_as_close_to_float32_as_the_oracle():
         assert errors["cell"] < 1.5 * errors["oracle"] < 0.2 * exact.norm()
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("reduction", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_one_operation_an_edge(reduction, seed):
@@ -151,14 +155,32 @@ def test_one_operation_an_edge(reduction, seed):
     )
     output = cell(*inputs, None, columns=columns.tolist())
     chosen = torch.autograd.grad(output.sin().sum(), inputs)
-    for mine, theirs in zip(
+    for value, wanted in zip(
         chosen, torch.autograd.grad(oracle(*inputs, one_hot).sin().sum(), inputs), strict=True
     ):
-        torch.testing.assert_close(mine, theirs, **EXACT)
+        torch.testing.assert_close(value, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("reduction", [False, True])
+def test_one_operation_an_edge_by_its_weight(reduction):
+    """GDAS computes the sampled candidates only, and gives their weights a gradient."""
+    cell, oracle = build(CELL_OPERATIONS, 3, 6, reduction)
+    inputs, (mixing,) = images(9, 7), draw_mixing(CELL_OPERATIONS, 3, 1)
+    columns = torch.randint(
+        -1, len(CELL_OPERATIONS), (9,), generator=torch.Generator().manual_seed(1)
+    ).tolist()
+    found, expected = (net(*inputs, mixing, columns=columns) for net in (cell, oracle))
+    torch.testing.assert_close(found, expected, **EXACT)
+    of_mixing, theirs = (torch.autograd.grad(output.sin().sum(), mixing)[0] for output in (found, expected))
+    torch.testing.assert_close(of_mixing, theirs, **EXACT)
+    chosen = torch.zeros_like(of_mixing, dtype=torch.bool)
+    for edge, column in enumerate(columns):
+        chosen[edge, column] = column >= 0
+    assert not of_mixing[~chosen].any()
 
 
 def supernets(partial=1):
-    """A supernet that keeps everything, one that recomputes its cells, and images and mixing weights."""
+    """A supernet without recomputation, one that recomputes its cells, images and mixing weights."""
     nets = []
     for setting in ("none", "cell"):
         torch.manual_seed(0)
@@ -177,6 +199,7 @@ def supernets(partial=1):
     return *nets, torch.randn(4, 3, 64, 32, dtype=torch.float64), mixing
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("partial", [1, 2])
 def test_recomputing_cells_changes_nothing_but_what_is_kept(partial):
     plain, recomputing, x, mixing = supernets(partial)
@@ -191,12 +214,13 @@ def test_recomputing_cells_changes_nothing_but_what_is_kept(partial):
         leaves = [*mixing.values(), *(weight for weight in net.parameters() if weight.requires_grad)]
         gradients = torch.autograd.grad(embedding.sin().sum() + logits.square().sum(), leaves)
         found.append([embedding, logits, *gradients, *net.buffers()])
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+    assert all(torch.equal(value, wanted) for value, wanted in zip(*found, strict=True))
     assert kept[1] < 0.5 * kept[0]
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("partial", [1, 2])
-def test_recomputing_has_the_weights_of_the_call_and_second_derivatives(partial):
+def test_recomputing_uses_the_weights_of_the_call_and_has_second_derivatives(partial):
     found = []
     *nets, x, mixing = supernets(partial)
     for net in nets:
@@ -205,12 +229,12 @@ def test_recomputing_has_the_weights_of_the_call_and_second_derivatives(partial)
         gradients = torch.autograd.grad(loss, list(others.values()), create_graph=True, allow_unused=True)
         length = sum(gradient.square().sum() for gradient in gradients if gradient is not None)
         found.append(torch.autograd.grad(length, list(mixing.values())))
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, **EXACT)
+    for value, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(value, wanted, **EXACT)
 
 
 def test_edges_from_each_source():
-    """Edges are counted node by node, and in each node source by source."""
+    """Edges are numbered node by node, and within a node source by source."""
     numbered = {}
     for node in range(4):
         for source in range(2 + node):

@@ -1,9 +1,10 @@
-"""OSNet's fused candidates are the four blocks by themselves: outputs, gradients, statistics, second derivatives."""
+"""OSNet's fused blocks equal the four separate ones: outputs, gradients, statistics, second derivatives."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import OsnetAin, Search
@@ -16,7 +17,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def build(in_channels, out_channels):
-    """A fused block in float64 with lively weights and statistics, and its oracle."""
+    """A fused block in float64 with random gates and statistics, and its oracle."""
     torch.manual_seed(0)
     block = MixedBlock(in_channels, out_channels).double()
     for name, value in [*block.named_parameters(), *block.named_buffers()]:
@@ -37,7 +38,8 @@ def _statistics(net):
     return {name: value for name, value in net.named_buffers() if not name.endswith("num_batches_tracked")}
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.usefixtures("form")
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     channels=st.sampled_from([(16, 64), (64, 64), (24, 128)]),
     size=st.sampled_from([(8, 6), (9, 7), (3, 2), (1, 2)]),
@@ -60,12 +62,13 @@ def test_outputs_gradients_and_statistics(channels, size, training, channels_las
         results.append((output, *gradients[:2], dict(zip(weights, gradients[2:], strict=True))))
     *found, weights = results[0]
     *expected, expected_weights = results[1]
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, **EXACT)
+    for value, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, wanted, **EXACT)
     assert_same(weights, expected_weights)
     assert_same(_statistics(block), _statistics(oracle))
 
 
+@pytest.mark.usefixtures("form")
 def test_second_derivatives():
     block, oracle = build(16, 64)
     x = torch.randn(2, 16, 4, 3, dtype=torch.float64, requires_grad=True)
@@ -78,10 +81,11 @@ def test_second_derivatives():
             )
             length = sum(gradient.square().sum() for gradient in gradients)
             found.append(torch.autograd.grad(length, [mixing, x]))
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+    for value, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(value, wanted, **EXACT)
 
 
+@pytest.mark.usefixtures("form")
 def test_recomputing_blocks_changes_nothing_but_what_is_kept():
     images = torch.randn(4, 3, 64, 32, dtype=torch.float64)
     mixing = torch.rand(6, 4, dtype=torch.float64, requires_grad=True)
@@ -100,5 +104,5 @@ def test_recomputing_blocks_changes_nothing_but_what_is_kept():
             embedding.sin().sum() + logits.square().sum(), [mixing, *net.parameters()]
         )
         found.append([embedding, logits, *gradients, *net.buffers()])
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+    assert all(torch.equal(value, wanted) for value, wanted in zip(*found, strict=True))
     assert kept[1] < 0.3 * kept[0]

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "autoreid"
 ORDER = (
     *("config", "errors", "files", "seeding", "cli", "checkpoint", "recipes"),
     *("distributed", "layers", "models", "spaces", "data", "losses", "evaluation", "training", "search"),
-    *("reporting", "diagnosis"),
+    *("reporting", "trials", "diagnosis"),
 )
 #: Who alone may import what.
 ONLY = {"submitit": "slurm", "graphviz": "reporting", "tensorboardX": "reporting"}

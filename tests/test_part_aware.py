@@ -10,7 +10,7 @@ from autoreid.spaces.reid_cell.part_aware import PartAware
 
 
 def by_loops(module, x):
-    """The operation as the paper draws it: attended vectors repeated over their rows, concatenated, fused."""
+    """The operation as in the paper's figure: repeat the attended vectors over their rows, concatenate and fuse."""
     B, C, H, W = x.shape
     M, D = module.parts, module.body.out_features
     pooled, bodies = [], []
@@ -57,6 +57,7 @@ def build(channels, stride, parts, affine=False):
     return module
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
@@ -70,12 +71,12 @@ def test_equals_the_papers_definition(parts, height, stride, affine):
     torch.testing.assert_close(found, expected)
     cotangent = torch.randn_like(found)
     inputs = [x, *module.parameters()]
-    for mine, theirs in zip(
+    for value, wanted in zip(
         torch.autograd.grad((found * cotangent).sum(), inputs),
         torch.autograd.grad((expected * cotangent).sum(), inputs),
         strict=True,
     ):
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(value, wanted)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -86,13 +87,13 @@ def test_one_image_in_evaluation(stride):
     module.eval()
     x = torch.randn(1, 6, 9, 4, dtype=torch.float64)
     torch.testing.assert_close(module(x), by_loops(module, x))
-    # What is computed of an image does not depend on the others.
+    # The result for an image does not depend on the other images.
     both = torch.cat([x, torch.randn_like(x)])
     torch.testing.assert_close(module(both)[:1], module(x))
 
 
 def test_parts_inform_each_other():
-    """A change in the lowest part reaches every row, and none without attention (one part a row reads itself)."""
+    """A change in the lowest part changes every row, which only attention can do."""
     module = build(6, 1, 4).eval()
     x = torch.randn(1, 6, 8, 3, dtype=torch.float64)
     changed = x.clone()

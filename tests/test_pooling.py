@@ -1,4 +1,4 @@
-"""Pooling as a product is adaptive pooling."""
+"""Pooling as a product equals adaptive pooling."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_half_precision_is_as_exact_as_torch_s(size, layout):
         found = AveragePool(3, 2)(half)
     assert found.dtype == torch.bfloat16
     exact = F.adaptive_avg_pool2d(half.double(), (3, 2))
-    # One rounding at the end.
+    # Only the result is rounded.
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)
 
 

@@ -65,7 +65,7 @@ def test_the_default_shift_is_not_named_so_that_older_folders_are_the_same(roots
 def test_a_folder_of_one_shift_is_not_taken_for_the_other(roots):
     with pytest.raises(DataError, match="shift is missing, not local"):
         write_synthetic_people(roots["colour"], LOCAL)
-    with pytest.raises(DataError, match="shift is local, not there at all"):
+    with pytest.raises(DataError, match="shift is local, not a setting"):
         write_synthetic_people(roots["local"], SMALL)
 
 

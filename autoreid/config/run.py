@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from autoreid.config.data import Data
-from autoreid.config.search import Search
+from autoreid.config.search import SAMPLING, Search
 from autoreid.config.section import Count, CountOrZero, Positive, Section
 from autoreid.config.training import Losses, Model, Training
 
@@ -134,8 +134,22 @@ class Config(Section):
                 f"search.warmup_epochs: {search.warmup_epochs} must be less than training.epochs "
                 f"({training.epochs})"
             )
+        self._check_alphas_see()
         self._check_compiled_search()
         search.space_section.check_images(self.data.height, self.data.width)
+
+    def _check_alphas_see(self) -> None:
+        see, sources = self.search.alphas_see, self.data.sources
+        if see == "domains" and len(sources) < 2:
+            raise ValueError(
+                f"search.alphas_see: domains needs two or more data.sources, not {sources[0]} alone"
+            )
+        weight = (self.search.losses or self.losses).classification_weight
+        if see in ("identities", "domains") and weight:
+            raise ValueError(
+                f"search.alphas_see: {see} needs search.losses.classification_weight: 0, not {weight}; the weights do "
+                f"not learn to classify the alphas' identities"
+            )
 
     def _check_compiled_search(self) -> None:
         """Check what a compiled or captured pass of a search cannot do."""
@@ -145,9 +159,10 @@ class Config(Section):
         ):
             if not getattr(self.training, key):
                 continue
-            if self.search.relaxation == "gumbel_hard":
+            if self.search.relaxation in SAMPLING:
                 raise ValueError(
-                    f"training.{key}: true cannot be combined with search.relaxation: gumbel_hard, which computes "
+                    f"training.{key}: true cannot be combined with search.relaxation: "
+                    f"{self.search.relaxation}, which computes "
                     f"other candidates in each step"
                 )
             if self.search.activation_checkpointing != "none":

@@ -42,8 +42,15 @@ class Losses(Section):
     """Weight of the cross-entropy of the auxiliary head, for derived networks that have one."""
     mine_across_ranks: bool = False
     """Look for hard positives and negatives in the global batch instead of in each rank's share."""
+    normalise: bool | None = None
+    """Compute the triplet loss on embeddings of length 1; null does so in searches. On raw embeddings, mixing weights
+    change the loss through the length of the embedding alone."""
     terms: dict[str, NonNegative] = {}  # noqa: RUF012 (pydantic copies it)
     """Weights of further terms of the loss, by their names in autoreid.losses.TERMS."""
+
+    def in_search(self) -> Losses:
+        """The settings with the defaults of a search."""
+        return self.model_copy(update={"normalise": True}) if self.normalise is None else self
 
 
 class Training(Section):

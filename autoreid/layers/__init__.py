@@ -1,1 +1,1 @@
-"""Building blocks of networks: norms, pooling, 1×1 products, recomputation, heads. Knows no network, space or run."""
+"""Building blocks of networks: norms, pooling, 1×1 convolutions, recomputation, heads. Imports no network or space."""

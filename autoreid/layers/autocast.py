@@ -1,4 +1,4 @@
-"""Autocast contexts that also work where there is no autocast, such as on the meta device."""
+"""Autocast contexts that also work on devices without autocast, such as the meta device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def current_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """The autocast state that is in force now, to be entered again later, as in a backward pass."""
+    """Return a context with the current autocast state, to enter again later, for example in a backward pass."""
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     enabled = torch.is_autocast_enabled(device_type)
@@ -17,7 +17,7 @@ def current_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Switches autocast off, for what needs the precision of its inputs."""
+    """Return a context without autocast, for code that needs the precision of its inputs."""
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

@@ -1,7 +1,7 @@
-"""Batch normalisation whose statistics are those of the batch over all ranks, on any device.
+"""Batch normalisation that uses the statistics of the batch over all ranks, on any device.
 
-torch's SyncBatchNorm refuses CPU tensors and cannot be differentiated twice. This one runs over gloo, so that a test
-can compare N ranks with one process, and its gradient can be differentiated, as the exact second order needs.
+torch's SyncBatchNorm refuses CPU tensors and cannot be differentiated twice. This implementation also runs over gloo,
+so that a test can compare N ranks with one process. Its gradient is differentiable, as the exact second order needs.
 """
 
 from __future__ import annotations
@@ -16,22 +16,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoreid.distributed.collectives import world_size
-from autoreid.layers.batch_norm_functions import (
-    BatchNormOnCpu,
-    count_over_ranks,
-    normalise_over_ranks,
-)
+from autoreid.layers import cpu
+from autoreid.layers.batch_norm_functions import count_over_ranks, normalise_over_ranks
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Norm(NamedTuple):
-    """One map to normalise.
+    """The arguments of batch normalisation for one map.
 
     Attributes:
         x: (B, C) or (B, C, ...).
-        running_mean: (C,), moved in training, used otherwise; None to leave it alone in training.
-        running_var: like `running_mean`.
+        running_mean: (C,), used in evaluation and updated in training; None in training if none is to be updated.
+        running_var: (C,) or None, like `running_mean`.
         weight: (C,), or None for ones.
         bias: (C,), or None for zeros.
     """
@@ -46,11 +43,15 @@ class Norm(NamedTuple):
 def normalise_together(
     norms: Sequence[Norm], training: bool, momentum: float, eps: float, shared: bool
 ) -> list[Tensor]:
-    """`torch.nn.functional.batch_norm` of several maps, which may differ in shape.
+    """Compute `torch.nn.functional.batch_norm` of several maps, which may differ in shape.
 
     Args:
-        shared: whether statistics in training are those of the batch over all ranks; every rank has the same B. All
-            maps take one collective forward and one backward between them.
+        norms: the maps, and each map's statistics and parameters.
+        training: whether to use batch statistics instead of the running ones.
+        momentum: as in `batch_norm`, for all maps.
+        eps: as in `batch_norm`, for all maps.
+        shared: whether batch statistics are those of all ranks, which must have equal batch sizes. All maps together
+            take one collective in the forward and one in the backward pass.
 
     Returns:
         The output for each map, in its dtype.
@@ -71,7 +72,7 @@ def normalise(
     eps: float,
     shared: bool,
 ) -> Tensor:
-    """`normalise_together` of one map."""
+    """Compute `normalise_together` of one map."""
     norm = Norm(x, running_mean, running_var, weight, bias)
     return normalise_together([norm], training, momentum, eps, shared)[0]
 
@@ -83,18 +84,18 @@ def _normalise_over_ranks(norms: Sequence[Norm], momentum: float, eps: float) ->
             raise ValueError(f"expected (B, C, ...), got {tuple(x.shape)}")
     outputs, means, variances = normalise_over_ranks(xs, weights, biases, eps)
     counts = [count_over_ranks(x) for x in xs]
-    _move_running(norms, means, variances, counts, momentum)
+    _update_running_statistics(norms, means, variances, counts, momentum)
     return outputs
 
 
-def _move_running(
+def _update_running_statistics(
     norms: Sequence[Norm],
     means: list[Tensor],
     variances: list[Tensor],
     counts: list[int],
     momentum: float,
 ) -> None:
-    """Moves those running statistics that there are towards the batch's."""
+    """Update the running statistics of the norms that have some, in one call for all."""
     if all(norm.running_mean is None for norm in norms):
         return
     unbiased = torch._foreach_mul(variances, [count / (count - 1) for count in counts])
@@ -105,57 +106,34 @@ def _move_running(
 
 
 def _normalise_alone(norm: Norm, training: bool, momentum: float, eps: float) -> Tensor:
-    x, running_mean, running_var, weight, bias = norm
-    if training and _is_slow(x):
-        return _normalise_on_cpu(x, running_mean, running_var, weight, bias, momentum, eps)
-    return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def _is_slow(x: Tensor) -> bool:
-    """Whether torch would walk through the maps number by number: on CPUs, channels apart, uncompiled."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.is_contiguous():
-        return False
-    return x.dtype in (torch.float32, torch.float64) and x.dim() > 2 and x[:, 0].numel() > 1
-
-
-def _normalise_on_cpu(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    output, mean, variance = BatchNormOnCpu.apply(x, weight, bias, eps)
-    if running_mean is not None and running_var is not None:
-        count = x.numel() // x.shape[1]
-        with torch.no_grad():
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(variance * (count / (count - 1)), momentum)
-    result: Tensor = output
-    return result
+    if training and cpu.uses_cpu_form(norm.x) and cpu.supports_batch_norm(norm.x):
+        return cpu.batch_norm(*norm, momentum, eps)
+    return F.batch_norm(*norm, training, momentum, eps)
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Batch normalisation over (B, C) or (B, C, ...) of all ranks; every rank has the same B."""
+    """Batch normalisation of (B, C) or (B, C, ...) over all ranks, which must have equal batch sizes."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises with all ranks' statistics in training, with the running ones in evaluation."""
+        """Normalise with the batch statistics of all ranks in training, with running statistics in evaluation.
+
+        Raises:
+            ValueError: the input has fewer than two dimensions, or the momentum is None.
+        """
         self._check_input_dim(input)
         if self.momentum is None:
-            raise ValueError("running statistics with a fixed momentum are what is supported")
-        # With a fixed momentum nothing reads num_batches_tracked. It stays in the state, and is not counted up: that
-        # would be a kernel for each norm.
-        keeps = self.track_running_stats or not self.training
+            raise ValueError("momentum=None (a cumulative average) is not supported; set a number")
+        # num_batches_tracked is not incremented: only a cumulative average reads it, and it would cost a kernel per
+        # norm. It stays in the state for compatibility.
+        use_running = self.track_running_stats or not self.training
         return normalise(
             input,
-            self.running_mean if keeps else None,
-            self.running_var if keeps else None,
+            self.running_mean if use_running else None,
+            self.running_var if use_running else None,
             self.weight,
             self.bias,
             self.training,
@@ -166,10 +144,10 @@ class SharedBatchNorm(_BatchNorm):
 
 
 def share_batch_statistics(module: AnyModule) -> AnyModule:
-    """Replaces every batch normalisation inside a module by a SharedBatchNorm with the same state.
+    """Replace every batch normalisation inside a module by a SharedBatchNorm with the same state; return the module.
 
-    Like torch's `SyncBatchNorm.convert_sync_batchnorm`, but in place, and for CPUs as well. A module with an
-    attribute `shares_statistics` is told instead, and what is inside it treated as everything else.
+    This is torch's `SyncBatchNorm.convert_sync_batchnorm`, but in place, and also for CPUs. A submodule that has an
+    attribute `shares_statistics` is not replaced; the attribute is set to True, and its submodules are converted.
     """
     for name, child in module.named_children():
         if hasattr(child, "shares_statistics"):
@@ -189,10 +167,27 @@ def share_batch_statistics(module: AnyModule) -> AnyModule:
 
 
 @contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Normalises with batch statistics as in training, but leaves the running ones as they are.
+def running_statistics(network: nn.Module) -> Iterator[None]:
+    """Normalises with running statistics, as in evaluation mode, and leaves them as they are.
 
-    For forward passes that only ask for a gradient, such as the architect's.
+    The network itself stays in training mode, so that it returns logits as well; all modules inside it are in
+    evaluation mode.
+    """
+    inside = [module for module in network.modules() if module is not network and module.training]
+    for module in inside:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in inside:
+            module.training = True
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Do not update running statistics inside this context; norms in training still use batch statistics.
+
+    For forward passes that only serve to compute a gradient, such as the architect's.
     """
     norms = [
         child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats

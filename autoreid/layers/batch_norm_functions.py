@@ -1,4 +1,4 @@
-"""The autograd functions of batch normalisation: of several maps over all ranks, and of one map on one CPU."""
+"""The autograd function of batch normalisation of several maps over all ranks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.autograd import Function
 from autoreid.distributed.collectives import gather, sum_over_ranks, world_size
 from autoreid.layers import batch_norm_passes as passes
 
-Anything = TypeVar("Anything")
+T = TypeVar("T")
 Parameters = Sequence[Tensor | None]
 
 
 def count_over_ranks(x: Tensor) -> int:
-    """How many values of a channel the batch over all ranks has."""
+    """Return the number of values per channel in the batch over all ranks."""
     return x.numel() // x.shape[1] * world_size()
 
 
 def normalise_over_ranks(
     xs: Sequence[Tensor], weights: Parameters, biases: Parameters, eps: float
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Batch normalisation of several maps (B, C, ...) with the statistics of the batch over all ranks.
+    """Normalise several maps (B, C, ...) with the statistics of the batch over all ranks.
 
     Returns:
-        The outputs, and each map's mean and biased variance, (C,).
+        The outputs, the means and the biased variances: one of each per map, (C,) for the statistics.
     """
     xs = [passes.dense(x) for x in xs]
     with torch.no_grad():
@@ -42,28 +42,33 @@ def normalise_over_ranks(
 
 
 def _combine(statistics: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Each map's mean and variance on this rank -> all maps' over all ranks, (ΣC,); one collective, differentiable."""
+    """Combine each map's mean and variance on this rank to those over all ranks, each (ΣC,) for all maps.
+
+    It takes one collective and is differentiable.
+    """
     means, variances = zip(*statistics, strict=True)
     means_of_ranks, variances_of_ranks = gather(torch.cat([*means, *variances])[None]).chunk(2, dim=1)
-    # The spread of the ranks' means is exact where E[x²] - E[x]² would cancel.
+    # The variance of the ranks' means is accurate where E[x²] - E[x]² would cancel.
     spread, mean = torch.var_mean(means_of_ranks, dim=0, correction=0)
     return mean, variances_of_ranks.mean(0) + spread
 
 
 class BatchNormOverRanks(Function):
-    """Batch normalisation of n maps, given their statistics over all ranks, which depend on the maps.
+    """Batch normalisation of n maps, given their statistics over all ranks.
 
-    The gradient of a map is that of the sum of all ranks' losses. The gradients of weights and biases are this
-    rank's share, to be averaged over the ranks like all parameters' gradients.
+    The gradient of a map includes the path through the statistics and is that of the sum of all ranks' losses. The
+    gradients of weights and biases are this rank's part, to be averaged over the ranks like those of all parameters.
     """
 
     @staticmethod
     def forward(
         ctx: Any, eps: float, mean: Tensor, inverse: Tensor, *inputs: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Normalises.
+        """Normalise the maps.
 
         Args:
+            ctx: autograd's context.
+            eps: as in `torch.nn.functional.batch_norm`.
             mean: (ΣC,).
             inverse: (ΣC,), 1/sqrt(variance + eps).
             inputs: n maps, n weights and n biases.
@@ -77,7 +82,7 @@ class BatchNormOverRanks(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """By one collective; by autograd through `arithmetic` if the gradient is to be differentiated itself."""
+        """Return the gradients, with one collective; if they must be differentiable, autograd computes them."""
         mean, inverse, *inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
@@ -85,7 +90,8 @@ class BatchNormOverRanks(Function):
         return None, None, None, *_gradients(gradients, inputs, needed, mean, inverse)
 
 
-def _thirds(inputs: Sequence[Anything]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+def _thirds(inputs: Sequence[T]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Split a sequence of n maps, n weights and n biases into the three."""
     n = len(inputs) // 3
     return inputs[:n], inputs[n : 2 * n], inputs[2 * n :]
 
@@ -113,19 +119,19 @@ def _gradients(
 
 
 def _count_tensors(xs: Sequence[Tensor]) -> list[Tensor]:
-    """Each map's count over all ranks, as the CUDA kernels take it; made once for all maps alike."""
+    """Return `count_over_ranks` of each map as a tensor (1,), which the CUDA kernels need; equal counts share one."""
     counts = [count_over_ranks(x) for x in xs]
-    made = {
+    tensors = {
         count: torch.full((1,), count, dtype=torch.int32, device=xs[0].device)
         for count in dict.fromkeys(counts)
     }
-    return [made[count] for count in counts]
+    return [tensors[count] for count in counts]
 
 
 def _gradients_by_autograd(
     gradients: Sequence[Tensor], inputs: Parameters, needed: Sequence[bool], eps: float
 ) -> list[Tensor | None]:
-    # Views: where one map was computed from another, the gradient of each is to stop at itself.
+    # Views, because one map may have been computed from another, and its gradient must not include that path.
     views = [None if x is None else x.view_as(x) for x in inputs]
     outputs = zip(arithmetic(*_thirds(views), eps), gradients, strict=True)
     ys, dys = zip(*((y, dy) for y, dy in outputs if y.requires_grad), strict=True)
@@ -135,7 +141,7 @@ def _gradients_by_autograd(
 
 
 def arithmetic(xs: Sequence[Tensor], weights: Parameters, biases: Parameters, eps: float) -> list[Tensor]:
-    """The outputs of `normalise_over_ranks` by operations that may be differentiated any number of times."""
+    """Return the outputs of `normalise_over_ranks`, computed by operations that autograd can differentiate twice."""
     statistics = []
     for x in xs:
         others = [dim for dim in range(x.dim()) if dim != 1]
@@ -150,32 +156,3 @@ def arithmetic(xs: Sequence[Tensor], weights: Parameters, biases: Parameters, ep
         y = (passes.wide(x) - passes.per_channel(centre, x)) * passes.per_channel(scale, x)
         outputs.append((y if bias is None else y + passes.per_channel(bias, x)).to(x.dtype))
     return outputs
-
-
-class BatchNormOnCpu(Function):
-    """Batch normalisation on one CPU by vectorised passes. Backward is torch's own."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, ...) -> the same, and the mean and the biased variance of each channel."""
-        # Not a view of what is computed here: who adds to it in place would have it copied in the backward pass.
-        output = torch.empty_like(x)
-        mean, variance = passes.centre(x, output)
-        inverse = torch.rsqrt(variance + eps)
-        passes.scale(output, inverse, weight, bias)
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
-        return output, mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Differentiable itself, as torch's function for it is."""
-        x, weight, mean, inverse = ctx.saved_tensors
-        needed = [*ctx.needs_input_grad[:3]]
-        found = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, None, None, mean, inverse, True, ctx.eps, needed
-        )
-        return (*(value if wanted else None for value, wanted in zip(found, needed, strict=True)), None)

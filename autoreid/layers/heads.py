@@ -1,4 +1,4 @@
-"""What turns an embedding into identities' logits."""
+"""The head that computes identity logits from an embedding."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class BNNeck(nn.Module):
     """Batch normalisation between the embedding and the classifier (arXiv 1903.07071, section 3.5).
 
-    The triplet loss acts on the embedding before it, the cross-entropy on what comes after it, so that the two do
-    not pull at one space. Neither the norm nor the classifier has a bias.
+    The triplet loss uses the embedding before the norm, the cross-entropy the logits after it, so that the two losses
+    do not compete in one space. Neither the norm nor the classifier has a trainable bias.
     """
 
     def __init__(self, dimensions: int, num_identities: int) -> None:
@@ -20,6 +20,6 @@ class BNNeck(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(B, D) -> logits (B, identities)."""
+        """Map embeddings (B, D) to logits (B, identities)."""
         logits: Tensor = self.classifier(self.norm(embedding))
         return logits

@@ -1,18 +1,21 @@
-"""The weighted sums of maps that all edges share, one sum for each edge, by one product an image."""
+"""Weighted sums of maps that all edges share: one sum for each edge, as one matrix product per image."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from autoreid.layers.recompute import Operation
+from autoreid.layers.recompute import RecomputedFunction
 
 
-class SharedMixture(Operation):
-    """Weights (E, K) and K maps (B, C, H, W) -> (B, E, C·H·W); the stacked maps are not kept."""
+class SharedMixture(RecomputedFunction):
+    """The E weighted sums of K maps. The stacked maps are not saved for the backward pass.
+
+    Inputs are the weights (E, K) and K maps (B, C, H, W). The output is (B, E, C·H·W).
+    """
 
     def compute(self, *inputs: Tensor) -> Tensor:
-        """The output."""
+        """Return the sums, (B, E, C·H·W)."""
         weights, *maps = inputs
         stacked = _stack(maps)
         return torch.bmm(weights.to(stacked.dtype).expand(stacked.shape[0], -1, -1), stacked)
@@ -23,7 +26,7 @@ class SharedMixture(Operation):
         kept: tuple[Tensor, ...],  # noqa: ARG002
         *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        """In the weights and the maps, as far as they are wanted."""
+        """Return the gradients of the weights and of each map, None for those that need none."""
         weights, *maps = inputs
         of_weights = None
         of_maps: list[Tensor | None] = [None] * len(maps)
@@ -38,5 +41,5 @@ class SharedMixture(Operation):
 
 
 def _stack(maps: list[Tensor]) -> Tensor:
-    """K maps (B, C, H, W) -> (B, K, C·H·W)."""
+    """Stack K maps (B, C, H, W) to (B, K, C·H·W)."""
     return torch.stack([x.flatten(1) for x in maps], dim=1)

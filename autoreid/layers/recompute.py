@@ -1,4 +1,4 @@
-"""Activation checkpointing: what the backward pass needs is computed again instead of being kept."""
+"""Activation checkpointing: the backward pass recomputes intermediate values instead of saving them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from autoreid.layers.autocast import current_autocast
 
 
 class _SecondPass:
-    """Whether it runs; entered as often as a gradient is asked for."""
+    """A context that torch's checkpoint enters for each recomputation.
+
+    Attributes:
+        runs: whether a recomputation is running.
+    """
 
     runs = False
 
@@ -27,10 +31,11 @@ class _SecondPass:
 
 
 def recompute(module: nn.Module, *inputs: Any) -> Any:
-    """module(*inputs), of which the backward pass keeps the inputs only (Chen et al., arXiv 1604.06174).
+    """Return `module(*inputs)`, saving only the inputs for the backward pass (Chen et al., arXiv 1604.06174).
 
-    Exact: the second pass leaves running statistics alone, and has the weights of the first even where they were
-    swapped for the length of a call, as the architect does. It may be differentiated twice.
+    The gradients are exact. The second forward pass does not update running statistics. It uses the weights of the
+    first one, even if these were passed by `functional_call`, as the architect does. The result can be differentiated
+    twice.
     """
     names = [name for name, _ in module.named_parameters()]
     second = _SecondPass()
@@ -51,66 +56,67 @@ def recompute(module: nn.Module, *inputs: Any) -> Any:
     )
 
 
-class Operation(ABC):
-    """A function of tensors that knows its own gradient; without state and random numbers."""
+class RecomputedFunction(ABC):
+    """A function of tensors that computes its gradient from its inputs. It has no state and uses no random numbers."""
 
     @abstractmethod
     def compute(self, *inputs: Tensor) -> Tensor:
-        """The output, by operations that autograd knows."""
+        """Return the output, computed by operations that autograd can differentiate."""
 
     def compute_and_keep(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output, and small tensors that the gradient needs beside the inputs."""
+        """Return the output, and small tensors to save for `gradients` in addition to the inputs."""
         return self.compute(*inputs), ()
 
     @abstractmethod
     def gradients(
         self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The gradient in each input that `requires_grad`, from the output's; autograd is off.
+        """Return the gradient of each input, or None if the input does not require one. Called without autograd.
 
         Args:
-            kept: what `compute_and_keep` gave beside the output.
+            gradient: of the output.
+            kept: the tensors that `compute_and_keep` returned after the output.
         """
 
 
-def keep_inputs(operation: Operation, *inputs: Tensor) -> Tensor:
-    """operation.compute(*inputs), of which the backward pass keeps the inputs and what the operation wants to keep.
+def keep_inputs(function: RecomputedFunction, *inputs: Tensor) -> Tensor:
+    """Return `function.compute(*inputs)`, saving for the backward pass only the inputs and the function's kept tensors.
 
-    It may be differentiated twice: a gradient that is to be differentiated itself is autograd's. Many times lighter
-    than torch's checkpoint, whose hooks take longer than a small operation. A compiler chooses for itself what it
-    keeps.
+    The result can be differentiated twice: autograd computes a gradient that is itself to be differentiated. This
+    has far less overhead than torch's checkpoint, whose hooks take longer than a small function. Under
+    `torch.compile` the compiler chooses what to save.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return operation.compute(*inputs)
-    output: Tensor = _KeepInputs.apply(operation, *inputs)
+        return function.compute(*inputs)
+    output: Tensor = _KeepInputs.apply(function, *inputs)
     return output
 
 
 class _KeepInputs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, operation: Operation, *inputs: Tensor) -> Tensor:
-        output, kept = operation.compute_and_keep(*inputs)
-        ctx.operation, ctx.count = operation, len(inputs)
+    def forward(ctx: Any, function: RecomputedFunction, *inputs: Tensor) -> Tensor:
+        output, kept = function.compute_and_keep(*inputs)
+        ctx.function, ctx.count = function, len(inputs)
         ctx.autocast = current_autocast(inputs[0].device.type)
         ctx.save_for_backward(*inputs, *kept)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: they may be unpacked by computing them again
+        saved = ctx.saved_tensors  # read once: unpacking may recompute them
         inputs, kept = saved[: ctx.count], saved[ctx.count :]
         with ctx.autocast:
             if torch.is_grad_enabled():
-                return None, *_differentiable(ctx.operation, gradients[0], inputs)
-            return None, *ctx.operation.gradients(gradients[0], kept, *inputs)
+                return None, *_differentiable(ctx.function, gradients[0], inputs)
+            return None, *ctx.function.gradients(gradients[0], kept, *inputs)
 
 
 def _differentiable(
-    operation: Operation, gradient: Tensor, inputs: tuple[Tensor, ...]
+    function: RecomputedFunction, gradient: Tensor, inputs: tuple[Tensor, ...]
 ) -> list[Tensor | None]:
-    """Gradients that can be differentiated themselves, in the inputs that need one."""
-    # Views of the inputs: one input may have been computed from another, which is not this operation's concern.
+    """Return differentiable gradients of the inputs, None for those that need none."""
+    # Views, because one input may have been computed from another, and its gradient must not include that path.
     inputs = tuple(x.view_as(x) for x in inputs)
     wanted = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(operation.compute(*inputs), wanted, gradient, create_graph=True))
+    found = iter(torch.autograd.grad(function.compute(*inputs), wanted, gradient, create_graph=True))
     return [next(found) if x.requires_grad else None for x in inputs]

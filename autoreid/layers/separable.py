@@ -1,4 +1,4 @@
-"""Depthwise separable convolutions of all edges that leave a source, forward and backward."""
+"""Depthwise separable convolutions of several edges at once, forward and backward."""
 
 from __future__ import annotations
 
@@ -8,50 +8,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoreid.layers import cpu
 from autoreid.layers.pointwise import pointwise
-from autoreid.layers.recompute import Operation, keep_inputs
+from autoreid.layers.recompute import RecomputedFunction, keep_inputs
 
 
 def separable(
     x: Tensor, depthwise_weight: Tensor, weight: Tensor, stride: int, dilation: int, recompute: bool
 ) -> Tensor:
-    """A depthwise convolution, then a 1×1 convolution, both for each of E edges.
+    """Compute a depthwise convolution followed by a 1×1 convolution, both for each of E edges.
 
     Args:
-        x: (B, C, H, W) that all edges share, or (B, E·C, H, W).
+        x: (B, C, H, W), shared by all edges, or (B, E·C, H, W).
         depthwise_weight: (E·C, 1, k, k).
-        weight: (E·C, C, 1, 1), of the 1×1.
-        recompute: whether the backward pass does the depthwise convolution again instead of keeping its output.
+        weight: (E·C, C, 1, 1), of the 1×1 convolution.
+        recompute: whether the backward pass recomputes the output of the depthwise convolution instead of saving it.
 
     Returns:
         (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
     """
-    if x.device.type != "cpu" and x.shape[1] < len(weight) and depthwise_weight.shape[2] == 3:
+    shared_input = x.shape[1] < len(weight)
+    if shared_input and depthwise_weight.shape[2] == 3 and not cpu.uses_cpu_form(x):
         return dense(x, depthwise_weight, weight, stride, dilation)
-    operation = Separable(stride, dilation)
+    function = Separable(stride, dilation)
     inputs = (x, depthwise_weight, weight)
-    return keep_inputs(operation, *inputs) if recompute else operation.compute(*inputs)
+    return keep_inputs(function, *inputs) if recompute else function.compute(*inputs)
 
 
 def dense(x: Tensor, depthwise_weight: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """The same as one convolution, whose weights are products of both: for edges that share their input.
+    """Compute `separable` of an input that all edges share as one convolution with a dense 3×3 weight.
 
-    That reads x once, where otherwise each edge has a copy of it and a map between the two convolutions. Nine times
-    the multiplications are little on a GPU, which waits for its memory here, and much on a CPU.
+    Its weight is the product of both weights. So x is read once, and there is no map between the two convolutions.
+    This takes nine times the multiplications: faster on a GPU, where memory is the limit, and slower on a CPU.
     """
     channels = x.shape[1]
     by_edge = weight.view(-1, channels, channels, 1, 1) * depthwise_weight.view(-1, 1, channels, 3, 3)
     return F.conv2d(x, by_edge.flatten(0, 1), None, stride, dilation, dilation)
 
 
-class Separable(Operation):
-    """`separable` of x and both weights. The gradient does the depthwise convolution again, but not the 1×1."""
+class Separable(RecomputedFunction):
+    """`separable` of x and both weights. The backward pass recomputes the depthwise convolution, but not the 1×1."""
 
     def __init__(self, stride: int, dilation: int) -> None:
         self.stride, self.dilation = stride, dilation
 
     def compute(self, *inputs: Tensor) -> Tensor:
-        """The output."""
+        """Return the output, (B, E·C, H', W')."""
         x, depthwise_weight, weight = inputs
         y = depthwise(x, depthwise_weight, self.stride, self.dilation)
         return pointwise(y, weight, groups=len(weight) // weight.shape[1])
@@ -62,14 +64,14 @@ class Separable(Operation):
         kept: tuple[Tensor, ...],  # noqa: ARG002
         *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        """In x and both weights, as far as they are wanted."""
+        """Return the gradients of x and both weights, None for those that need none."""
         x, depthwise_weight, weight = inputs
         leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (x, depthwise_weight)]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         with torch.set_grad_enabled(bool(wanted)):
             y = depthwise(leaves[0], leaves[1], self.stride, self.dilation)
         groups, channels = len(weight) // weight.shape[1], weight.shape[1]
-        # Edge by edge: (B, E, C, pixels), and weights (E, C, C).
+        # One matrix per edge: maps are (B, E, C, pixels), weights (E, C, C).
         gradient = gradient.to(y.dtype).unflatten(1, (groups, channels)).flatten(3)
         of_weight = None
         if weight.requires_grad:
@@ -84,24 +86,24 @@ class Separable(Operation):
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """A depthwise convolution that keeps the size, but for the stride, of a copy of x for each edge."""
+    """Compute a depthwise convolution with "same" padding, of one copy of x for each edge.
+
+    Args:
+        x: (B, C, H, W), shared by all edges, or (B, E·C, H, W).
+        weight: (E·C, 1, k, k).
+        stride: 1 or 2.
+        dilation: 1 or 2.
+    """
     wide, padding = weight.shape[0], (weight.shape[2] - 1) // 2
     copies = wide // x.shape[1]
     if dilation == 2 and stride == 2:
-        # It meets every other pixel only: a plain convolution of those.
-        return F.conv2d(_copies(x[:, :, ::2, ::2], copies), weight, None, 1, padding, 1, wide)
-    if dilation == 1 or x.device.type != "cpu":
-        return F.conv2d(_copies(x, copies), weight, None, stride, dilation * padding, dilation, wide)
-    # Of the four grids of every other pixel, each by itself: on CPUs a dilated backward pass takes four times as long.
-    B, C, H, W = x.shape
-    x = F.pad(x, (0, W % 2, 0, H % 2))
-    height, width = x.shape[2] // 2, x.shape[3] // 2
-    grids = x.view(B, C, height, 2, width, 2).permute(0, 3, 5, 1, 2, 4).reshape(4 * B, C, height, width)
-    y = F.conv2d(_copies(grids, copies), weight, None, 1, padding, 1, wide)
-    y = y.view(B, 2, 2, wide, height, width).permute(0, 3, 4, 1, 5, 2)
-    return y.reshape(B, wide, 2 * height, 2 * width)[:, :, :H, :W].contiguous()
+        # Only every other row and column is read: an ordinary convolution of those.
+        return F.conv2d(_repeat_channels(x[:, :, ::2, ::2], copies), weight, None, 1, padding, 1, wide)
+    if dilation == 2 and cpu.uses_cpu_form(x):
+        return cpu.dilated_depthwise(x, weight)
+    return F.conv2d(_repeat_channels(x, copies), weight, None, stride, dilation * padding, dilation, wide)
 
 
-def _copies(x: Tensor, count: int) -> Tensor:
-    """(B, C, H, W) -> (B, count·C, H, W)."""
+def _repeat_channels(x: Tensor, count: int) -> Tensor:
+    """Repeat (B, C, H, W) to (B, count·C, H, W)."""
     return x if count == 1 else x.repeat(1, count, 1, 1)

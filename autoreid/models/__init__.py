@@ -1,4 +1,4 @@
-"""Networks that embed images of people, re-ID heads, and their weights."""
+"""Networks that embed images of people, their sizes and their weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ __all__ = [
     "LoadReport",
     "Network",
     "build_from",
-    "build_model",
     "check_input_size",
     "count_macs",
     "count_parameters",
@@ -32,7 +31,7 @@ _PLAIN = ("plain",) * 6
 _IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")
 _AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
 
-#: Every network by name: called with the number of identities and the network's own options.
+#: Fixed networks by name; each takes the number of identities and its own options.
 NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet50": ResNet50,
     "pcb": PCB,
@@ -48,52 +47,38 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> Network:
-    """Builds a network with fresh weights from torch's generator.
-
-    In training mode it gives (embedding, logits), in evaluation mode the embedding (B, D) that is ranked. Modules
-    named `classifier` hold what depends on the identities.
-
-    Args:
-        name: one of `NETWORKS`.
-        num_identities: of the training set.
-        options: of the network: `last_stride`, `neck` (resnet50), `parts`, `dropout` (pcb).
-
-    Raises:
-        ConfigError: there is no such network or option, one is missing, or a value is out of range.
-    """
-    return build_from(NETWORKS, name, num_identities, options)
-
-
 def build_from(
     networks: Mapping[str, Callable[..., Network]],
     name: str,
     num_identities: int,
     options: Mapping[str, Any],
 ) -> Network:
-    """Builds one of several networks by name; `build_model` for networks that this package does not know.
+    """Build a network by name, with newly initialised weights.
 
     Args:
-        networks: called with the number of identities and the network's own options.
+        networks: functions or classes that take the number of identities and the network's own options. The options of
+            one with ``**options`` are not checked here.
+        name: a key of `networks`.
+        num_identities: number of identities in the training set, 1 or more.
+        options: the network's own options by name.
 
     Raises:
-        ConfigError: as `build_model`.
+        ConfigError: the network or an option is unknown, an option is missing, or a value is out of range.
     """
     if name not in networks:
         nearest = difflib.get_close_matches(name, networks, n=1, cutoff=0)[0]
         raise ConfigError(
-            f"unknown network {name!r}; did you mean {nearest}? Known are {', '.join(networks)}"
+            f"unknown network {name!r}; did you mean {nearest}? Available networks: {', '.join(networks)}"
         )
     if num_identities < 1:
-        raise ConfigError(f"{name}: num_identities = {num_identities}: must be 1 or more")
+        raise ConfigError(f"{name}: num_identities = {num_identities}: must be at least 1")
     build = networks[name]
-    known = {
-        key: value for key, value in inspect.signature(build).parameters.items() if key != "num_identities"
-    }
+    parameters = [p for p in inspect.signature(build).parameters.values() if p.name != "num_identities"]
+    known = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
     unknown = next((option for option in options if option not in known), None)
-    if unknown is not None:
-        raise ConfigError(f"{name} has no option {unknown!r}; it has {', '.join(known) or 'none'}")
+    if unknown is not None and len(known) == len(parameters):
+        raise ConfigError(f"{name} has no option {unknown!r}; its options are: {', '.join(known) or 'none'}")
     for option, parameter in known.items():
         if parameter.default is parameter.empty and option not in options:
-            raise ConfigError(f"{name} needs the option {option!r}; it has {', '.join(known)}")
+            raise ConfigError(f"{name} requires the option {option!r}; its options are: {', '.join(known)}")
     return build(num_identities, **options)

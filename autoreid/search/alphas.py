@@ -1,4 +1,4 @@
-"""The architecture parameters, in a module of their own so that no weight decay or DDP bucket reaches them."""
+"""The architecture parameters, in a separate module, so that neither the weights' decay nor DDP applies to them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Alphas(nn.Module):
-    """One (E, O) float32 parameter a group of choices, from 1e-3·N(0, 1) (DARTS)."""
+    """A float32 parameter (E, O) for each group of choices, initialised from 1e-3·N(0, 1) (DARTS)."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> None:
         super().__init__()
@@ -19,13 +19,8 @@ class Alphas(nn.Module):
         )
 
     def digest(self) -> bytes:
-        """SHA-256 of the float32 bytes, groups in alphabetical order: equal exactly when the alphas are."""
+        """Return the SHA-256 of the float32 bytes, groups in alphabetical order."""
         sha256 = hashlib.sha256()
         for name in sorted(self.groups):
             sha256.update(self.groups[name].detach().float().cpu().contiguous().numpy().tobytes())
         return sha256.digest()
-
-
-def entropies(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Entropy of each row's probabilities in nats: (E,) a group; ln(O) when undecided, 0 when decided."""
-    return {name: torch.special.entr(values).sum(-1) for name, values in probabilities.items()}

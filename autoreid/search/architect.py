@@ -7,6 +7,7 @@ of SGD approximates w*: w' = w - ξ·∇w L_weights(w, α), including momentum a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -16,8 +17,8 @@ from torch.optim import Optimizer
 
 from autoreid.data.loaders import Batch
 from autoreid.distributed import average_and_agree, sum_over_ranks, world_size
-from autoreid.layers.batch_norm import frozen_statistics
-from autoreid.losses import RetrievalLoss
+from autoreid.layers.batch_norm import frozen_statistics, running_statistics
+from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.relaxations import Relaxation
 from autoreid.training.accumulation import Accumulation
@@ -32,11 +33,14 @@ class Architect:
     Running statistics do not change: they are estimated from the weights' images.
 
     Args:
+        alpha_loss: L_alphas.
+        weight_loss: L_weights.
         order: "first": ∇α L_alphas(w, α). "second": the gradient through the unrolled step, with central differences
             for its Hessian-vector product (DARTS, eq. 7 and 8). "exact": the same gradient through autograd, which
             keeps the graphs of all micro-batches of the weights' batch; the other two keep one.
 
     Attributes:
+        by_running_statistics: whether L_alphas is computed with running statistics instead of the batch's.
         captured: the supernet as a CUDA graph for order "first", if there is one.
     """
 
@@ -45,7 +49,8 @@ class Architect:
         supernet: nn.Module,
         alphas: Alphas,
         relaxation: Relaxation,
-        loss: RetrievalLoss,
+        alpha_loss: RetrievalLoss,
+        weight_loss: RetrievalLoss,
         weight_optimizer: Optimizer,
         order: Literal["first", "second", "exact"],
         precision: PassPrecision,
@@ -54,15 +59,17 @@ class Architect:
         self.supernet = supernet
         self.alphas = alphas
         self.relaxation = relaxation
-        self.loss = loss
+        self.alpha_loss = alpha_loss
+        self.weight_loss = weight_loss
         self.weight_optimizer = weight_optimizer
         self.order = order
         self.precision = precision
         self.accumulation = accumulation
+        self.by_running_statistics = False
         self.captured: nn.Module | None = None
 
     def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
-        """Computes a gradient for each parameter of the alphas, from this rank's batches.
+        """Compute a gradient for each parameter of the alphas, from this rank's batches.
 
         Args:
             step: number of completed steps, for a relaxation with noise. Both batches use the noise of the alphas'
@@ -77,32 +84,41 @@ class Architect:
                     return self._second_order(alpha_batch, weight_batch, step)
                 return self._exact(alpha_batch, weight_batch, step)
 
-    def _loss(self, weights: Weights, batch: Batch, step: int) -> Tensor:
-        """The loss on a micro-batch, with the given weights in the supernet."""
-        mixing = self.relaxation.mixture(self.alphas, step, "alphas")
+    def _loss(self, loss: RetrievalLoss, weights: Weights, batch: Batch, step: int) -> Tensor:
+        """One of the losses on a micro-batch, with the given weights in the supernet."""
+        inputs = batch.images, *self.relaxation.inputs(self.alphas, step, "alphas", alphas_learn=True)
         with self.precision.autocast():
             if self.captured is not None:
-                outputs = self.captured(batch.images, mixing)
+                outputs = self.captured(*inputs)
             else:
-                outputs = functional_call(self.supernet, weights, (batch.images, mixing))
-        return self.loss(outputs, batch.labels).total
+                outputs = functional_call(self.supernet, weights, inputs)
+        values: LossValues = loss(outputs, batch.labels)
+        return values.total
 
     def _gradients(
         self,
+        loss: RetrievalLoss,
         weights: Weights,
         batch: Batch,
         inputs: Sequence[Tensor],
         step: int,
         create_graph: bool = False,
     ) -> list[Tensor]:
-        """The gradient of the mean loss over the micro-batches in `inputs`: weights or alphas."""
+        """The gradient of one of the losses in `inputs`, weights or alphas; the mean over the micro-batches."""
         total: list[Tensor] = []
         for micro_batch in self.accumulation.micro_batches(batch):
-            loss = self._loss(weights, micro_batch, step) / self.accumulation.count
-            found = torch.autograd.grad(loss, inputs, create_graph=create_graph)
+            value = self._loss(loss, weights, micro_batch, step) / self.accumulation.count
+            # A sample may leave out some inputs, or all of them: their gradients are zero.
+            found: Sequence[Tensor] = [torch.zeros_like(x) for x in inputs]
+            if value.requires_grad:
+                found = torch.autograd.grad(value, inputs, create_graph=create_graph, materialize_grads=True)
             total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
-            del loss  # and with it the graph, before the next one is built
+            del value  # and with it the graph, before the next one is built
         return total
+
+    def alpha_statistics(self) -> AbstractContextManager[None]:
+        """Returns a context for passes that compute L_alphas, which sets the statistics of its norms."""
+        return running_statistics(self.supernet) if self.by_running_statistics else nullcontext()
 
     def _weights(self) -> Weights:
         return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
@@ -110,7 +126,10 @@ class Architect:
     def _first_order(self, alpha_batch: Batch, step: int) -> list[Tensor]:
         # Detached, because none of them needs a gradient.
         weights = {name: weight.detach() for name, weight in self._weights().items()}
-        return self._gradients(weights, alpha_batch, list(self.alphas.parameters()), step)
+        with self.alpha_statistics():
+            return self._gradients(
+                self.alpha_loss, weights, alpha_batch, list(self.alphas.parameters()), step
+            )
 
     def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
         """One step of SGD with the optimiser's settings, on copies of the weights."""
@@ -131,13 +150,16 @@ class Architect:
         """The gradients of L_alphas at the unrolled weights: in the alphas with w' held fixed, and in w'."""
         alphas = list(self.alphas.parameters())
         leaves = {name: weight.detach().requires_grad_() for name, weight in unrolled.items()}
-        both = self._gradients(leaves, alpha_batch, [*alphas, *leaves.values()], step)
+        with self.alpha_statistics():
+            both = self._gradients(self.alpha_loss, leaves, alpha_batch, [*alphas, *leaves.values()], step)
         return both[: len(alphas)], both[len(alphas) :]
 
     def _second_order(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
         weights = self._weights()
         values, alphas = list(weights.values()), list(self.alphas.parameters())
-        gradients, _ = average_and_agree(self._gradients(weights, weight_batch, values, step))
+        gradients, _ = average_and_agree(
+            self._gradients(self.weight_loss, weights, weight_batch, values, step)
+        )
         with torch.no_grad():
             unrolled = self._unroll(weights, gradients)
         direct, direction = self._at(unrolled, alpha_batch, step)
@@ -151,7 +173,7 @@ class Architect:
         for sign in (1, -1):
             with torch.no_grad():
                 nearby = dict(zip(weights, torch._foreach_add(values, shift, alpha=sign), strict=True))
-            shifted.append(self._gradients(nearby, weight_batch, alphas, step))
+            shifted.append(self._gradients(self.weight_loss, nearby, weight_batch, alphas, step))
         rate = self.weight_optimizer.param_groups[0]["lr"]
         return [
             value - rate * (plus - minus) / (2 * epsilon)
@@ -161,7 +183,7 @@ class Architect:
     def _exact(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
         weights = self._weights()
         values = list(weights.values())
-        gradients = self._gradients(weights, weight_batch, values, step, create_graph=True)
+        gradients = self._gradients(self.weight_loss, weights, weight_batch, values, step, create_graph=True)
         # One differentiable all-reduce of one flat tensor.
         flat = sum_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients])) / world_size()
         pieces = flat.split([gradient.numel() for gradient in gradients])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,11 @@ from autoreid.distributed import World
 from autoreid.losses import build_loss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
+from autoreid.search.cost import SearchCost
+from autoreid.search.progress import SearchProgress
 from autoreid.search.relaxations import Relaxation, build_relaxation
-from autoreid.search.task import SearchState, SearchTask
+from autoreid.search.state import SearchState
+from autoreid.search.task import SearchTask
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_space
 from autoreid.training.build import build_accumulation, build_optimizer, place_network
@@ -21,7 +26,7 @@ from autoreid.training.precision import PassPrecision
 
 
 def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimizer:
-    """Builds the optimiser of the alphas, which has a weight decay of its own."""
+    """Build the optimiser of the alphas, which has its own weight decay."""
     search = config.search
     rate, decay = search.alpha_learning_rate, search.alpha_weight_decay
     if search.alpha_optimizer == "sgd":
@@ -30,7 +35,7 @@ def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimiz
 
 
 def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
-    """Builds a search. Equal seeds give equal weights and alphas on every rank.
+    """Build a search. Equal seeds give equal weights and alphas on every rank.
 
     Raises:
         ConfigError: a setting is not possible on this device or with this many ranks.
@@ -41,12 +46,12 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "alphas"))
     shapes = {name: group.shape for name, group in space.choices().items()}
     alphas = Alphas(shapes, generator).to(world.device)
-    relaxation = build_relaxation(config, data.stream.batches_per_epoch)
+    relaxation = build_relaxation(config, space, data.stream.batches_per_epoch)
     graphs, single = config.training.cuda_graphs, config.search.level == "single"
     inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
-    # Candidates that a sample leaves out have no gradient.
-    network = place_network(supernet, config, world, inputs, config.search.relaxation == "gumbel_hard")
-    loss = build_loss(config.losses)
+    network = place_network(supernet, config, world, inputs, relaxation.samples)
+    loss = build_loss(config.losses.in_search())
+    alpha_settings = (config.search.losses or config.losses).in_search()
     state = SearchState(
         network=supernet,
         weight_optimizer=build_optimizer(config.training, supernet),
@@ -54,6 +59,9 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alphas=alphas,
         alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
+        progress=SearchProgress(shapes, world.device),
+        cost=None if config.search.cost.measure == "none" else SearchCost(config, space, world),
+        alphas_before=copy.deepcopy(alphas) if config.search.alphas_see == "domains" else None,
         metric_names=loss.metric_names,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
     )
@@ -64,13 +72,15 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         supernet,
         alphas,
         relaxation,
+        build_loss(alpha_settings, only_weighted=True),
         loss,
         state.weight_optimizer,
         search.order,
         PassPrecision(alpha_precision, world.device),
         accumulation,
     )
-    if graphs and not single and search.order == "first":
+    architect.by_running_statistics = search.alphas_see == "domains"
+    if graphs and not single and search.order == "first" and not architect.by_running_statistics:
         mixing = _example_mixing(relaxation, alphas, requires_grad=True)
         architect.captured = capture_alphas(supernet, config, world, mixing)
     return SearchTask(

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from autoreid.config import Config
 from autoreid.data.loaders import Batch, BatchStream
-from autoreid.data.training_data import TrainingData
+from autoreid.data.training_data import SearchData
 from autoreid.distributed import StopSignal, World, averaging, check_agreement
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
-from autoreid.search.collapse import search_signs
+from autoreid.search.domains import domain_gains
+from autoreid.search.read_out import by_evolution, by_perturbation
 from autoreid.search.relaxations import Relaxation
+from autoreid.search.schedules import alpha_learning_rate
+from autoreid.search.signs import best_columns, search_signs, undecided
+from autoreid.search.state import SearchResult, SearchState
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Space
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import memory_format
-from autoreid.training.loop import EpochResult, close_epoch
+from autoreid.training.loop import close_epoch
 from autoreid.training.measure import is_due, measure_network
 from autoreid.training.precision import PassPrecision
 from autoreid.training.schedules import learning_rate
-from autoreid.training.state import RunState
 from autoreid.training.steps import (
     Agreement,
     Norms,
@@ -37,35 +40,7 @@ from autoreid.training.steps import (
     step_weights,
 )
 
-
-@dataclass(kw_only=True)
-class SearchState(RunState):
-    """The state of a search.
-
-    Attributes:
-        alphas: the architecture parameters.
-        alpha_optimizer: their optimiser.
-        alpha_stream: batches for the alphas; None if they learn from the weights' batches.
-    """
-
-    PARTS: ClassVar[tuple[str, ...]] = (*RunState.PARTS, "alphas", "alpha_optimizer", "alpha_stream")
-
-    alphas: Alphas
-    alpha_optimizer: torch.optim.Optimizer
-    alpha_stream: BatchStream | None
-
-
-@dataclass(frozen=True)
-class SearchResult(EpochResult):
-    """The result of an epoch of a search.
-
-    Attributes:
-        genotype: read from the alphas.
-        probabilities: of each candidate, (E, O) for each group.
-    """
-
-    genotype: Genotype
-    probabilities: dict[str, Tensor]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +54,7 @@ class SearchTask:
 
     config: Config
     world: World
-    data: TrainingData
+    data: SearchData
     state: SearchState
     space: Space
     relaxation: Relaxation
@@ -90,18 +65,19 @@ class SearchTask:
     network: nn.Module
 
     def learning_rate(self) -> float:
-        """Returns the learning rate of the weights in the next step."""
+        """Return the learning rate of the weights in the next step."""
         return learning_rate(self.config.training, self.state.step, self.state.steps_per_epoch)
 
     def alpha_learning_rate(self) -> float:
-        """Returns the learning rate of the alphas in the next step."""
-        search, training = self.config.search, self.config.training
-        share = self.learning_rate() / training.learning_rate if search.alpha_optimizer == "sgd" else 1.0
-        return search.alpha_learning_rate * share
+        """Return the learning rate of the alphas in the next step."""
+        config, state = self.config, self.state
+        return alpha_learning_rate(config.search, config.training, state.step, state.steps_per_epoch)
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
-        """Performs one step of the alphas and one of the weights."""
+        """Perform one step of the alphas and one of the weights."""
         state = self.state
+        if state.cost is not None:
+            state.cost.measure()
         self._set_learning_rates()
         weight_batch = self._next(state.stream)
         if state.alpha_stream is None:
@@ -126,12 +102,15 @@ class SearchTask:
         state = self.state
         state.alpha_optimizer.zero_grad()
         metrics = self._backward(self.network, batch, self._alphas_learn())
-        own = [alpha.grad for alpha in state.alphas.parameters() if alpha.grad is not None]
+        own: list[Tensor] = []
+        if self._alphas_learn():
+            # A sample may leave alphas without a gradient.
+            own = [torch.zeros_like(a) if a.grad is None else a.grad for a in state.alphas.parameters()]
         gradients, agreement = average_and_agree_on_step(own, (batch,), stop)
         return agreement, metrics, self._step_alphas(gradients)
 
     def dry_run(self, batches: Iterator[Batch]) -> None:
-        """Computes the gradients of a step without DDP. No state changes."""
+        """Compute the gradients of a step without DDP. No state changes."""
         state, weight_batch = self.state, next(batches)
         # Both batches are in memory before either is used, as in a step.
         alpha_batch = None if state.alpha_stream is None else next(batches)
@@ -144,7 +123,7 @@ class SearchTask:
         state.alpha_optimizer.zero_grad()
 
     def _backward(self, network: nn.Module, batch: Batch, alphas_learn: bool) -> Tensor:
-        """Computes the gradient of the weights, and of the alphas if they learn from it; returns the metrics."""
+        """Compute the gradient of the weights, and of the alphas if they learn from it; returns the metrics."""
         self.state.weight_optimizer.zero_grad()
         metrics, count = [], self.accumulation.count
         with self.precision.backends():
@@ -157,16 +136,9 @@ class SearchTask:
         return torch.stack(metrics).mean(0)
 
     def _forward(self, network: nn.Module, batch: Batch, alphas_learn: bool) -> LossValues:
-        alphas, step = self.state.alphas, self.state.step
-        sample = None if alphas_learn else self.relaxation.sample(alphas, step, "weights")
-        if sample is None:
-            with torch.set_grad_enabled(alphas_learn):
-                mixing = self.relaxation.mixture(alphas, step, "weights")
-            with self.precision.autocast():
-                outputs = network(batch.images, mixing)
-        else:
-            with self.precision.autocast():
-                outputs = network(batch.images, sample=sample)
+        inputs = self.relaxation.inputs(self.state.alphas, self.state.step, "weights", alphas_learn)
+        with self.precision.autocast():
+            outputs = network(batch.images, *inputs)
         values: LossValues = self.loss(outputs, batch.labels)
         return values
 
@@ -174,7 +146,7 @@ class SearchTask:
         return next(stream).to(self.world.device, memory_format(self.config.training))
 
     def _alphas_learn(self) -> bool:
-        return self.state.epoch >= self.config.search.warmup_epochs
+        return self.relaxation.learns_alphas and self.state.epoch >= self.config.search.warmup_epochs
 
     def _set_learning_rates(self) -> None:
         self.state.set_learning_rate(self.learning_rate())
@@ -182,33 +154,113 @@ class SearchTask:
             group["lr"] = self.alpha_learning_rate()
 
     def _step_alphas(self, gradients: Sequence[Tensor]) -> list[Norms]:
-        """Performs a step with averaged gradients and returns their norms. Without gradients it does nothing."""
+        """Perform a step with averaged gradients and return their norms. Without gradients, do nothing.
+
+        The gradient of the expected cost is the same on every rank and for all images, so that it is added here.
+        """
         if not gradients:
             return []
         state = self.state
+        if state.cost is not None and self.config.search.cost.weight:
+            added = state.cost.gradients(state.alphas, self.relaxation)
+            gradients = [gradient + more for gradient, more in zip(gradients, added, strict=True)]
         names = []
         for (name, alpha), gradient in zip(state.alphas.named_parameters(), gradients, strict=True):
             names.append(f"alphas.{name}")
             alpha.grad = gradient
         state.alpha_optimizer.step()
+        state.progress.add(gradients)
         return [norms_of(names, gradients)]
 
     def genotype(self) -> Genotype:
-        """Reads the genotype from the alphas."""
-        return self.space.genotype(self.relaxation.probabilities(self.state.alphas))
+        """Return the genotype that the search has found so far."""
+        if self.state.progress.found is not None:
+            return self.state.progress.found
+        return self._most_probable(self.relaxation.probabilities(self.state.alphas))
 
     def end_epoch(self) -> SearchResult:
-        """Closes the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
+        """Close the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
         config, state = self.config, self.state
         metrics = close_epoch(state, config.training.epochs)
-        genotype = self.genotype()
-        state.finished |= self.space.has_collapsed(genotype)
+        probabilities = self.relaxation.probabilities(state.alphas)
+        on_cpu = {name: values.cpu() for name, values in probabilities.items()}
+        metrics |= self._signs(on_cpu)
+        if state.cost is not None:
+            state.cost.measure()
+            metrics["cost/expected"] = state.cost.expected(probabilities).item()
+        self._check_collapse(on_cpu)
         retrieval, is_best = None, False
         if is_due(state, config.evaluation.every_epochs):
             inputs = self.relaxation.evaluation(state.alphas)
             retrieval = measure_network(config, state.network, self.data, self.world, inputs)
             is_best = state.record(retrieval)
-        probabilities = self.relaxation.probabilities(state.alphas)
-        on_cpu = {name: values.cpu() for name, values in probabilities.items()}
-        metrics |= search_signs(on_cpu, self.space.choices(), self.space.watched())
-        return SearchResult(state.epoch, metrics, retrieval, is_best, genotype, on_cpu)
+        if state.finished and state.progress.found is None:
+            state.progress.found = self._read_out(probabilities)
+        return SearchResult(state.epoch, metrics, retrieval, is_best, self.genotype(), on_cpu)
+
+    def _signs(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
+        """The signs of the epoch, which the progress keeps."""
+        choices, progress = self.space.choices(), self.state.progress
+        progress.undecided = undecided(probabilities, choices, progress.leads())
+        signs = search_signs(probabilities, choices, self.space.watched(), progress.undecided)
+        signs |= progress.gradient_signs()
+        signs |= progress.changes(best_columns(probabilities, choices))
+        if self.state.alphas_before is not None:
+            signs |= self._domain_gains(self.state.alphas_before)
+        progress.signs = signs
+        return signs
+
+    def _most_probable(self, probabilities: Mapping[str, Tensor]) -> Genotype:
+        """The genotype of the largest alphas, or a probable one within the limit of the cost."""
+        genotype, cost = self.space.genotype(probabilities), self.state.cost
+        if cost is None:
+            return genotype
+        tiny = torch.finfo(torch.float32).tiny
+        logarithms = {name: values.clamp(min=tiny).log() for name, values in probabilities.items()}
+        return cost.within_limit(genotype, logarithms)
+
+    def _domain_gains(self, before: Alphas) -> dict[str, float]:
+        """The gains of the epoch on two domains; stores the alphas for the next one."""
+        config, state, gains = self.config, self.state, {}
+        assert state.alpha_stream is not None  # noqa: S101
+        if state.epoch > config.search.warmup_epochs and self.relaxation.learns_alphas:
+            layout, domains = memory_format(config.training), len(config.data.sources)
+            gains = domain_gains(self.architect, before, state.alpha_stream, domains, layout)
+        before.load_state_dict(state.alphas.state_dict())
+        return gains
+
+    def _check_collapse(self, probabilities: Mapping[str, Tensor]) -> None:
+        """Stop the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
+
+        The last genotype before them is the result.
+        """
+        state, progress = self.state, self.state.progress
+        if state.epoch <= self.config.search.warmup_epochs or not self.relaxation.learns_alphas:
+            return
+        # Not that within the limit of the cost, which may have cheap choices for another reason.
+        collapsed = self.space.has_collapsed(self.space.genotype(probabilities))
+        genotype = self._most_probable(probabilities)
+        if not collapsed:
+            progress.collapsed, progress.sound, progress.sound_epoch = False, genotype, state.epoch
+            return
+        if progress.collapsed:
+            state.finished = True
+            progress.found = progress.sound or genotype
+            _log.warning(
+                "the search has collapsed and stops after epoch %d; the genotype is that of epoch %d",
+                state.epoch,
+                progress.sound_epoch or state.epoch,
+            )
+        progress.collapsed = True
+
+    def _read_out(self, probabilities: Mapping[str, Tensor]) -> Genotype:
+        config, network, cost = self.config, self.state.network, self.state.cost
+        match config.search.read_out:
+            case "perturbation":
+                return by_perturbation(
+                    config, self.space, network, probabilities, self.data, self.world, cost
+                )
+            case "one_shot":
+                return by_evolution(config, self.space, network, self.data, self.world, cost)
+            case _:
+                return self._most_probable(probabilities)

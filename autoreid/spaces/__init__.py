@@ -1,6 +1,6 @@
-"""Search spaces: for each a folder with its genotypes, supernet, derived networks and pictures.
+"""Search spaces: each has a folder with its genotype, supernet, derived network and drawings.
 
-A space is added by a folder, a line in `SPACES` and its settings in `autoreid.config`.
+To add a space, add its folder, a line to `SPACES`, and its settings to `autoreid.config.spaces`.
 """
 
 from __future__ import annotations
@@ -23,52 +23,61 @@ __all__ = [
     "Derived",
     "Genotype",
     "Space",
+    "build_derived",
     "build_model",
     "build_space",
     "read_genotype",
     "with_genotype_text",
 ]
 
-#: Every space by name.
+#: All spaces by name.
 SPACES: dict[str, type[Space]] = {"reid_cell": ReidCellSpace, "osnet_ain": OsnetAinSpace}
-
-#: Every network by name: the fixed ones, and `derived`, which is of the class that its genotype's space says.
-NETWORKS: dict[str, Callable[..., Network]] = {
-    **models.NETWORKS,
-    "derived": ReidCellSpace.network_type,
-}
 
 
 def build_space(search: Search) -> Space:
-    """The space that a config names."""
+    """Build the space that the config names."""
     return SPACES[search.space](search)
 
 
-def build_model(name: str, num_identities: int, **options: Any) -> Network:
-    """Builds a fixed or derived network with fresh weights from torch's generator.
-
-    Works like `autoreid.models.build_model`, and also knows the network `derived`.
+def build_derived(num_identities: int, genotype: str | Genotype, **options: Any) -> Network:
+    """Build the network that a genotype describes.
 
     Args:
-        name: one of `NETWORKS`.
         num_identities: number of identities in the training set.
-        options: of the network. `derived` takes a `genotype`, which is a `Genotype`, the path of its file or its JSON
-            text, and the options of its space's `network_type`.
+        genotype: a `Genotype`, the path of a genotype file, or its JSON text.
+        options: options of the `network_type` of the genotype's space.
 
     Raises:
-        ConfigError: there is no such network or option, one is missing, or a value is out of range.
+        ConfigError: an option does not exist, or a value is out of range.
         DataError: the genotype cannot be read.
     """
-    if name != "derived" or "genotype" not in options:
-        return models.build_from(NETWORKS, name, num_identities, options)
-    genotype = options["genotype"]
     if not isinstance(genotype, Genotype):
         genotype = read_genotype(genotype)
-    name = f"derived ({genotype.space})"
-    network_type = SPACES[genotype.space].network_type
+    name, network_type = f"derived ({genotype.space})", SPACES[genotype.space].network_type
     return models.build_from({name: network_type}, name, num_identities, options | {"genotype": genotype})
 
 
+#: All networks by name: the fixed networks, and `derived`.
+NETWORKS: dict[str, Callable[..., Network]] = {**models.NETWORKS, "derived": build_derived}
+
+
+def build_model(name: str, num_identities: int, **options: Any) -> Network:
+    """Build a network, with random weights from torch's generator.
+
+    See `autoreid.models.Network` for what it returns.
+
+    Args:
+        name: one of `NETWORKS`, such as "resnet50", "pcb", "osnet_x1_0" or "derived".
+        num_identities: number of identities in the training set.
+        options: options of the network, such as `last_stride` of resnet50, `parts` of pcb or `genotype` of derived.
+
+    Raises:
+        ConfigError: the network or an option does not exist, an option is missing, or a value is out of range.
+        DataError: the genotype cannot be read.
+    """
+    return models.build_from(NETWORKS, name, num_identities, options)
+
+
 def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces the path of a derived network's genotype by its text, so that the options need no other file."""
+    """Replace the path of a genotype by its JSON text, so that the options no longer depend on a file."""
     return {**options, "genotype": str(read_genotype(options["genotype"]))}

@@ -1,4 +1,4 @@
-"""The interface of a search space: code outside its folder never depends on which space it is."""
+"""The interface of a search space. Code outside of a space's folder uses nothing else of it."""
 
 from __future__ import annotations
 
@@ -6,74 +6,89 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from autoreid.config import Search
+from autoreid.errors import ConfigError, DataError
 from autoreid.models.network import Network
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
 
-#: Mixing weights of all candidates, (E, O) for each group of choices.
+#: The mixing weights of all candidates: (E, O) for each group of choices, by the name of the group.
 Mixing = Mapping[str, Tensor]
-#: One candidate for each row of each group, by its column: the others are not computed.
+#: The column of one candidate for each row of each group, or NOTHING for none. Other candidates are not computed.
 Sample = Mapping[str, Sequence[int]]
+NOTHING = -1
 
 
 class Choices(NamedTuple):
     """A group of alphas, (E, O).
 
     Attributes:
-        rows: a name for each of the E decisions, for plots.
-        columns: the O candidates, which are the same in each row.
-        family: groups of one family share their curves; None if the group has its own.
+        rows: names of the E choices, for plots.
+        columns: names of the O candidates, which are the same for all choices.
+        family: groups with the same family share their curves in plots. With None, the group has separate curves.
+        never_chosen: candidates that take a share of the mixture but are not part of any genotype.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     family: str | None = None
+    never_chosen: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
         """(E, O)."""
         return len(self.rows), len(self.columns)
 
+    @property
+    def allowed(self) -> list[int]:
+        """Columns of the candidates that a genotype may have."""
+        return [column for column, name in enumerate(self.columns) if name not in self.never_chosen]
+
 
 class Supernet(Network):
-    """All networks of a space in one, whose weights they share."""
+    """A network that contains all networks of a space, with shared weights."""
 
     @abstractmethod
     def forward(
         self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeds images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
+        """Embed images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
+
+        At least one of `mixing` and `sample` must be given.
 
         Args:
-            mixing: the weights of the mixture. Give either this or `sample`.
-            sample: the candidates to compute.
+            mixing: the mixing weights.
+            sample: the candidates to compute. Their weights are those in `mixing`, or 1 without it.
 
         Returns:
-            In training mode the embedding (B, D) before the neck and logits (B, identities), in evaluation mode the
-            embedding.
+            In training mode, the embedding (B, D) before the neck and the logits (B, identities). In evaluation mode,
+            the embedding that is used for ranking, as in derived networks.
         """
 
 
 class Derived(Network):
-    """The network that a genotype describes. It is built from the number of identities, a genotype and options.
+    """The network that a genotype describes.
+
+    Its constructor takes the number of identities, the genotype, and options.
 
     Attributes:
-        genotype: the genotype that it was built from.
+        genotype: the genotype.
     """
 
     genotype: Genotype
 
     @abstractmethod
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
-        """Describes the picture of the network.
+        """Return a drawing of the network.
 
         Args:
-            shapes: C × H × W of the output of each module, by the module's name; of the images under "".
+            shapes: the output shape of each module as text, C × H × W, by the module's name; that of the images under
+                "".
             caption: the name of the network.
-            size: its parameters and multiply-accumulates.
+            size: the number of its parameters and multiply-accumulates as text.
         """
 
 
@@ -93,28 +108,58 @@ class Space(ABC):
 
     @abstractmethod
     def choices(self) -> dict[str, Choices]:
-        """Returns the groups of alphas by name."""
+        """Return the groups of alphas by name."""
 
-    @abstractmethod
     def watched(self) -> dict[str, tuple[str, ...]]:
-        """Returns candidates whose share of the mixture is worth a curve, by the name of the curve."""
+        """Return candidates whose total share of the mixture is plotted, by the name of the curve; by default none."""
+        return {}
 
     @abstractmethod
     def build_supernet(self, num_identities: int) -> Supernet:
-        """Builds the supernet with fresh weights from torch's generator."""
+        """Build the supernet, with random weights from torch's generator."""
 
     @abstractmethod
     def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
-        """Reads the most probable choices from (E, O) for each group; of equal ones, the first in order."""
+        """Read the most probable candidates from the probabilities (E, O) of each group. The first one wins a tie."""
 
-    @abstractmethod
-    def has_collapsed(self, genotype: Any) -> bool:
-        """Returns whether the search should stop because the genotype is degenerate."""
-
-    @abstractmethod
-    def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:
-        """Selects the weights of a supernet that a genotype's derived network has too, by the network's names.
+    def random_genotype(self, rng: np.random.Generator) -> Genotype:  # noqa: ARG002
+        """Sample a genotype uniformly from those that this search could find.
 
         Raises:
-            DataError: the derived network cannot use this supernet's weights.
+            ConfigError: the space cannot sample networks, which is the default; `path` and `mutated` raise it too.
         """
+        raise self._no_samples()
+
+    def path(self, genotype: Any) -> Sample:  # noqa: ARG002
+        """Return the candidates of the supernet that form the network of a genotype."""
+        raise self._no_samples()
+
+    def mutated(self, genotype: Any, rng: np.random.Generator) -> Genotype:  # noqa: ARG002
+        """Return a copy of a genotype with one random choice changed."""
+        raise self._no_samples()
+
+    def _no_samples(self) -> ConfigError:
+        return ConfigError(
+            f"search.space: {self.search.space} cannot sample networks: search.relaxation must not be uniform or fair, "
+            f"and search.cost.measure must be none"
+        )
+
+    def has_collapsed(self, genotype: Any) -> bool:  # noqa: ARG002
+        """Return whether the search should stop because its genotype is degenerate; by default never."""
+        return False
+
+    def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:  # noqa: ARG002
+        """Select the weights that a genotype's derived network inherits from a supernet.
+
+        Args:
+            weights: the state dict of the supernet.
+
+        Returns:
+            The weights, with their names in the derived network.
+
+        Raises:
+            DataError: the derived network cannot use the weights of this supernet; by default always.
+        """
+        raise DataError(
+            "networks of this space cannot inherit the weights of a search; train from random weights"
+        )

@@ -71,6 +71,7 @@ class Problem(NamedTuple):
             self.alphas,
             Softmax(),
             self.criterion,
+            self.criterion,
             self.optimizer,
             order,
             FLOAT32,

@@ -1,8 +1,8 @@
-"""OSNet-AIN's four candidate blocks at one place, computed together (arXiv 1910.06827, section 3.3).
+"""OSNet-AIN's four candidate blocks at one position, computed together (arXiv 1910.06827, section 3.3).
 
-All four see the same input and differ only in the norms at their end. Up to there they are one wide block: their
-first 1×1 convolutions are one, and so are all light convolutions of one depth, over the candidates' streams that
-reach it. Weights and statistics stay with four plain `models.osnet.OSBlock`s; a pass puts them side by side.
+All four share their input and differ only in their last norms. Up to these they are computed as one wide block: one
+1×1 convolution for the first ones of all blocks, and one light convolution per depth for all streams that reach that
+depth. Weights and statistics belong to four ordinary `models.osnet.OSBlock`s; each forward pass concatenates them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 
 
 class MixedBlock(nn.ModuleDict):
-    """The weighted sum of the four blocks at one place; norms go without learned scale in each alike.
+    """The weighted sum of the four blocks at one position. No block's norms have a learned scale.
 
     Attributes:
-        shares_statistics: whether batch norms' statistics are those of the batch over all ranks.
+        shares_statistics: whether batch statistics are those of the batch over all ranks.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -36,17 +36,18 @@ class MixedBlock(nn.ModuleDict):
         self.shares_statistics = False
 
     def forward(self, x: Tensor, mixing: Tensor | None, column: int | None = None) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W).
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W).
 
         Args:
+            x: the input of all blocks.
             mixing: weights of the blocks, (O,).
-            column: computes only the block in this column of the alphas, without a weight.
+            column: computes only the block in this column of the alphas; its weight is 1 without `mixing`.
         """
         if column is not None:
             chosen: Tensor = self[OSNET_BLOCKS[column]](x)
-            return chosen
+            return chosen if mixing is None else mixing[column] * chosen
         assert mixing is not None  # noqa: S101
-        # Of Any, for mypy knows nothing of a ModuleDict's values.
+        # Any, because mypy does not know the type of a ModuleDict's values.
         blocks: Sequence[Any] = list(self.values())
         gated = self._streams(F.relu(self._conv_norm(x, [block.conv1 for block in blocks])), blocks)
         shortcuts: Sequence[Tensor] = [x] * len(blocks)
@@ -60,12 +61,15 @@ class MixedBlock(nn.ModuleDict):
         return _weighted_sum(outputs, mixing)
 
     def _streams(self, x: Tensor, blocks: Sequence[Any]) -> Tensor:
-        """(B, O·C, H, W) -> the gated sums (B, O, C, H, W): at each depth one stream of every candidate ends."""
+        """Map (B, O·C, H, W) to each block's gated sum of its streams, (B, O, C, H, W).
+
+        At each depth one stream of every block ends.
+        """
         ended: list[Tensor] = []
         for depth in range(STREAMS):
             reached = STREAMS - depth
             convs = [stream[depth] for block in blocks for stream in block.streams[depth:]]
-            # At the first depth a candidate's streams have one input between them.
+            # At the first depth all streams of a block share their input.
             groups = len(blocks) if depth == 0 else len(convs)
             narrow = torch.cat([conv.conv1.weight for conv in convs])
             depthwise = torch.cat([conv.conv2.weight for conv in convs])
@@ -77,22 +81,21 @@ class MixedBlock(nn.ModuleDict):
         return _gate(ended, [block.gate for block in blocks])
 
     def _conv_norm(self, x: Tensor, layers: Sequence[Any]) -> Tensor:
-        """Several 1×1 convolutions of one input, each with its norm if it has one: (B, C, H, W) -> (B, O·C', H, W)."""
+        """Apply several 1×1 convolutions, each with its norm if it has one: (B, C, H, W) -> (B, O·C', H, W)."""
         y = pointwise(x, torch.cat([layer.conv.weight for layer in layers]))
         return y if isinstance(layers[0].bn, nn.Identity) else self._norm(y, [layer.bn for layer in layers])
 
     def _norm(self, x: Tensor, norms: Sequence[Any]) -> Tensor:
-        """Batch norms of maps that stand one behind the other, (B, O·C, H, W)."""
+        """Apply several batch norms, each to its share of the channels (B, O·C, H, W)."""
         first = norms[0]
-        moves = self.training and first.track_running_stats
         mean, variance = (
             torch.cat([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var")
         )
-        keeps = moves or not self.training
+        use_running = first.track_running_stats or not self.training
         y = normalise(
             x,
-            mean if keeps else None,
-            variance if keeps else None,
+            mean if use_running else None,
+            variance if use_running else None,
             None,
             None,
             self.training,
@@ -100,14 +103,14 @@ class MixedBlock(nn.ModuleDict):
             first.eps,
             self.shares_statistics,
         )
-        if moves:
+        if self.training and first.track_running_stats:
             torch._foreach_copy_([norm.running_mean for norm in norms], mean.split(first.num_features))
             torch._foreach_copy_([norm.running_var for norm in norms], variance.split(first.num_features))
         return y
 
 
 def _light_convs(x: Tensor, narrow: Tensor, depthwise: Tensor, groups: int) -> Tensor:
-    """Light convolutions before their norms; the 1×1's output is not kept for the backward pass, but made again."""
+    """Apply light convolutions without their norms; the backward pass recomputes the output of the 1×1 convolutions."""
     compute = partial(_narrow_then_depthwise, groups=groups)
     if not torch.is_grad_enabled():
         return compute(x, narrow, depthwise)
@@ -120,7 +123,7 @@ def _narrow_then_depthwise(x: Tensor, narrow: Tensor, depthwise: Tensor, groups:
 
 
 def _gate(streams: Sequence[Tensor], gates: Sequence[Any]) -> Tensor:
-    """The sum of each candidate's streams, weighed by its gate: for each stream (B, O, C, H, W) -> (B, O, C, H, W)."""
+    """Sum each block's streams, weighted by its gate; every stream and the sum are (B, O, C, H, W)."""
     vectors = torch.stack([stream.mean(dim=(3, 4)) for stream in streams], dim=2)  # B, O, streams, C
     for layer, activate in (("fc1", F.relu), ("fc2", torch.sigmoid)):
         layers = [getattr(gate, layer) for gate in gates]

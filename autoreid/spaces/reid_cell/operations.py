@@ -1,12 +1,13 @@
 """Candidate operations of the `reid_cell` space, (B, C, H, W) -> (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
 
-DARTS (arXiv 1806.09055, section 3 and appendix A) with Auto-ReID's part-aware operation. A module computes one
-operation for all E edges that leave a node of a cell, since they see the same input: ReLU, pools and what else has no
-weights once, depthwise convolutions as one grouped convolution, 1×1 convolutions as one batched product, and the
-norms in one call whose scale is the mixing weight itself. Its weights are those of E separate operations, one below
-the other. A derived network's edge is the case E = 1.
+The operations are those of DARTS (arXiv 1806.09055, section 3 and appendix A) and Auto-ReID's part-aware operation,
+as its paper and as its released code describe it.
+A module computes one operation for all E edges that leave a node of a cell, because these edges share their input:
+ReLU, pools and other operations without weights once, depthwise convolutions as one grouped convolution, 1×1
+convolutions as one batched product, and all norms in one call, with the mixing weights as their scales. Its weights
+are those of E separate operations, concatenated. In a derived network E is 1.
 
-In a search norms have no learned scale, in each candidate alike: it could grow past the mixing weight and hide it.
+In a search the norms of all candidates have no learned scale, because that could grow and cancel the mixing weight.
 """
 
 from __future__ import annotations
@@ -17,37 +18,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoreid.layers import cpu
 from autoreid.layers.batch_norm import Norm
 from autoreid.layers.pointwise import Pointwise, rows_of
-from autoreid.layers.recompute import Operation, keep_inputs
+from autoreid.layers.recompute import RecomputedFunction, keep_inputs
 from autoreid.layers.separable import separable
 from autoreid.spaces.reid_cell.candidate import Candidate, EdgeInputs, Shared
 from autoreid.spaces.reid_cell.edge_norm import EdgeNorm
 from autoreid.spaces.reid_cell.part_aware import PartAware
-
-
-class Zero(nn.Module):
-    """`none`: no connection."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zeros of the output's shape."""
-        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+from autoreid.spaces.reid_cell.part_conv import PartConv
 
 
 class Skip(Shared):
     """The identity."""
 
     def shared_map(self, x: Tensor) -> Tensor:
-        """X itself."""
+        """Return x itself."""
         return x
 
 
 class Pool(Shared):
-    """A 3×3 pool that does not count its padding, and a norm."""
+    """A 3×3 pool followed by a norm. An average pool does not count the padding.
+
+    Args:
+        kind: "avg" or "max".
+    """
 
     def __init__(self, kind: str, channels: int, stride: int, affine: bool) -> None:
         super().__init__()
@@ -55,23 +50,21 @@ class Pool(Shared):
         self.norm = EdgeNorm(channels, 1, affine)
 
     def shared_map(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W')."""
+        """Pool (B, C, H, W) to (B, C, H', W')."""
         if self.kind == "avg":
             return _avg_pool(x, self.stride)
-        # The places of the largest values, in 64 bits each, weigh more than all else that the operation keeps.
+        # Recomputed, because saving the indices of the maxima, 64 bits each, would take more memory than the input.
         return keep_inputs(_MaxPool(self.stride), x)
 
 
-class _MaxPool(Operation):
+class _MaxPool(RecomputedFunction):
     def __init__(self, stride: int) -> None:
         self.stride = stride
 
     def compute(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        if x.device.type == "cpu":  # where pools of channels that lie together are several times faster
-            return F.max_pool2d(
-                x.contiguous(memory_format=torch.channels_last), 3, self.stride, 1
-            ).contiguous()
+        if cpu.uses_cpu_form(x):
+            return cpu.max_pool(x, self.stride)
         return F.max_pool2d(x, 3, self.stride, 1)
 
     def gradients(
@@ -87,19 +80,16 @@ class _MaxPool(Operation):
 
 
 def _avg_pool(x: Tensor, stride: int) -> Tensor:
-    if x.device.type != "cpu":
-        return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
-    # As a convolution, which is several times faster on CPUs: a sum, and how many pixels it is of.
-    ones = x.new_ones(1, 1, 3, 3)
-    counts = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), ones, None, stride, 1)
-    return (
-        F.conv2d(x, ones.expand(x.shape[1], 1, 3, 3), None, stride, 1, groups=x.shape[1])
-        * counts.reciprocal()
-    )
+    if cpu.uses_cpu_form(x):
+        return cpu.avg_pool(x, stride)
+    return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
 
 
 class FactorizedReduce(Candidate):
-    """Halves the resolution by 1×1 convolutions: even pixels give one half of the channels, odd ones the other."""
+    """Halve the resolution by two 1×1 convolutions: one of the even pixels, one of the odd pixels.
+
+    Each gives one half of the output channels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool, edges: int = 1) -> None:
         super().__init__()
@@ -109,11 +99,11 @@ class FactorizedReduce(Candidate):
         self.edges = edges
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C_in, H, W) -> (B, E·C_out, ⌈H/2⌉, ⌈W/2⌉)."""
+        """Return the norm of a map (B, E·C_out, ⌈H/2⌉, ⌈W/2⌉)."""
         rectified, edges = inputs.rectified, inputs.edges
         odd_height, odd_width = rectified.shape[2] % 2, rectified.shape[3] % 2
         shifted = rectified
-        if odd_height or odd_width:  # then there is no last odd pixel: zeros stand in for it
+        if odd_height or odd_width:  # there is no last odd pixel: use zeros
             shifted = F.pad(rectified, (0, odd_width, 0, odd_height))
         halves = [
             F.conv2d(pixels, rows_of(half.weight, self.edges, edges), stride=2)
@@ -125,23 +115,23 @@ class FactorizedReduce(Candidate):
 
 
 class ReluConvNorm(Candidate):
-    """ReLU → 1×1 convolution → norm: brings a cell's input to its channels."""
+    """ReLU → 1×1 convolution → norm, which maps an input of a cell to the cell's number of channels."""
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
         super().__init__()
-        # Numbered as in nn.Sequential(ReLU, convolution, norm): the names in checkpoints.
+        # The names in checkpoints, numbered as in nn.Sequential(ReLU, convolution, norm).
         self.add_module("1", Pointwise(in_channels, out_channels, 1, bias=False))
         self.add_module("2", EdgeNorm(out_channels, 1, affine))
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        """Return the norm of a map (B, C_out, H, W)."""
         convolution, norm = self._modules["1"], cast(EdgeNorm, self._modules["2"])
         assert convolution is not None  # noqa: S101
         return norm.of(convolution(inputs.rectified), inputs.scale, inputs.edges)
 
 
 class DepthwiseSeparable(Candidate):
-    """ReLU → depthwise convolution → 1×1 → norm, for each edge."""
+    """ReLU → depthwise convolution → 1×1 convolution → norm, for each edge."""
 
     def __init__(
         self, channels: int, kernel: int, stride: int, dilation: int, affine: bool, edges: int
@@ -154,7 +144,10 @@ class DepthwiseSeparable(Candidate):
         self.stride, self.dilation, self.edges = stride, dilation, edges
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C, H, W), or (B, E·C, H, W) with an input for each edge -> (B, E·C, H', W')."""
+        """Return the norm of a map (B, E·C, H', W').
+
+        The rectified input is (B, C, H, W), or (B, E·C, H, W) if each edge has an input of its own.
+        """
         y = separable(
             inputs.rectified,
             rows_of(self.depthwise.weight, self.edges, inputs.edges),
@@ -167,7 +160,7 @@ class DepthwiseSeparable(Candidate):
 
 
 class SeparableTwice(Candidate):
-    """DARTS's sep_conv: the depthwise separable block twice, the stride in the first."""
+    """DARTS's sep_conv: two depthwise separable blocks, the first of which has the stride."""
 
     def __init__(self, channels: int, kernel: int, stride: int, affine: bool, edges: int) -> None:
         super().__init__()
@@ -175,11 +168,11 @@ class SeparableTwice(Candidate):
         self.second = DepthwiseSeparable(channels, kernel, 1, 1, affine, edges)
 
     def middle(self, inputs: EdgeInputs) -> Norm | None:
-        """Returns the norm of the first block."""
+        """Return the norm of the first block."""
         return self.first.last(inputs._replace(scale=None))
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """Returns the norm of the second block, whose input is the output of the first."""
+        """Return the norm of the second block, whose input is the output of the first."""
         assert inputs.middle is not None  # noqa: S101
         return self.second.last(inputs._replace(rectified=F.relu(inputs.middle)))
 
@@ -187,19 +180,20 @@ class SeparableTwice(Candidate):
 def build_operation(
     name: str, channels: int, stride: int, affine: bool, parts: int, edges: int = 1
 ) -> nn.Module:
-    """One candidate by name.
+    """Build a candidate operation by name.
 
     Args:
-        name: one of `config.CELL_OPERATIONS`.
+        name: one of `config.CELL_OPERATIONS` except "none", which computes nothing.
         channels: C, of input and output.
-        stride: 1, or 2 on a reduction cell's edges from its inputs.
+        stride: 1, or 2 on the edges from the inputs of a reduction cell.
         affine: whether norms learn a scale and shift; False in a search.
-        parts: M, of the part-aware operation.
-        edges: E, how many edges share the input.
+        parts: M, of the part-aware operations.
+        edges: E, the number of edges that share the input.
+
+    Raises:
+        ValueError: there is no operation of this name.
     """
     match name:
-        case "none":
-            return Zero(stride)
         case "max_pool_3x3" | "avg_pool_3x3":
             return Pool(name[:3], channels, stride, affine)
         case "skip_connect":
@@ -210,4 +204,6 @@ def build_operation(
             return DepthwiseSeparable(channels, int(name[-1]), stride, 2, affine, edges)
         case "part_aware":
             return PartAware(channels, stride, affine, parts, edges)
+        case "part_conv":
+            return PartConv(channels, stride, affine, parts, edges)
     raise ValueError(f"unknown operation {name!r}")

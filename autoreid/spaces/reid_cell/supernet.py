@@ -1,4 +1,4 @@
-"""The supernet of the `reid_cell` space: search cells in a row."""
+"""The supernet of the `reid_cell` space: a sequence of search cells."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from autoreid.spaces.space import Mixing, Sample, Supernet
 
 
 class ReidCellSupernet(Supernet):
-    """All networks of the space in one. The cells of a kind share their mixing weights (E, O).
+    """The supernet. All cells of a kind share their mixing weights (E, O).
 
-    With partial channels, each node also weighs its inputs, by weights (1, 2 + node).
+    With partial channels, each node also has weights for its inputs, (1, 2 + node).
     """
 
     def __init__(self, search: Search, plans: Sequence[CellPlan], num_identities: int) -> None:
@@ -48,24 +48,28 @@ class ReidCellSupernet(Supernet):
     def forward(
         self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeds images as `Supernet` says."""
+        """Embed images, as described in `Supernet`."""
         x0 = x1 = self.stem(images)
         recomputes = self.recomputes and torch.is_grad_enabled()
         for kind, cell in zip(self.kinds, self.cells, strict=True):
             inputs = self._of_kind(kind, mixing, sample)
             x0, x1 = x1, recompute(cell, x0, x1, *inputs) if recomputes else cell(x0, x1, *inputs)
         embedding = x1.mean(dim=(2, 3))
-        return (embedding, self.neck(embedding)) if self.training else embedding
+        if self.training:
+            return embedding, self.neck(embedding)
+        ranked: Tensor = self.neck.norm(embedding)
+        return ranked
 
     def _of_kind(
         self, kind: str, mixing: Mixing | None, sample: Sample | None
     ) -> tuple[Tensor | None, Tensor | None, Sequence[int] | None]:
-        """What a kind of cell takes: its mixing weights, those of its edges, or its sampled columns."""
+        """Return the inputs of a kind of cell: its mixing weights, its edge weights, and its sampled columns."""
+        columns = None if sample is None else sample[kind]
         if mixing is None:
-            return None, None, None if sample is None else sample[kind]
+            return None, None, columns
         of_edges = edge_weights(mixing, kind, self.nodes) if self.weighs_edges else None
-        return mixing[kind], of_edges, None
+        return mixing[kind], of_edges, columns
 
     def head(self) -> list[nn.Module]:
-        """Returns the neck."""
+        """Return the neck."""
         return [self.neck]

@@ -1,0 +1,273 @@
+"""python -m autoreid.study: does a search find better networks than chance, on these data and by these recipes?"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoreid.cli import run_command
+from autoreid.data.training_data import build_training_data, generate_people
+from autoreid.distributed import StopSignal, World
+from autoreid.errors import ConfigError
+from autoreid.files import make_folder, write_atomically
+from autoreid.models import check_input_size
+from autoreid.recipes import load_config
+from autoreid.reporting.curves import figure_of, picture_of
+from autoreid.reporting.logs import start_logging
+from autoreid.reporting.strip_plot import Sample, draw_samples
+from autoreid.spaces import build_model
+from autoreid.train import MAY_DIFFER
+from autoreid.train import run as run_search
+from autoreid.trials.alone import single_process
+from autoreid.trials.comparison import as_table, compare, difference_in_words, points
+from autoreid.trials.cost import search_seconds, trial_seconds
+from autoreid.trials.runner import TrialRunner
+from autoreid.trials.shared_units import Unit, claim, share_units
+from autoreid.trials.statistics import mean_interval
+from autoreid.trials.study import Study
+from autoreid.trials.trial import require_derived
+from autoreid.trials.trial_file import TrialFile
+
+# Not __name__, which is __main__ when this is the command.
+_log = logging.getLogger("autoreid.study")
+
+_EXAMPLES = """\
+examples:
+  python -m autoreid.study --search configs/quickstart.yaml --train configs/quickstart_train.yaml --searches 3 \\
+      --random 8 --output studies/quickstart --plan
+  python -m autoreid.study --search configs/quickstart.yaml --train configs/quickstart_train.yaml --searches 3 \\
+      --random 8 --output studies/quickstart search.order=second --train-set training.epochs=6
+
+Runs S searches with the seeds 0 to S-1, trains each found network once, and R random networks of the same sizes and
+operations. The folder gets study.json, study.png, trials.jsonl, and the run folders of the searches. The same command
+resumes, and more searches or random networks are added to those that are there. Several processes with the same
+--output share the work. A job array does so with --worker; the command without it then writes the results.
+"""
+
+#: Number of random networks that are built before the first search, because some options do not fit all of them.
+_CHECKED = 8
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autoreid.study",
+        description="Compare networks that a search finds with random ones.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--search", type=Path, required=True, metavar="FILE", help="recipe of the searches")
+    add("--train", type=Path, required=True, metavar="FILE", help="recipe that trains the networks")
+    add("--searches", type=int, required=True, metavar="S", help="number of searches")
+    add("--random", type=int, required=True, metavar="R", help="number of random networks")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the study")
+    add(
+        "--plan",
+        action="store_true",
+        help="time a step of a search and of a training, and print the total cost",
+    )
+    add(
+        "--worker",
+        action="store_true",
+        help="only do what no other process is doing, and leave without results as soon as there is nothing left",
+    )
+    add(
+        "--train-set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="section.key=value",
+        help="values that replace those of the training's recipe",
+    )
+    add("overrides", nargs="*", metavar="section.key=value", help="values that replace the search recipe's")
+    options = parser.parse_intermixed_args(arguments)
+    for name in ("searches", "random"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"command line: --{name} {getattr(options, name)}: must be at least 1")
+    return options
+
+
+def read_study(options: argparse.Namespace) -> Study:
+    """Read the recipes, and check everything that can be checked before the first search.
+
+    Raises:
+        ConfigError, DataError: errors that any search or training would raise at its start.
+    """
+    folder: Path = options.output
+    searches = {}
+    for seed in range(options.searches):
+        own = [f"seed={seed}", f"task_name=search{seed}", f"output_dir={folder / 'runs'}"]
+        own += [f"genotype_dir={folder / 'genotypes'}"]
+        searches[f"search{seed}"] = load_config(options.search, [*options.overrides, *own])
+    recipe = load_config(options.train, options.train_set)
+    if searches["search0"].task != "search":
+        raise ConfigError(
+            f"{options.search}: task: train; expected task: search, such as configs/quickstart.yaml"
+        )
+    require_derived(recipe, options.train)
+    study = Study(folder, searches, recipe, options.random)
+    for name, config in searches.items():
+        try:
+            study.run_folder(name).check_claim(config, MAY_DIFFER)
+        except ConfigError as error:
+            raise ConfigError(f"--output {folder}: the study there has other searches: {error}") from error
+    generate_people(recipe.data)
+    # One network need not have every operation.
+    for example in islice(study.examples(), _CHECKED):
+        network = build_model("derived", 1, **example.config.model.options)
+        check_input_size(network, recipe.data.height, recipe.data.width)
+    build_training_data(recipe, World(0, 1, 0, torch.device("cpu")))
+    return study
+
+
+def plan(study: Study) -> str:
+    """Return what the study has to do, and how long that takes."""
+    first = next(iter(study.searches.values()))
+    with single_process(first.distributed, "a study") as world:
+        per_search = search_seconds(first, world)
+    with single_process(study.recipe.distributed, "a study") as world:
+        per_training = trial_seconds(next(study.examples()), world)
+    finished = {name for name in study.searches if study.is_finished(name)}
+    names, known = list(study.searches), TrialFile(study.folder).read()
+    trials = [study.found_trial(number, name) for number, name in enumerate(names) if name in finished]
+    trials += [
+        study.random_trial(number)
+        for number in range(study.num_random)
+        if names[number % len(names)] in finished
+    ]
+    trained = sum(trial.key in known for trial in trials)
+    count = len(names) + study.num_random
+    left = per_search * (len(names) - len(finished)) + per_training * (count - trained)
+    return "\n".join(
+        [
+            f"searches:  {len(names)}, {len(finished)} of them finished; {_duration(per_search)} each",
+            f"trainings: {count}, {trained} of them finished; {_duration(per_training)} each",
+            f"left:      {_duration(left)} in one process; estimated from one step of each, without loading the data "
+            f"and measuring retrieval",
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def do_searches(study: Study, stop: StopSignal, wait: bool) -> bool:
+    """Run the searches that are not finished; return whether all are."""
+    first = next(iter(study.searches.values()))
+    with single_process(first.distributed, "a study") as world:
+        units = [
+            Unit(name, partial(study.is_finished, name), partial(_search, study, name, world, stop))
+            for name in study.searches
+        ]
+        return share_units(units, study.folder / "locks", stop, wait)
+
+
+def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
+    place = f"{name} ({list(study.searches).index(name) + 1} of {len(study.searches)})"
+    _log.info("%s: log in %s", place, study.run_folder(name).logs)
+    try:
+        run_search(study.searches[name], world, stop)
+    finally:
+        start_logging(study.folder / "logs", world.rank)  # the search has its own log
+    if not stop.received:
+        _log.info("%s: %.0f s", place, study.search_seconds(name))
+
+
+def do_trainings(study: Study, stop: StopSignal, wait: bool) -> dict[str, dict[str, Any]] | None:
+    """Train the found and the random networks; return the results by name, or None if some of them are missing."""
+    trials = {f"found{number}": study.found_trial(number, name) for number, name in enumerate(study.searches)}
+    trials |= {f"random{number}": study.random_trial(number) for number in range(study.num_random)}
+    with single_process(study.recipe.distributed, "a study") as world:
+        results = TrialRunner.open(study.folder, study.recipe, world, stop, wait).run(trials)
+    return None if results is None else dict(zip(trials, results, strict=True))
+
+
+def write_results(study: Study, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write study.json and study.png, and return the content of the former."""
+    found = {name: results[f"found{number}"] for number, name in enumerate(study.searches)}
+    random = {f"random{number}": results[f"random{number}"] for number in range(study.num_random)}
+    content = compare(found, random, {name: study.search_seconds(name) for name in study.searches})
+    picture = io.BytesIO()
+    samples = {"found": points(found.values()), "random": points(random.values())}
+    if all(samples.values()):
+        draw_samples(
+            {name: Sample(values, mean_interval(values)) for name, values in samples.items()},
+            "mAP in %",
+            f"{difference_in_words(content['statistics'])}\nbars: 95 % confidence intervals of the means",
+        ).save(picture, format="png")
+    curves = cost_picture(content["equal_cost"])
+    with claim(study.folder / "results.lock", wait=True):
+        write_atomically(study.folder / "study.json", (json.dumps(content, indent=1) + "\n").encode())
+        if picture.tell():
+            write_atomically(study.folder / "study.png", picture.getvalue())
+        if curves is not None:
+            write_atomically(study.folder / "cost.png", curves)
+    return content
+
+
+def cost_picture(equal_cost: Mapping[str, Any]) -> bytes | None:
+    """Return the picture of the best mAP against the cost as PNG; None without curves or without matplotlib."""
+    curves = {
+        f"best of the {kind} networks": (
+            [point[0] for point in equal_cost[kind]],
+            [p[1] for p in equal_cost[kind]],
+        )
+        for kind in ("found", "random")
+        if equal_cost[kind]
+    }
+    if not curves:
+        return None
+    try:
+        figure = figure_of(curves, "seconds of searches and trainings", "expected mAP in %")
+    except ImportError:
+        _log.warning("cost.png was not drawn, because matplotlib is not installed: pip install matplotlib")
+        return None
+    data = io.BytesIO()
+    picture_of(figure).save(data, format="png")
+    return data.getvalue()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Plan or conduct a study."""
+    study = read_study(options)
+    if options.plan:
+        print(plan(study))
+        return
+    make_folder(study.folder, "choose another --output")
+    with StopSignal() as stop:
+        start_logging(study.folder / "logs", 0)
+        wait = not options.worker
+        results = do_trainings(study, stop, wait) if do_searches(study, stop, wait) else None
+    if stop.received and results is None:
+        print(f"stopped by {stop.received}; to resume, repeat the same command", file=sys.stderr)
+    if options.worker or results is None:
+        return
+    print(as_table(write_results(study, results)))
+    print(f"{study.folder}: study.json and pictures")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+
+    def command() -> int:
+        run(parse(sys.argv[1:] if arguments is None else arguments))
+        return 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

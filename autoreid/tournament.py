@@ -1,0 +1,246 @@
+"""python -m autoreid.tournament: choose the best of several genotypes by short trainings on held-out identities."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoreid.cli import run_command
+from autoreid.config import Config
+from autoreid.distributed import StopSignal
+from autoreid.errors import ConfigError, DataError, RunError
+from autoreid.files import make_folder, write_atomically
+from autoreid.recipes import load_config
+from autoreid.reporting.logs import start_logging
+from autoreid.spaces import Genotype
+from autoreid.trials.alone import single_process
+from autoreid.trials.genotypes import Found, random_of_size, read_found
+from autoreid.trials.halving import Round, halve
+from autoreid.trials.runner import TrialRunner, total_seconds
+from autoreid.trials.shared_units import claim
+from autoreid.trials.trial import make_trial, require_derived, require_held_out
+
+_EXAMPLES = """\
+examples:
+  python -m autoreid.tournament runs/search-seed0 runs/search-seed1 runs/search-seed2 --config configs/retrain.yaml \\
+      --output tournaments/search evaluation.split=held_out data.held_out_fraction=0.2
+  python -m autoreid.derive tournaments/search --config configs/retrain.yaml --output derived/found
+
+All genotypes are trained for E epochs, the better half for 2 E, and so on until one is left. Each training starts from
+new weights, with the recipe's schedule compressed to its epochs. The folder gets genotype.json (the winner),
+rounds.json and trials.jsonl. The same command resumes; several processes with the same --output share the trainings.
+"""
+
+#: What part of the recipe's epochs the first round has, unless --epochs says otherwise.
+_FIRST_ROUND = 8
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autoreid.tournament",
+        description="Choose the best of several genotypes by short trainings, measured on held-out identities.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="genotype file, or run folder of a search; or section.key=value, which replaces a value of the recipe",
+    )
+    add("--config", type=Path, required=True, metavar="FILE", help="recipe to train the networks with")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    add(
+        "--random",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add N random genotypes of the same size, as a control",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="seed of the random genotypes (default: 0)")
+    add(
+        "--epochs",
+        type=int,
+        metavar="E",
+        help="epochs of the first round (default: an eighth of the recipe's)",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    # argparse cannot tell sources and overrides apart.
+    words: list[str] = options.sources
+    options.overrides = [word for word in words if _is_override(word)]
+    options.sources = [Path(word) for word in words if not _is_override(word)]
+    if not options.sources:
+        raise ConfigError("command line: expected genotype files or run folders of searches")
+    for name, least in (("random", 0), ("seed", 0), ("epochs", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"command line: --{name} {value}: must be at least {least}")
+    return options
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not Path(word).exists()
+
+
+def read_entries(sources: Sequence[Path]) -> dict[str, Found]:
+    """Read the genotypes, by name. Searches without a result are skipped, and so are duplicate genotypes.
+
+    Raises:
+        DataError: a source does not exist or is not a genotype, or no search has finished.
+    """
+    names = [source.name for source in sources]
+    entries: dict[str, Found] = {}
+    for source in sources:
+        if source.is_dir() and not any((source / name).exists() for name in ("result.json", "genotype.json")):
+            print(f"{source}: skipped, because it has no result", file=sys.stderr)
+            continue
+        found = read_found(source)
+        equal = next((name for name, entry in entries.items() if entry.genotype == found.genotype), None)
+        if equal is not None:
+            print(f"{source}: skipped, because {equal} has the same genotype", file=sys.stderr)
+            continue
+        entries[source.name if names.count(source.name) == 1 else str(source)] = found
+    if not entries:
+        raise DataError(f"{', '.join(map(str, sources))}: none of these searches has finished")
+    return entries
+
+
+def add_random(entries: Mapping[str, Found], count: int, seed: int, recipe: Config) -> dict[str, Genotype]:
+    """Return the genotypes of all entries, and random ones that have the sizes of the entries in turn."""
+    genotypes = {name: found.genotype for name, found in entries.items()}
+    originals = list(entries.values())
+    for number in range(count):
+        like = originals[number % len(originals)]
+        # No run folder has a name with a colon.
+        genotypes[f"random:{seed + number}"] = random_of_size(like, seed + number, recipe.model.options)
+    return genotypes
+
+
+def hold_tournament(
+    genotypes: Mapping[str, Genotype], recipe: Config, epochs: int, runner: TrialRunner
+) -> dict[str, Any] | None:
+    """Run the rounds, and return the content of rounds.json; None if a stop signal has arrived.
+
+    Raises:
+        RunError: all trainings of a round failed.
+    """
+    names = list(genotypes)
+    results: list[dict[str, dict[str, Any]]] = []
+
+    def measure(entries: Sequence[int], epochs: int) -> list[float] | None:
+        trials = {
+            f"{names[entry]}, {_in_epochs(epochs)}": make_trial(
+                recipe, genotypes[names[entry]], recipe.seed, epochs
+            )
+            for entry in entries
+        }
+        measured = runner.run(trials)
+        if measured is None:
+            return None
+        by_name = dict(zip((names[entry] for entry in entries), measured, strict=True))
+        if all(result["map"] is None for result in measured):
+            name, result = next(iter(by_name.items()))
+            raise RunError(f"all trainings failed, {name} with: {result['failed']}")
+        results.append(by_name)
+        return [-math.inf if result["map"] is None else result["map"] for result in measured]
+
+    rounds = halve(len(names), epochs, measure)
+    return None if rounds is None else _content(genotypes, rounds, results)
+
+
+def _content(
+    genotypes: Mapping[str, Genotype], rounds: Sequence[Round], results: Sequence[dict[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    names = list(genotypes)
+    winner = names[rounds[-1].kept[0]] if rounds else names[0]
+    shown = ("map", "rank1", "parameters", "macs", "seconds", "failed")
+    return {
+        "winner": winner,
+        "genotype": genotypes[winner].model_dump(mode="json"),
+        "seconds": total_seconds([result for of_round in results for result in of_round.values()]),
+        "rounds": [
+            {
+                "epochs": one.epochs,
+                "kept": [names[entry] for entry in one.kept],
+                "results": {
+                    name: {key: result[key] for key in shown if key in result}
+                    for name, result in of_round.items()
+                },
+            }
+            for one, of_round in zip(rounds, results, strict=True)
+        ],
+    }
+
+
+def _in_epochs(epochs: int) -> str:
+    return f"{epochs} epochs" if epochs > 1 else "1 epoch"
+
+
+def as_table(content: Mapping[str, Any]) -> str:
+    """Return the rounds as a table, with the mAP in percent of each network after each round."""
+    rounds = content["rounds"]
+    if not rounds:
+        return f"winner: {content['winner']}, the only genotype"
+    rows = [["mAP in % after", *(_in_epochs(one["epochs"]) for one in rounds)]]
+    for name in rounds[0]["results"]:
+        values = [one["results"].get(name, {}) for one in rounds]
+        rows.append([name, *(_shown(value) for value in values)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, f"winner: {content['winner']}, after {content['seconds']:.0f} s of training"])
+
+
+def _shown(result: Mapping[str, Any]) -> str:
+    if not result:
+        return ""
+    return "failed" if result["map"] is None else f"{100 * result['map']:.1f}"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check everything, hold the tournament and write its results."""
+    entries = read_entries(options.sources)
+    recipe = load_config(options.config, options.overrides)
+    require_derived(recipe, options.config)
+    require_held_out(recipe, options.config)
+    genotypes = add_random(entries, options.random, options.seed, recipe)
+    epochs = options.epochs or max(1, recipe.training.epochs // _FIRST_ROUND)
+    folder: Path = options.output
+    make_folder(folder, "choose another --output")
+    with StopSignal() as stop, single_process(recipe.distributed, "a tournament") as world:
+        start_logging(folder / "logs", world.rank)
+        runner = TrialRunner.open(folder, recipe, world, stop)
+        content = hold_tournament(genotypes, recipe, epochs, runner)
+    if content is None:
+        print(f"stopped by {stop.received}; to resume, repeat the same command", file=sys.stderr)
+        return
+    with claim(folder / "results.lock", wait=True):
+        write_atomically(folder / "rounds.json", (json.dumps(content, indent=1) + "\n").encode())
+        genotypes[content["winner"]].save(folder / "genotype.json")
+    print(as_table(content))
+    print(
+        f"next: python -m autoreid.derive {folder} --config {options.config} --output derived/{folder.name}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+
+    def command() -> int:
+        run(parse(sys.argv[1:] if arguments is None else arguments))
+        return 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Trials: short trainings of derived networks, which tournaments and studies compare."""

@@ -1,0 +1,72 @@
+"""The results of trials: a file with one line of JSON for each, to which several processes may append."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autoreid.errors import RunError
+
+#: The name of the file in the folder of a tournament or study.
+NAME = "trials.jsonl"
+
+
+class TrialFile:
+    """The file `trials.jsonl` of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Return the results by key. Of equal keys the first counts; incomplete lines are skipped."""
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return {}
+        results: dict[str, dict[str, Any]] = {}
+        for line in lines:
+            result = _parse(line)
+            if result is not None:
+                results.setdefault(result["key"], result)
+        return results
+
+    def append(self, result: Mapping[str, Any]) -> None:
+        """Append a result in a single write, so that the lines of several processes never mix.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        line = json.dumps(result) + "\n"
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                # On most file systems a single append is atomic without the lock, but not the look at the last line.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if _is_torn(descriptor):
+                    line = "\n" + line
+                os.write(descriptor, line.encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot write the result: {error.strerror}") from error
+
+
+def _is_torn(descriptor: int) -> bool:
+    """Return whether the last line has no end, because its process was killed."""
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        result = json.loads(line)
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) and isinstance(result.get("key"), str) else None

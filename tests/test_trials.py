@@ -1,0 +1,128 @@
+"""Trials: their keys, their file, how processes share them, and their genotypes."""
+
+import json
+import multiprocessing
+
+import numpy as np
+
+from autoreid.distributed import StopSignal
+from autoreid.recipes import load_config
+from autoreid.spaces.reid_cell.genotype import random_genotype
+from autoreid.trials.runner import TrialRunner
+from autoreid.trials.shared_units import Unit, claim, share_units
+from autoreid.trials.trial import make_trial
+from autoreid.trials.trial_file import TrialFile
+from tests.helpers.ranks import ALONE
+from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
+
+GENOTYPE = random_genotype(np.random.default_rng(0), nodes=2)
+
+
+def trial_of(folder, genotype=GENOTYPE, seed=0, epochs=2, **changes):
+    return make_trial(load_config(write_tiny(folder, **(DERIVED_TRAINING | changes))), genotype, seed, epochs)
+
+
+def test_a_key_is_that_of_what_determines_the_result(tmp_path):
+    key = trial_of(tmp_path).key
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    same = [
+        trial_of(other),
+        trial_of(tmp_path, task_name="another"),
+        trial_of(tmp_path, data__workers=2),
+        trial_of(tmp_path, search={"order": "second"}),
+        trial_of(tmp_path, evaluation__batch_size=3),
+    ]
+    assert {trial.key for trial in same} == {key}
+    different = [
+        trial_of(tmp_path, random_genotype(np.random.default_rng(1), nodes=2)),
+        trial_of(tmp_path, seed=1),
+        trial_of(tmp_path, epochs=1),
+        trial_of(tmp_path, losses={"margin": None}),
+        trial_of(tmp_path, data__held_out_fraction=0.3),
+        trial_of(tmp_path, evaluation__metric="euclidean"),
+        trial_of(tmp_path, data__flip=0.1),
+    ]
+    assert len({key, *(trial.key for trial in different)}) == len(different) + 1
+
+
+def test_a_shorter_training_has_the_whole_schedule(tmp_path):
+    schedule = {
+        "epochs": 40,
+        "schedule": "step",
+        "milestones": [20, 30],
+        "warmup_epochs": 4,
+        "frozen_epochs": 2,
+    }
+    training = trial_of(tmp_path, epochs=20, training=schedule).config.training
+    assert (training.milestones, training.warmup_epochs, training.frozen_epochs) == ((10, 15), 2, 1)
+    assert trial_of(tmp_path, epochs=20).config.evaluation.every_epochs == 20
+
+
+def _append(folder, process):
+    for number in range(50):
+        TrialFile(folder).append({"key": f"{process}-{number}", "text": "x" * 3000})
+
+
+def test_processes_append_to_one_file(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=_append, args=(tmp_path, number)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    lines = (tmp_path / "trials.jsonl").read_text().splitlines()
+    assert len(lines) == 150
+    assert {json.loads(line)["key"] for line in lines} == {f"{p}-{n}" for p in range(3) for n in range(50)}
+
+
+def test_a_torn_line_costs_nothing_but_itself(tmp_path):
+    file = TrialFile(tmp_path)
+    assert file.read() == {}
+    file.append({"key": "a", "map": 0.5})
+    with file.path.open("a") as torn:
+        torn.write('{"key": "b", "ma')
+    file.append({"key": "c", "map": 0.25})
+    file.append({"key": "a", "map": 0.75})
+    assert {key: result["map"] for key, result in file.read().items()} == {"a": 0.5, "c": 0.25}
+
+
+def test_a_unit_that_another_process_works_on_is_waited_for(tmp_path):
+    done: list[str] = []
+    release = claim(tmp_path / "b.lock")
+
+    def work(name):
+        done.append(name)
+        if name == "c":  # the other process finishes b, or dies before it has
+            release.__exit__(None, None, None)
+
+    units = [Unit(name, lambda name=name: name in done, lambda name=name: work(name)) for name in "abc"]
+    assert release.__enter__()
+    with claim(tmp_path / "b.lock") as mine:
+        assert not mine
+    assert share_units(units, tmp_path, StopSignal())
+    assert done == ["a", "c", "b"]
+    assert share_units(units, tmp_path, StopSignal())
+    assert len(done) == 3
+
+
+def test_loader_processes_end_with_their_trial(tmp_path):
+    trials = {str(seed): trial_of(tmp_path, seed=seed, epochs=1, data__workers=1) for seed in range(2)}
+    runner = TrialRunner.open(tmp_path, trials["0"].config, ALONE, StopSignal())
+    results = runner.run(trials)
+    assert [result["seed"] for result in results] == [0, 1]
+    assert multiprocessing.active_children() == []
+
+
+def test_a_stop_signal_ends_the_work(tmp_path):
+    stop, done = StopSignal(), []
+
+    def work(name):
+        if name == "b":
+            stop.received = "SIGTERM"
+            return
+        done.append(name)
+
+    units = [Unit(name, lambda name=name: name in done, lambda name=name: work(name)) for name in "abc"]
+    assert not share_units(units, tmp_path, stop)
+    assert done == ["a"]
