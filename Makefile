@@ -1,14 +1,14 @@
-# make demo and make test need nothing but python3 (3.10 or newer) with its venv module.
+# The targets need only python3 (3.10 or newer) with its venv module.
 VENV ?= .venv
 PYTHON ?= python3
 OVERRIDES ?=
 
-# Installed again when the dependencies change, or when the environment served another checkout before.
+# The stamp changes with the dependencies and the checkout, so that either change triggers a new installation.
 STAMP := $(VENV)/.autoreid-$(shell (cat setup.cfg pyproject.toml; pwd) | cksum | cut -d' ' -f1)
 
 .PHONY: demo test quick lint install
 
-## Search, derive, train and rank on synthetic people, with pictures.
+## Search, derive, train and evaluate on synthetic people.
 demo: install
 	PYTHON=$(VENV)/bin/python scripts/demo.sh $(OVERRIDES)
 
@@ -16,7 +16,7 @@ demo: install
 test: lint
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15
 
-## The tests without a cluster and without long runs, for while you work: under three minutes on two cores.
+## Tests without a cluster and without long runs, in less than three minutes on two cores.
 quick: install
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster"
 

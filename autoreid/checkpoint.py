@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the last few and the best kept, read without unpickling code."""
+"""Checkpoints: written atomically, the last few and the best are kept, and read without unpickling code."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ BEST = "best.pt"
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, `step-<steps done>.pt` and `best.pt`; rank 0 alone writes here."""
+    """The checkpoints of a run, `step-<steps done>.pt` and `best.pt`; only rank 0 writes them."""
 
     def __init__(self, folder: Path, keep_last: int) -> None:
         self.folder = folder
         self.keep_last = keep_last
 
     def steps(self) -> list[int]:
-        """Steps of which there is a checkpoint, in order."""
+        """Return the steps that have a checkpoint, in ascending order."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*.pt"))
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint after so many steps is."""
+        """Return the path of the checkpoint after `step` steps."""
         return self.folder / f"step-{step:08d}.pt"
 
     def save(self, step: int, state: dict[str, Any], is_best: bool) -> None:
-        """Writes a checkpoint (temporary file, fsync, rename), then drops those that are too old.
+        """Write a checkpoint (temporary file, fsync, rename), then delete those that are too old.
 
         Raises:
-            RunError: it cannot be written; the earlier ones are as they were.
+            RunError: it cannot be written; earlier checkpoints are not changed.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -47,14 +47,14 @@ class CheckpointFolder:
         write_atomically(path, buffer.getvalue())
         if is_best:
             self._name_best(path)
-        # Later steps are damaged checkpoints that this run had to go back behind.
+        # Later steps are damaged checkpoints, before which this run had to resume.
         steps = self.steps()
         kept = [kept for kept in steps if kept <= step][-self.keep_last :]
         for old in set(steps) - set(kept):
             self.path(old).unlink()
 
     def _name_best(self, path: Path) -> None:
-        """A second name for the same bytes; the rename replaces the old best in one step."""
+        """Link the checkpoint as the best one; the rename replaces the old link atomically."""
         partial = self.folder / f"{BEST}.partial"
         partial.unlink(missing_ok=True)
         try:
@@ -65,12 +65,12 @@ class CheckpointFolder:
             partial.replace(self.folder / BEST)
 
     def load_latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, on the CPU; None if there is none.
+        """Return the newest readable checkpoint, on the CPU; None if there are no checkpoints.
 
-        A damaged one is skipped with a warning that names it.
+        Damaged checkpoints are skipped with a warning.
 
         Raises:
-            RunError: there are checkpoints, and none can be read.
+            RunError: there are checkpoints, but none can be read.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -80,20 +80,20 @@ class CheckpointFolder:
                 _log.warning("%s; trying an earlier one", error)
         if steps:
             raise RunError(
-                f"{self.folder}: none of the {len(steps)} checkpoints can be read; delete them to start anew"
+                f"{self.folder}: none of the {len(steps)} checkpoints can be read; delete them to start from scratch"
             )
         return None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads one checkpoint to the CPU, tensors and plain values only.
+    """Read a checkpoint to the CPU; only tensors and plain values are allowed in it.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: the file is missing or damaged.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads it to
+    except Exception as error:  # on damaged files, torch raises almost any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: cannot read the checkpoint: {reason}") from error
     return state

@@ -1,4 +1,4 @@
-"""What every command does alike: errors become one line and an exit status."""
+"""Error handling of all commands: an error becomes one line and an exit status."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from autoreid.errors import LOST_CONTACT, AutoreidError, complain
 
 _log = logging.getLogger(__name__)
 
-#: What to change where memory is short.
+#: How to reduce memory use.
 LESS_MEMORY = (
-    "a larger training.accumulation, a smaller data.batch_size or more GPUs, "
+    "to need less memory, use a larger training.accumulation, a smaller data.batch_size, more GPUs, "
     "search.activation_checkpointing=cell, search.reid_cell.partial_channels=4, training.precision=bfloat16 or a "
-    "narrower network need less"
+    "narrower network"
 )
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Runs a command and returns its exit status.
+    """Run a command and return its exit status.
 
-    A failure is one line on the console of rank 0; the traceback goes to the rank's log, or, if the run had none
-    yet and the failure is not one that the user can act on, to the console.
+    An error is printed as one line on rank 0. The traceback goes to the rank's log; if logging has not started
+    and the error is not an `AutoreidError`, it is printed.
     """
     try:
         return command()
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on from the last checkpoint")
+        complain("interrupted; run the same command again to resume from the last checkpoint")
         return 130
     except AutoreidError as error:
         _log.debug("%s", error, exc_info=error)
@@ -38,7 +38,7 @@ def run_command(command: Callable[[], int]) -> int:
         return error.exit_status
     except torch.OutOfMemoryError as error:
         _log.debug("%s", error, exc_info=error)
-        complain(f"the GPU's memory is full; {LESS_MEMORY}: {str(error).splitlines()[0]}")
+        complain(f"out of GPU memory; {LESS_MEMORY}: {str(error).splitlines()[0]}")
         return 1
     except Exception as error:
         _log.debug("%s", error, exc_info=error)

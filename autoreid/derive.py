@@ -1,4 +1,4 @@
-"""python -m autoreid.derive: from a genotype, or a finished search, to a training config of its network."""
+"""python -m autoreid.derive: create the training config of the network that a genotype describes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ writes genotype.json and its pictures, config.yaml (for python -m autoreid.train
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m autoreid.derive",
-        description="Makes the training config of the network that a genotype describes.",
+        description="Create the training config of the network that a genotype describes.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,8 +45,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=Path,
         help="a genotype's JSON file, the run folder of a finished search, or the folder of a tournament",
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe to train it with")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="recipe for training the network"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for the files")
     parser.add_argument(
         "--random",
         type=int,
@@ -55,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "operations of that search",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's"
+        "overrides", nargs="*", metavar="section.key=value", help="values that override the recipe's"
     )
     return parser.parse_intermixed_args(arguments)
 
@@ -63,13 +65,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def derive(
     genotype: Genotype, recipe: Path, output: Path, overrides: Sequence[str]
 ) -> tuple[Config, Derived]:
-    """Writes genotype, config and pictures to a folder.
+    """Write genotype, config and pictures to a folder.
 
     Returns:
-        The training config, and the network that it trains, for 1 identity.
+        The training config, and its network, built for one identity.
 
     Raises:
-        ConfigError: the recipe does not train a derived network, or the folder cannot be written.
+        ConfigError: the recipe does not train a derived network, or the folder is not writable.
     """
     name = output.name
     named = [f"task_name={name}", *overrides, f"model.options.genotype={output / 'genotype.json'}"]
@@ -92,14 +94,14 @@ def _build(options: Mapping[str, Any]) -> Derived:
 
 
 def summary(config: Config, network: nn.Module) -> str:
-    """The network's size in a line."""
+    """Return the network's size as one line of text."""
     height, width = config.data.height, config.data.width
     macs = count_macs(network, height, width) / 1e9
     return f"{count_parameters(network) / 1e6:.2f} M parameters, {macs:.3f} GMACs at {height}×{width}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)

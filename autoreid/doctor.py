@@ -1,4 +1,4 @@
-"""python -m autoreid.doctor: what will not work here, in a login shell or in a job, and how to mend it."""
+"""python -m autoreid.doctor: find problems on this machine, or between the ranks of a job, and how to fix them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _DESCRIPTION = """\
-Says what will not work here and how to mend it, one line a check: ok, warn (works, but not as it should) or FAIL.
+Find problems and how to fix them. Prints one line per check: ok, warn (works, but with limitations) or FAIL.
 
-In a login shell it looks at this machine. Started like a run, by srun or torchrun, it has all ranks meet, and
-looks at every node, at the network between them, at each rank's GPU and at the folder that they share.
+In a login shell, this machine is checked. Launched like a run, with srun or torchrun, all ranks contact each other and
+check every node, the network between the nodes, each rank's GPU, and the shared folder.
 """
 _EXAMPLES = """\
 examples:
   python -m autoreid.doctor
   srun --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 python -m autoreid.doctor --folder /scratch/me/runs
 
-exit status: 0 nothing fails; 1 something does; 2 bad command line
+exit status: 0 no check failed; 1 a check failed; 2 bad command line
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examines what the command line says, prints the findings and returns the exit status."""
+    """Run the checks, print the findings and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m autoreid.doctor",
         description=_DESCRIPTION,
@@ -32,10 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
-    add("--timeout", type=float, default=60.0, metavar="SECONDS", help="how long ranks wait for each other")
+    add("--folder", type=Path, default=Path("runs"), help="folder where runs are written (default: runs)")
+    add(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long ranks wait for each other (default: 60)",
+    )
     arguments = parser.parse_args(argv)
-    # What torch's networking says of itself would bury the findings; it reads this when it is imported.
+    # Otherwise log lines of torch's networking would hide the findings; torch reads this when it is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
         from autoreid.cli import run_command

@@ -1,4 +1,4 @@
-"""A trained network as a function from images to embeddings."""
+"""Embeddings of images from a trained network."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from autoreid.training.build import memory_format
 from autoreid.training.embedding import EmbeddingPass
 from autoreid.training.precision import PassPrecision
 
-#: One image of a person: a file, (H, W, 3) uint8 in RGB, or a PIL image.
+#: An image of a person: a file, an (H, W, 3) uint8 RGB array, or a PIL image.
 Picture = str | Path | npt.NDArray[np.uint8] | Image.Image
 
 
 class Embedder:
-    """Embeds images with a trained network.
+    """Compute embeddings of images with a trained network.
 
     Args:
-        network: gives embeddings (B, D) in evaluation mode.
-        height, width: what pictures are resized to, in pixels.
-        device: what to compute on.
-        precision: what to compute in.
-        layout: of weights and images in memory.
+        network: returns embeddings (B, D) in evaluation mode.
+        height, width: size in pixels to which pictures are resized.
+        device: where the network runs.
+        precision: number format of the computation.
+        layout: memory format of weights and images.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: the device is not available.
     """
 
     def __init__(
@@ -56,24 +56,24 @@ class Embedder:
             self.device = torch.device(device)
             network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
             self.network = network.eval()
-        except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
+        except (RuntimeError, AssertionError) as error:  # raised by torch if the device is not available
             raise ConfigError(f"device = {str(device)!r}: {str(error).splitlines()[0]}") from error
         self.height, self.width = height, width
         self._embed = EmbeddingPass(self.network, PassPrecision(precision, self.device), layout)
 
     def __call__(self, images: Picture | Iterable[Picture] | Tensor, batch_size: int = 64) -> Tensor:
-        """Embeds images, a batch at a time.
+        """Embed images, one batch at a time.
 
         Args:
-            images: one picture or many, each a file, a uint8 RGB array (H, W, 3) or a PIL image; they are resized
-                and normalised as in training. Or a tensor (N, 3, H, W) that already is.
-            batch_size: images that are computed at once.
+            images: one picture or several, each a file, a uint8 RGB array (H, W, 3) or a PIL image; they are resized
+                and normalised as in training. Or a tensor (N, 3, H, W) of images that already are.
+            batch_size: number of images in a batch.
 
         Returns:
-            (N, D) float32 on the CPU, a row an image in order.
+            (N, D) float32 on the CPU, one row per image, in order.
 
         Raises:
-            DataError: an image cannot be read or is no image; names the file or the image's place.
+            DataError: an image cannot be read or is not an image; the message names the file or the index.
         """
         with torch.no_grad():
             features = [self._embed(batch) for batch in self._batches(images, batch_size)]
@@ -82,11 +82,11 @@ class Embedder:
         return torch.cat(features).cpu()
 
     def _batches(self, images: Picture | Iterable[Picture] | Tensor, batch_size: int) -> Iterator[Tensor]:
-        """Normalised batches on the device."""
+        """Yield normalised batches on the device."""
         if isinstance(images, Tensor):
             if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
                 raise DataError(
-                    f"a {images.dtype} tensor of shape {tuple(images.shape)}: expected normalised floats (N, 3, H, W)"
+                    f"{images.dtype} tensor of shape {tuple(images.shape)}: must be normalised floats (N, 3, H, W)"
                 )
             for batch in images.split(batch_size):
                 yield batch.to(self.device)
@@ -102,10 +102,10 @@ class Embedder:
 def load_embedder(
     path: str | Path, device: str | torch.device = "cpu", precision: Precision | None = None
 ) -> Embedder:
-    """The embedder of a training's checkpoint, for images of the size that it was trained at; see `load_network`.
+    """Load a trained checkpoint as an embedder, for images of the size used in training; see `load_network`.
 
     Args:
-        precision: what to compute in; None for that of the training.
+        precision: number format of the computation; None for that of the training.
     """
     network, config = load_network(Path(path))
     training, data = config.training, config.data
@@ -114,23 +114,23 @@ def load_embedder(
 
 
 def load_network(path: Path) -> tuple[nn.Module, Config]:
-    """The network of a training's checkpoint in evaluation mode on the CPU, and the training's config.
+    """Load a trained checkpoint: the network, on the CPU in evaluation mode, and the training's config.
 
-    If the training kept a moving average of the weights, the network has those.
+    If the training kept a moving average of the weights, the network has the averaged weights.
 
     Args:
-        path: the checkpoint, or the run's folder, whose best one is taken.
+        path: a checkpoint, or a run folder, whose best checkpoint is used.
 
     Raises:
-        DataError: there is no checkpoint, it cannot be read, or it is a search's.
-        ConfigError: its config is not one that this version knows.
+        DataError: there is no checkpoint, it cannot be read, or it belongs to a search.
+        ConfigError: its config is not valid in this version.
     """
     checkpoint, path = _read(path)
     config = parse_config(checkpoint["config"], f"{path}: config")
     if config.task == "search":
         raise DataError(
-            f"{path}: the checkpoint of a search holds a supernet, not a network: derive one from the genotype "
-            f"that the search found (python -m autoreid.derive) and train it"
+            f"{path}: the checkpoint of a search contains a supernet, not a network: derive a network from the "
+            f"genotype found by the search (python -m autoreid.derive) and train it"
         )
     network = build_model(config.model.name, checkpoint["num_identities"], **config.model.options)
     try:
@@ -138,25 +138,25 @@ def load_network(path: Path) -> tuple[nn.Module, Config]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{path}: its weights do not fit the network {config.model.name}: {reason}"
+            f"{path}: the weights do not match the network {config.model.name}: {reason}"
         ) from error
     return network.eval(), config
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Path]:
-    """A checkpoint's content and its file."""
+    """Return the content of a checkpoint, and its path."""
     if path.is_dir():
         folder, path = path, path / "checkpoints" / BEST
         if not path.exists():
-            raise DataError(f"{folder}: not the folder of a trained run: it has no checkpoints/{BEST}")
+            raise DataError(f"{folder}: not the folder of a trained run: it contains no checkpoints/{BEST}")
     elif not path.exists():
-        raise DataError(f"{path}: no such checkpoint; give a run folder or a file of its checkpoints/")
+        raise DataError(f"{path}: no such checkpoint; expected a run folder or a file in its checkpoints/")
     try:
         checkpoint = load_checkpoint(path)
     except RunError as error:
         raise DataError(str(error)) from error
     if not isinstance(checkpoint, dict) or not {"state", "config", "num_identities"} <= set(checkpoint):
-        raise DataError(f"{path}: not a checkpoint of python -m autoreid.train: no config is kept in it")
+        raise DataError(f"{path}: not a checkpoint of python -m autoreid.train: it contains no config")
     return checkpoint, path
 
 
@@ -171,4 +171,4 @@ def _decode(image: object, index: int) -> Image.Image:
         what = f"a {image.dtype} array of shape {image.shape}"
     else:
         what = f"a {type(image).__name__}"
-    raise DataError(f"image {index}: {what}: expected a file, a uint8 array (H, W, 3) or a PIL image")
+    raise DataError(f"image {index} is {what}: must be a file, a uint8 array (H, W, 3) or a PIL image")

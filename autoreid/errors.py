@@ -1,6 +1,6 @@
-"""The errors that end a run, each with the exit status it ends with.
+"""Errors that end a run, with their exit statuses.
 
-0 is done, or stopped for a requeue; 1 the run failed; 2 a bad command line, config or data; 3 the ranks
+0: done, or stopped to be requeued; 1: the run failed; 2: bad command line, config or data; 3: the ranks
 disagree. A message is one line: what is wrong, where, and what would be right.
 """
 
@@ -9,39 +9,39 @@ from __future__ import annotations
 import os
 import sys
 
-#: How the line begins that ends a run whose peer is gone.
-LOST_CONTACT = "lost contact with another rank, whose log says why"
+#: Start of the message of a run that ends because another rank has died.
+LOST_CONTACT = "lost contact with another rank, see its log for the reason"
 
 
 class AutoreidError(Exception):
-    """A failure that the user can act on; its message is one line."""
+    """An error that the user can act on; its message is one line."""
 
     exit_status = 1
 
 
 class RunError(AutoreidError):
-    """The run itself failed: a loss that is not finite, a disk that is full."""
+    """The run failed, for example because the loss is not finite or the disk is full."""
 
 
 class ConfigError(AutoreidError):
-    """The command line or the config is wrong; names file, key and value."""
+    """The command line or the config is wrong; the message names file, key and value."""
 
     exit_status = 2
 
 
 class DataError(AutoreidError):
-    """A data set, image or genotype file is missing or broken; names the path."""
+    """A data set, image or genotype file is missing or broken; the message names the path."""
 
     exit_status = 2
 
 
 class DisagreementError(AutoreidError):
-    """Ranks that must hold equal values do not; names the step and the ranks."""
+    """Values that must be equal on all ranks differ; the message names the step and the ranks."""
 
     exit_status = 3
 
 
 def complain(message: str) -> None:
-    """Puts a line on the console, if this is rank 0: errors that ranks agree on are raised by all of them."""
+    """Print a line to stderr on rank 0 only, because all ranks raise the errors that they agree on."""
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(f"autoreid: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""python -m autoreid.evaluate: mAP and CMC of checkpoints on data sets, or of feature files of any system."""
+"""python -m autoreid.evaluate: mAP and CMC of checkpoints on data sets, or of feature files from any program."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.distances import Metric
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
 from autoreid.reporting.activation_maps import draw_activation_maps
-from autoreid.reporting.evaluation_report import Cell, EvaluationReport, as_json, as_table
+from autoreid.reporting.evaluation_report import EvaluationReport, TableCell, as_json, as_table
 from autoreid.reporting.logs import progress_bar
 from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
 from autoreid.training.build import memory_format
 from autoreid.training.embedding import EmbeddingPass
 from autoreid.training.precision import PassPrecision
 
-# Not __name__, which is __main__ when this is the command.
+# Not __name__, which is __main__ when this module is run as a command.
 _log = logging.getLogger("autoreid.evaluate")
 
-#: Ranks of the CMC that are reported.
+#: CMC ranks that are reported.
 RANKS = range(1, 21)
-#: How long ranks wait for rank 0, which ranks and draws alone.
+#: How long the other ranks wait for rank 0, which ranks the gallery and draws the pictures alone.
 TIMEOUT_SECONDS = 4 * 3600.0
 
 _DESCRIPTION = """\
-Ranks gallery images for queries by Market-1501's protocol and prints mAP and rank-1: of every --checkpoint
-on the query and gallery of every --data, or of features in files that any system wrote.
+Rank gallery images for each query by Market-1501's protocol and print mAP and rank-1, either of each --checkpoint
+on the query and gallery of each --data, or of feature files written by any program.
 """
 _EXAMPLES = """\
 examples:
@@ -60,13 +60,15 @@ examples:
   python -m autoreid.evaluate --query q.npz --gallery g.npz --metric cosine --rerank --json
   torchrun --nproc-per-node 4 -m autoreid.evaluate --checkpoint runs/retrain --data /data/msmt17
 
-A feature file holds the arrays features (images, dimensions), identities and cameras (images,), and, to show
-ranked lists, paths (images,) as text. Exit status: 0 done; 1 failed; 2 the command line or a file is wrong.
+A feature file contains the arrays features (images, dimensions), identities and cameras (images,), and optionally
+paths (images,) as text, for the pictures of ranked lists.
+
+exit status: 0 done; 1 failed; 2 the command line or a file is wrong
 """
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; raises ConfigError if its options do not fit together."""
+    """Parse the command line; raises ConfigError if options contradict each other."""
     parser = argparse.ArgumentParser(
         prog="python -m autoreid.evaluate",
         description=_DESCRIPTION,
@@ -75,34 +77,48 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     for option, what in (
-        ("--checkpoint", "run folder or checkpoint of a training"),
+        ("--checkpoint", "run folder or checkpoint of a trained network"),
         ("--data", "folder of a data set"),
     ):
-        again = "may stand several times"
-        add(option, action="append", default=[], metavar="[NAME=]PATH", help=f"{what}; {again}")
-    add("--query", type=Path, metavar="FILE", help="features of the queries (.npz), with --gallery")
-    add("--gallery", type=Path, metavar="FILE", help="features of the gallery (.npz), with --query")
-    add("--metric", choices=get_args(Metric), help="default: the checkpoint's own; euclidean for files")
+        add(option, action="append", default=[], metavar="[NAME=]PATH", help=f"{what}; may be repeated")
+    add("--query", type=Path, metavar="FILE", help="query features (.npz); requires --gallery")
+    add("--gallery", type=Path, metavar="FILE", help="gallery features (.npz); requires --query")
+    add(
+        "--metric",
+        choices=get_args(Metric),
+        help="default: the checkpoint's metric; euclidean for feature files",
+    )
     add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
     add(
         "--precision",
         choices=get_args(Precision),
-        help="what the network computes in, which changes the last digits; bfloat16 is autocast, tf32 is float32 on "
-        "CPUs (default: the checkpoint's own training.precision)",
+        help="number format of the network's computation, which affects the last digits; bfloat16 uses autocast, tf32 "
+        "is float32 on CPUs (default: the checkpoint's training.precision)",
     )
-    add("--batch-size", type=int, default=128, metavar="N", help="images a rank embeds at once (default 128)")
-    add("--workers", type=int, metavar="N", help="loader processes a rank (default: the checkpoint's)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
-    add("--output", type=Path, metavar="FOLDER", help="result.json, features, pictures, TensorBoard go here")
+    add(
+        "--batch-size",
+        type=int,
+        default=128,
+        metavar="N",
+        help="images per batch on each rank (default: 128)",
+    )
+    add("--workers", type=int, metavar="N", help="loader processes per rank (default: the checkpoint's)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="write result.json, features, pictures and TensorBoard logs here",
+    )
     add(
         "--rows",
         type=int,
         default=10,
         metavar="N",
-        help="queries in the pictures, hardest first (default 10)",
+        help="number of queries in the pictures, hardest first (default: 10)",
     )
-    add("--json", action="store_true", help="print one JSON object instead of the table")
+    add("--json", action="store_true", help="print a JSON object instead of the table")
     options = parser.parse_args(arguments)
     _check(options)
     return options
@@ -114,7 +130,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("give either --checkpoint with --data, or --query with --gallery")
     for option in ("--flip", "--precision"):
         if getattr(options, option[2:]) and all(files):
-            raise ConfigError(f"{option}: features in files are as they are; it needs --checkpoint")
+            raise ConfigError(f"{option}: requires --checkpoint; features in files cannot be changed")
     workers = options.workers or 0
     for option, value, least in (
         ("--batch-size", options.batch_size, 1),
@@ -122,14 +138,14 @@ def _check(options: argparse.Namespace) -> None:
         ("--workers", workers, 0),
     ):
         if value < least:
-            raise ConfigError(f"{option} {value}: must be {least} or more")
+            raise ConfigError(f"{option} {value}: must be at least {least}")
 
 
 def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
-    """The paths of a repeated option by name: NAME=PATH, or PATH, whose run or last part names it.
+    """Return the paths of a repeated option by name; the name is given as NAME=PATH or taken from the path.
 
     Raises:
-        ConfigError: there is no such path, or two have the same name.
+        ConfigError: a path does not exist, or two have the same name.
     """
     paths: dict[str, Path] = {}
     for value in values:
@@ -140,116 +156,118 @@ def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
         of_run = path.parent.name == "checkpoints"
         name = given[1] if given else (path.absolute().parents[1] if of_run else path.resolve()).name
         if name in paths:
-            raise ConfigError(f"{option} {value}: another one is called {name} too; give NAME=PATH")
+            raise ConfigError(f"{option} {value}: the name {name} is already used; give a unique NAME=PATH")
         paths[name] = path
     return paths
 
 
-class Job(NamedTuple):
-    """What all cells of the table share: the command line, this process's place, rank 0's report if one is wanted."""
+class Context(NamedTuple):
+    """What all cells of the table share: the command line, the process group, and rank 0's report with --output."""
 
     options: argparse.Namespace
     world: World
     report: EvaluationReport | None
 
     def compare(self, query: FeatureSet, gallery: FeatureSet, metric: Metric) -> Comparison:
-        """Features as the command line wants them compared."""
+        """Combine features with the metric and the re-ranking that the command line asks for."""
         return Comparison(
             query, gallery, self.options.metric or metric, self.options.rerank, self.world.device
         )
 
 
-def evaluate_files(job: Job) -> Cell:
-    """The cell of two feature files."""
-    paths = (job.options.query, job.options.gallery)
+def evaluate_files(context: Context) -> TableCell:
+    """Evaluate the two feature files."""
+    paths = (context.options.query, context.options.gallery)
     query, gallery = (FeatureSet.load(path) for path in paths)
     if query.features.shape[1] != gallery.features.shape[1]:
         dimensions = [features.features.shape[1] for features in (query, gallery)]
         raise DataError(
-            f"{paths[1]}: features of {dimensions[1]} dimensions; those of {paths[0]} have {dimensions[0]}"
+            f"{paths[1]}: features have {dimensions[1]} dimensions, but those in {paths[0]} have {dimensions[0]}"
         )
-    comparison = job.compare(query, gallery, "euclidean")
-    cell = rank(job, paths[0].stem, paths[1].stem, comparison)
-    if job.report is not None:
+    comparison = context.compare(query, gallery, "euclidean")
+    cell = evaluate_cell(context, paths[0].stem, paths[1].stem, comparison)
+    if context.report is not None:
         pictures = {}
         try:
-            pictures["ranked_lists"] = draw_hardest(job, cell, comparison)
-        except DataError as error:  # another machine's paths
-            _log.warning("no ranked lists: %s", error)
-        job.report.add(cell, pictures, {})
+            pictures["ranked_lists"] = draw_hardest(context, cell, comparison)
+        except DataError as error:  # paths from another machine
+            _log.warning("cannot draw ranked lists: %s", error)
+        context.report.add(cell, pictures, {})
     return cell
 
 
 @dataclass(frozen=True)
-class Source:
-    """A checkpoint's network: a row of the table.
+class TrainedNetwork:
+    """A checkpoint's network, which is evaluated in one row of the table.
 
     Attributes:
-        precision: what the network computes in.
+        precision: the number format of its computation.
     """
 
-    job: Job
+    context: Context
     name: str
     network: nn.Module
     config: Config
     precision: Precision
 
     @classmethod
-    def load(cls, job: Job, name: str, path: Path) -> Source:
-        """The network on this rank's device, in the precision and layout of its training unless told otherwise."""
+    def load(cls, context: Context, name: str, path: Path) -> TrainedNetwork:
+        """Load a network onto this rank's device; precision and layout are by default those of its training."""
         network, config = load_network(path)
         training = config.training
-        network.to(device=job.world.device, memory_format=memory_format(training))  # type: ignore[call-overload]
-        return cls(job, name, network, config, job.options.precision or training.precision)
+        network.to(device=context.world.device, memory_format=memory_format(training))  # type: ignore[call-overload]
+        return cls(context, name, network, config, context.options.precision or training.precision)
 
-    def evaluate(self, target: str, data: ReidDataset) -> Cell:
-        """The cell of a data set; equal on every rank."""
+    def evaluate(self, target: str, data: ReidDataset) -> TableCell:
+        """Evaluate the network on a data set; the result is the same on every rank."""
         query, gallery = self.embed(data.query), self.embed(data.gallery)
-        comparison = self.job.compare(query, gallery, self.config.evaluation.metric)
+        comparison = self.context.compare(query, gallery, self.config.evaluation.metric)
         return on_main(lambda: self._finish(target, data.query, comparison))
 
     def embed(self, split: Split) -> FeatureSet:
-        """The features of a split's images, of which each rank computes its share."""
-        world, layout = self.job.world, memory_format(self.config.training)
+        """Return the features of a split's images; each rank computes its share."""
+        world, layout = self.context.world, memory_format(self.config.training)
         embed: Embed = EmbeddingPass(self.network, PassPrecision(self.precision, world.device), layout)
-        embed = flip_test(embed) if self.job.options.flip else embed
+        embed = flip_test(embed) if self.context.options.flip else embed
         return FeatureSet.of(split, extract_features(embed, split, self.batches, world))
 
     def batches(self, split: Split, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
-        """The chosen images in order, with a progress bar."""
+        """Yield batches of the chosen images in order, with a progress bar."""
         images = Images(self.config.data.height, self.config.data.width)
-        size, workers = self.job.options.batch_size, self.job.options.workers
+        size, workers = self.context.options.batch_size, self.context.options.workers
         workers = self.config.data.workers if workers is None else workers
-        with progress_bar(len(indices), 0, f"{self.name}: {split.name}", self.job.world.is_main) as bar:
-            for batch in embedding_batches(split, indices, images, size, workers, self.job.world.device):
+        with progress_bar(len(indices), 0, f"{self.name}: {split.name}", self.context.world.is_main) as bar:
+            for batch in embedding_batches(split, indices, images, size, workers, self.context.world.device):
                 yield batch
                 bar.update(len(batch.labels))
 
-    def _finish(self, target: str, query: Split, comparison: Comparison) -> Cell:
-        job = self.job
-        cell = rank(job, self.name, target, comparison, precision=self.precision)
-        if job.report is not None:
-            hardest = hardest_queries(cell.result.average_precision, job.options.rows)
+    def _finish(self, target: str, query: Split, comparison: Comparison) -> TableCell:
+        context = self.context
+        cell = evaluate_cell(context, self.name, target, comparison, precision=self.precision)
+        if context.report is not None:
+            hardest = hardest_queries(cell.result.average_precision, context.options.rows)
             images = torch.cat([batch.images for batch in self.batches(query, hardest)])
             pictures = {
-                "ranked_lists": draw_hardest(job, cell, comparison),
-                "activation_maps": draw_activation_maps(self.network, images.to(job.world.device)),
+                "ranked_lists": draw_hardest(context, cell, comparison),
+                "activation_maps": draw_activation_maps(self.network, images.to(context.world.device)),
             }
             features = {"query": comparison.query, "gallery": comparison.gallery}
-            job.report.add(cell, pictures, features)
+            context.report.add(cell, pictures, features)
         return cell
 
 
-def rank(job: Job, source: str, target: str, comparison: Comparison, **settings: str) -> Cell:
-    """Scores a comparison; further settings join those that it was made with."""
-    own = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": job.options.flip}
-    return Cell(source, target, own | settings, comparison.evaluate(RANKS))
+def evaluate_cell(
+    context: Context, source: str, target: str, comparison: Comparison, **settings: str
+) -> TableCell:
+    """Rank the gallery and return the result with its settings; `settings` are added to them."""
+    common = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": context.options.flip}
+    return TableCell(source, target, common | settings, comparison.evaluate(RANKS))
 
 
-def draw_hardest(job: Job, cell: Cell, comparison: Comparison) -> Image.Image:
-    """The ranked lists of the queries with the lowest average precision."""
+def draw_hardest(context: Context, cell: TableCell, comparison: Comparison) -> Image.Image:
+    """Draw the ranked lists of the queries with the lowest average precision."""
     precision = cell.result.average_precision
-    hardest = hardest_queries(precision, job.options.rows)
+    hardest = hardest_queries(precision, context.options.rows)
     query = comparison.query.select(hardest)
     lists = rank_lists(comparison.distances(hardest), query, comparison.gallery)
     if comparison.squared:
@@ -259,31 +277,31 @@ def draw_hardest(job: Job, cell: Cell, comparison: Comparison) -> Image.Image:
     return draw_ranked_lists(lists, query, comparison.gallery, precision[hardest], title)
 
 
-def evaluate(options: argparse.Namespace, world: World) -> list[Cell]:
-    """The cells of the table, in which sources are rows and targets columns; equal on every rank."""
+def evaluate(options: argparse.Namespace, world: World) -> list[TableCell]:
+    """Return all cells of the table, row by row; the same on every rank."""
     reports: list[EvaluationReport] = []
     if options.output is not None:
         on_main(lambda: reports.append(EvaluationReport(options.output)))
     with reports[0] if reports else nullcontext() as report:
-        job = Job(options, world, report)
+        context = Context(options, world, report)
         if options.query is not None:
-            cells = [on_main(lambda: evaluate_files(job))]
+            cells = [on_main(lambda: evaluate_files(context))]
         else:
-            sources = named_paths("--checkpoint", options.checkpoint)
+            checkpoints = named_paths("--checkpoint", options.checkpoint)
             targets = {n: read_folder(path, n) for n, path in named_paths("--data", options.data).items()}
             for note in [note for data in targets.values() for note in data.notes if world.is_main]:
                 _log.warning("%s", note)
             cells = []
-            for name, path in sources.items():
-                source = Source.load(job, name, path)
-                cells += [source.evaluate(target, data) for target, data in targets.items()]
+            for name, path in checkpoints.items():
+                network = TrainedNetwork.load(context, name, path)
+                cells += [network.evaluate(target, data) for target, data in targets.items()]
         if options.output is not None:
             on_main(lambda: reports[0].finish(cells))
     return cells
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)

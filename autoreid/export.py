@@ -1,4 +1,4 @@
-"""`python -m autoreid.export`: a trained network as an ONNX file."""
+"""`python -m autoreid.export`: export a trained network to ONNX."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from autoreid.embedder import load_network
 from autoreid.errors import RunError
 from autoreid.files import make_folder, write_atomically
 
-#: Largest difference between onnxruntime's embedding and the network's, as a share of the largest feature.
+#: Maximum difference between onnxruntime's embedding and the network's, relative to the largest feature.
 TOLERANCE = 1e-4
 
 _DESCRIPTION = """\
-Writes the network of a training's checkpoint as an ONNX file, for any number of images of the training's size.
+Export the network of a training checkpoint to ONNX, for any number of images of the size used in training.
 
-Its input `images` (B, 3, H, W) is float32 RGB on a scale of 0 to 1, less ImageNet's means and over its deviations;
-its output `embedding` (B, D) is what is ranked. Needs the packages of `pip install 'autoreid[export]'`.
+The input `images` (B, 3, H, W) is float32 RGB in [0, 1], normalised with ImageNet's mean and standard deviation;
+the output `embedding` (B, D) is used for ranking. Requires the packages of `pip install 'autoreid[export]'`.
 """
 _EXAMPLES = """\
 examples:
   python -m autoreid.export runs/market/checkpoints/best.pt --output market.onnx --check
   python -m autoreid.export runs/market --output market.onnx
 
-exit status: 0 written; 1 a package is missing, the file cannot be written, or onnxruntime gives another embedding;
+exit status: 0 written; 1 a package is missing, the file cannot be written, or onnxruntime's embedding differs;
 2 the checkpoint is wrong
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exports what the command line names, prints what was written, and returns the exit status."""
+    """Export the checkpoint named on the command line, and return the exit status."""
     arguments = _parser().parse_args(argv)
     return run_command(lambda: _export(arguments.checkpoint, arguments.output, arguments.check))
 
@@ -49,11 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a training's checkpoint, or its run folder"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of a training, or its run folder"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
     parser.add_argument(
-        "--check", action="store_true", help="compare with the network in onnxruntime before writing"
+        "--check", action="store_true", help="compare the network with onnxruntime's result before writing"
     )
     return parser
 
@@ -62,21 +62,21 @@ def _export(checkpoint: Path, output: Path, check: bool) -> int:
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
     network, config = load_network(checkpoint)
     height, width = config.data.height, config.data.width
-    make_folder(output.parent, "give another --output")
+    make_folder(output.parent, "choose another --output")
     model = export_onnx(network, height, width)
     if check:
         difference = check_onnx(model, network, height, width)
-        print(f"largest difference in onnxruntime: {difference:.2g}")
+        print(f"largest difference from onnxruntime: {difference:.2g}")
     write_atomically(output, model)
     print(f"{output}: images (B, 3, {height}, {width}) -> embedding, {len(model) / 1e6:.1f} MB")
     return 0
 
 
 def export_onnx(network: nn.Module, height: int, width: int) -> bytes:
-    """The ONNX model of a network in evaluation mode, for any number of images of one size."""
-    # torch takes a dimension that is 1 in the example for one that always is.
+    """Return the ONNX model of a network in evaluation mode, for any number of images of one size."""
+    # A batch of 2, because torch treats a dimension of size 1 as constant.
     example = torch.zeros(2, 3, height, width)
-    with torch.no_grad():  # networks compute some things otherwise where gradients are wanted
+    with torch.no_grad():  # some layers take another path when gradients are enabled
         program = torch.onnx.export(
             network.eval(),
             (example,),
@@ -91,13 +91,13 @@ def export_onnx(network: nn.Module, height: int, width: int) -> bytes:
 
 
 def check_onnx(model: bytes, network: nn.Module, height: int, width: int) -> float:
-    """Compares an ONNX model in onnxruntime with the network it is of, on one and on three random images.
+    """Compare an ONNX model, run in onnxruntime, with its network, on batches of one and three random images.
 
     Returns:
-        The largest absolute difference of a feature.
+        The largest absolute difference between two features.
 
     Raises:
-        RunError: onnxruntime gives another shape, or a difference above TOLERANCE of the largest feature.
+        RunError: onnxruntime returns another shape, or the difference exceeds TOLERANCE times the largest feature.
     """
     import onnxruntime
 
@@ -111,15 +111,15 @@ def check_onnx(model: bytes, network: nn.Module, height: int, width: int) -> flo
         found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
         if found.shape != expected.shape:
             raise RunError(
-                f"onnxruntime gives {tuple(found.shape)} where it should give {tuple(expected.shape)}"
+                f"onnxruntime returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
             )
         difference = (found - expected).abs().max().item()
         largest = expected.abs().max().item()
-        # Written so that a difference that is not a number fails too.
+        # Negated, so that a difference of NaN fails too.
         if not difference <= TOLERANCE * largest:
             raise RunError(
-                f"onnxruntime's embedding differs from the network's by {difference:.2g}, where features go up "
-                f"to {largest:.2g}; nothing was written"
+                f"onnxruntime's embedding differs from the network's by {difference:.2g}, with features up to "
+                f"{largest:.2g}; nothing was written"
             )
         worst = max(worst, difference)
     return worst
@@ -128,7 +128,7 @@ def check_onnx(model: bytes, network: nn.Module, height: int, width: int) -> flo
 def _require(*packages: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise RunError(f"export needs {' and '.join(missing)}: pip install 'autoreid[export]'")
+        raise RunError(f"export requires {' and '.join(missing)}: pip install 'autoreid[export]'")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that a run must not leave half-written: made whole beside their place, then moved there."""
+"""Atomic file writes: a file is written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from autoreid.errors import ConfigError, RunError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a kill or a power cut leaves the old bytes or the new ones, never a part.
+    """Write a file so that after a kill or a power failure it has either the old content or the new.
 
-    Raises RunError that names the path when it cannot be written (a full disk, a missing folder); the old
-    file then stays as it was.
+    Raises:
+        RunError: the file cannot be written (full disk, missing folder); the message names the path, and the old
+            file is not changed.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -30,17 +31,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def make_folder(folder: Path, remedy: str) -> None:
-    """Makes a folder with its parents; raises ConfigError with the remedy if files cannot be put in it."""
+    """Create a folder and its parents; raises ConfigError with the remedy if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot make the folder: {error.strerror}; {remedy}") from error
+        raise ConfigError(f"{folder}: cannot create the folder: {error.strerror}; {remedy}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{folder}: the folder is not writable; {remedy}")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power cut."""
+    """Flush the folder's entries to disk, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""`python -m autoreid.render`: draws genotypes as pictures, without the run that found them."""
+"""`python -m autoreid.render`: draw genotypes as pictures, independently of the run that found them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from autoreid.files import make_folder
 from autoreid.reporting.dot import draw_graph
 
 _DESCRIPTION = """\
-Draws genotypes as pictures, of cells one for the normal and one for the reduction cell; needs Graphviz's `dot`.
+Draw genotypes as pictures; a genotype of cells gives two, for the normal and the reduction cell. Requires Graphviz's
+`dot`.
 
-PATH is a genotype (.json), a graph text that a run kept (.gv), or a folder: then every .gv in it is drawn,
-and every .json that has no .gv beside it. Pictures replace older ones of the same name.
+PATH is a genotype (.json), a graph description written by a run (.gv), or a folder. In a folder, every .gv file is
+drawn, and every .json file without one. Existing pictures of the same name are replaced.
 """
 _EXAMPLES = """\
 examples:
@@ -28,11 +29,11 @@ exit status: 0 all drawn; 1 `dot` is missing or fails, or a picture cannot be wr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws what the command line names, prints each picture's path, and returns the exit status."""
+    """Draw what the command line names, print the path of each picture, and return the exit status."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.output is not None:
-            make_folder(arguments.output, "give another --output")
+            make_folder(arguments.output, "choose another --output")
         for path in arguments.paths:
             for picture in _render(path, arguments.output or (path if path.is_dir() else path.parent)):
                 print(picture)
@@ -49,18 +50,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="genotype, graph text or folder")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="genotype, graph description or folder"
+    )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="folder for the pictures (default: beside each PATH's files)",
+        help="folder for the pictures (default: the folder of each PATH)",
     )
     return parser
 
 
 def _render(path: Path, folder: Path) -> Iterator[Path]:
-    """Draws one PATH of the command line into a folder, yielding each picture once it is written."""
+    """Draw one PATH of the command line into a folder; yields each picture after writing it."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
@@ -69,25 +72,25 @@ def _render(path: Path, folder: Path) -> Iterator[Path]:
         genotypes = [file for file in sorted(path.glob("*.json")) if file.stem not in drawn]
         if not texts and not genotypes:
             raise DataError(
-                f"{path}: nothing to draw: no genotype (.json) and no graph text (.gv) in the folder"
+                f"{path}: nothing to draw: the folder contains no genotype (.json) and no graph description (.gv)"
             )
         for file in [*texts, *genotypes]:
             yield from _render(file, folder)
     elif path.suffix == ".gv":
         yield draw_graph(path, folder)
     elif path.suffix == ".json":
-        # Imported here because they need torch, which takes seconds to import.
+        # Imported late because they import torch, which takes seconds.
         from autoreid.reporting.genotype_graph import write_graphs
         from autoreid.spaces import Genotype
 
         caption = f"{path.absolute().parent.name} · {path.stem}"
-        # The text that a run kept beside its genotype tells epoch and mAP: this one must not replace it.
+        # Written to a temporary folder: a run's own graph description, with epoch and mAP, must not be replaced.
         with tempfile.TemporaryDirectory() as scratch:
             for text in write_graphs(Genotype.load(path), Path(scratch), path.stem, caption):
                 yield draw_graph(text, folder)
     else:
         raise DataError(
-            f"{path}: not something to draw: give a genotype (.json), a graph text (.gv) or a folder"
+            f"{path}: cannot be drawn: must be a genotype (.json), a graph description (.gv) or a folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""One seed a run, and a seed of its own for everything random that is derived from it."""
+"""Seeds for every source of randomness, derived from the one seed of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all parts, the same in every process and on every machine.
+    """Return a 63-bit seed that depends on all parts; the same in every process and on every machine.
 
     >>> derive_seed(0, "alphas") == derive_seed(0, "alphas") != derive_seed(1, "alphas")
     True

@@ -20,7 +20,7 @@ import torch
 
 from autoreid.cli import run_command
 from autoreid.config import Config
-from autoreid.data.training_data import build_training_data, draw_people
+from autoreid.data.training_data import build_training_data, generate_people
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import ConfigError
 from autoreid.files import make_folder, write_atomically
@@ -175,7 +175,7 @@ def read_study(options: argparse.Namespace) -> Study:
             study.run_folder(name).check_claim(config, MAY_DIFFER)
         except ConfigError as error:
             raise ConfigError(f"--output {folder}: the study there has other searches: {error}") from error
-    draw_people(recipe.data)
+    generate_people(recipe.data)
     # One network need not have every operation.
     for example in islice(study.examples(), _CHECKED):
         network = build_model("derived", 1, **example.config.model.options)

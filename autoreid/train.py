@@ -1,33 +1,37 @@
-"""python -m autoreid.train: runs what the config's `task` says, here or as one of many ranks."""
+"""python -m autoreid.train: run the search or training of a config, as a single process or as one of many ranks."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+
+import torch
 
 from autoreid import distributed
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.data.images import Images
+from autoreid.data.records import ReidDataset
 from autoreid.data.training_data import (
     TrainingData,
     build_search_data,
     build_training_data,
-    draw_people,
+    generate_people,
+    read_datasets,
     run_images,
 )
-from autoreid.distributed import StopSignal, World, gather_objects, naming_nondeterminism, on_main
+from autoreid.distributed import StopSignal, World, explain_nondeterminism, gather_objects, on_main
 from autoreid.errors import AutoreidError, RunError
 from autoreid.recipes import describe_options, load_config
 from autoreid.reporting.history import Kind, record
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.reporting.run_report import RunReport, Silence
+from autoreid.reporting.run_report import NullReport, RunReport
 from autoreid.reporting.search_report import SearchReport
 from autoreid.reporting.train_report import TrainReport
 from autoreid.search.build import build_search
@@ -41,8 +45,8 @@ from autoreid.training.task import TrainTask, build_training
 # Not __name__, which is __main__ when this is the command.
 _log = logging.getLogger("autoreid.train")
 
-#: Keys that a resumed run may change: they say where and how it computes, not what. Not distributed.deterministic: the
-#: run's config would promise for all its steps what holds for some.
+#: Keys that may change when a run resumes: they do not affect what it computes. distributed.deterministic is not among
+#: them, because the stored config must be true for all steps of the run.
 MAY_DIFFER = (
     "output_dir",
     "genotype_dir",
@@ -71,34 +75,39 @@ examples:
   torchrun --nproc-per-node 2 -m autoreid.train --config configs/quickstart.yaml
   srun python -m autoreid.train --config configs/darts_triplet.yaml
 
-The same command again goes on where the run stopped. Exit status: 0 done, or stopped by SIGTERM or SIGUSR2 and
-saved; 1 the run failed; 2 the command line, config or data is wrong; 3 the ranks disagree.
+To resume a run, repeat the same command.
 
-keys (default): meaning
+Exit status: 0 finished, or saved and stopped by SIGTERM or SIGUSR2; 1 the run failed; 2 error in the command line,
+config or data; 3 the ranks disagree.
+
+config keys (default): meaning
 """
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m autoreid.train",
-        description="Searches or trains a network for person re-identification, as a config file says.",
+        description="Search for or train a network for person re-identification, as described by a config file.",
         epilog=_EXAMPLES + describe_options(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="YAML recipe, as in configs/"
     )
-    parser.add_argument("--print-config", action="store_true", help="show the resolved config and leave")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's"
+        "overrides", nargs="*", metavar="section.key=value", help="values that override the recipe's"
     )
-    # Overrides may stand before, between and after options.
+    # Intermixed: overrides are allowed before, between and after options.
     return parser.parse_intermixed_args(arguments)
 
 
 def with_genotype(config: Config) -> Config:
-    """The config with a derived network's genotype itself in the place of its path: it then needs no other file."""
+    """Return a config in which the path of a derived network's genotype is replaced by the genotype itself.
+
+    The config then needs no other file.
+    """
     if config.model.name != "derived" or "genotype" not in config.model.options:
         return config
     model = config.model.model_copy(update={"options": with_genotype_text(config.model.options)})
@@ -106,24 +115,32 @@ def with_genotype(config: Config) -> Config:
 
 
 def build_task(
-    config: Config, world: World, images: Images | None = None
+    config: Config,
+    world: World,
+    images: Images | None = None,
+    datasets: Mapping[str, ReidDataset] | None = None,
 ) -> tuple[TrainingData, SearchTask | TrainTask]:
-    """Data, network and everything else that the config's task is made of; raises whatever is wrong with them.
+    """Build the data and the task (search or training) of a config.
 
     Args:
-        images: the run's pixels; None looks at no image yet.
+        images: decoder or cache of the images; None if no image is to be read yet.
+        datasets: the data sets of the run; None to read them.
+
+    Raises:
+        ConfigError, DataError: config and data do not fit together.
     """
     if config.task == "search":
-        search_data = build_search_data(config, world, images)
+        search_data = build_search_data(config, world, images, datasets)
         return search_data, build_search(config, search_data, world)
-    data = build_training_data(config, world, images)
+    data = build_training_data(config, world, images, datasets)
     return data, build_training(config, data, world)
 
 
 def run(config: Config, world: World, stop: StopSignal) -> None:
-    """Does the config's task, from its last checkpoint if there is one, and writes the run folder."""
-    on_main(lambda: draw_people(config.data))
-    data, task = build_task(config, world, run_images(config, world))
+    """Run the task of a config, from its last checkpoint if there is one, and write the run folder."""
+    on_main(lambda: generate_people(config.data))
+    datasets = on_main(lambda: read_datasets(config))
+    data, task = build_task(config, world, run_images(config, world, datasets), datasets)
     folder = RunFolder(config.output_dir / config.task_name)
     with ExitStack() as stack:
 
@@ -135,15 +152,15 @@ def run(config: Config, world: World, stop: StopSignal) -> None:
         on_main(claim)
         start_logging(folder.logs, world.rank)
         try:
-            with naming_nondeterminism():
-                _go_on(config, world, data, task, folder, stop)
+            with explain_nondeterminism():
+                _run_task(config, world, data, task, folder, stop)
         except AutoreidError as error:
             with suppress(RunError):  # the disk may be full
                 _record(folder, world, "failed", task.state, str(error))
             raise
 
 
-def _go_on(
+def _run_task(
     config: Config,
     world: World,
     data: TrainingData,
@@ -153,16 +170,13 @@ def _go_on(
 ) -> None:
     checkpoints = CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
     state = task.state
+    _log.info("run folder: %s", folder.root)
     _resume(state, checkpoints)
     if state.finished and folder.result.exists():
-        _log.info("this run is finished: %s", folder.result)
+        _log.info("this run has already finished; result: %s", folder.result)
         return
     _record(folder, world, "started", state)
-    _log.info("%s", data.summary)
-    for note in data.notes:
-        _log.warning("%s", note)
-    share = config.data.batch_size // world.size
-    _log.info("global batch of %d images: %d on each of %d ranks", config.data.batch_size, share, world.size)
+    _log_start(config, world, data, state)
     log_memory(task, config, world)
 
     def save(is_best: bool) -> None:
@@ -180,7 +194,29 @@ def _go_on(
         else:
             signals = sorted({name for name in gather_objects(stop.received) if name})
             _record(folder, world, "stopped", state, signals[-1])
-            _log.info("stopped at step %d by %s; the same command goes on", state.step, " and ".join(signals))
+            _log.info(
+                "stopped by %s and saved at step %d; run the same command again to resume",
+                " and ".join(signals),
+                state.step,
+            )
+
+
+def _log_start(config: Config, world: World, data: TrainingData, state: RunState) -> None:
+    """Log the task, the data, the device and the batches of a run."""
+    task = (
+        f"search in {config.search.space}" if config.task == "search" else f"training of {config.model.name}"
+    )
+    _log.info("%s: %d epochs of %d steps", task, config.training.epochs, state.steps_per_epoch)
+    if state.step:
+        _log.info("resuming after step %d, in epoch %d", state.step, state.epoch + 1)
+    _log.info("data: %s", data.summary)
+    for note in data.notes:
+        _log.warning("%s", note)
+    on_gpu = world.device.type == "cuda"
+    _log.info("device: %s", torch.cuda.get_device_name(world.device) if on_gpu else "CPU")
+    batch = config.data.batch_size
+    ranks = "all on 1 rank" if world.size == 1 else f"{batch // world.size} on each of {world.size} ranks"
+    _log.info("global batch of %d images, %s", batch, ranks)
 
 
 def _record(folder: RunFolder, world: World, kind: Kind, state: RunState, reason: str = "") -> None:
@@ -193,22 +229,21 @@ def _resume(state: RunState, checkpoints: CheckpointFolder) -> None:
     if saved is not None:
         state.load_state_dict(saved["state"])
         state.restarts += 1
-        _log.info("resumed at step %d, epoch %d", state.step, state.epoch + 1)
 
 
 def _open_report(
     config: Config, folder: RunFolder, task: SearchTask | TrainTask, world: World
-) -> RunReport | Silence:
-    """Rank 0's report, and silence on every other rank."""
+) -> RunReport | NullReport:
+    """Return the report of rank 0, and on other ranks one that does nothing."""
     if not world.is_main:
-        return Silence()
+        return NullReport()
     if isinstance(task, SearchTask):
         return SearchReport(config, folder, task)
     return TrainReport(config, folder, task)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -224,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings.expandable_segments,
             settings.deterministic,
         )
-        # From here on: a job may be told to stop while it is still getting ready.
+        # Before the task is built: a job may be stopped during its preparation.
         with StopSignal() as stop, group as world:
             run(config, world, stop)
         return 0

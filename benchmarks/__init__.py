@@ -1,1 +1,1 @@
-"""Scripts that measure this package; each runs by itself as `python benchmarks/NAME.py`."""
+"""Scripts that measure this package: `python benchmarks/NAME.py`."""

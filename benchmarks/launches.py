@@ -1,14 +1,14 @@
-"""Counts what a search step asks of a GPU, without one: kernels, bytes, waits of the host.
+"""Count kernels, bytes and host waits of a search step on a GPU, without a GPU.
 
-The step runs on torch's meta device, which computes nothing but takes the branches that a GPU takes. An operation
-counts as one kernel, a convolution's backward pass as one for each gradient, and a `_foreach_` operation as one for
-each group of tensors that fits into a launch; what a library splits into several kernels is not known here. Its bytes
-are those of its operands and results. A wait is whatever needs a value of the device on the host, or copies between
-them without being told not to block.
+The step runs on torch's meta device, which takes the same branches as a GPU but computes nothing. An operation
+counts as one kernel, the backward pass of a convolution as one for each gradient, and a `_foreach_` operation as
+one for each group of tensors that fits into a launch. Operations that a library splits into several kernels are not
+known here. The bytes of an operation are those of its operands and results. The host waits where it reads a value
+from the device, or copies between host and device with a blocking copy.
 
-    python benchmarks/launches.py            a table of first- and second-order steps of configs/darts_triplet.yaml
-    python benchmarks/launches.py --waits    and the lines that wait
-    python benchmarks/launches.py --json     one JSON object
+    python benchmarks/launches.py            print a table of steps of configs/darts_triplet.yaml
+    python benchmarks/launches.py --waits    also print the lines that wait
+    python benchmarks/launches.py --json     print one JSON object
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
@@ -38,17 +38,17 @@ from autoreid.training.task import TrainTask
 ROOT = Path(__file__).resolve().parent.parent
 META = torch.device("meta")
 
-#: Operations that make a result without a kernel.
+#: Operations without a kernel.
 FREE = {
     "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "lift_fresh",
     "detach", "alias", "resize_", "set_", "_local_scalar_dense", "sym_size", "is_same_size",
 }  # fmt: skip
-#: Tensors that one kernel of a `_foreach_` operation takes, by how many lists it has.
+#: Number of tensors per kernel of a `_foreach_` operation, by its number of tensor lists.
 FOREACH_DEPTH = {1: 110, 2: 64, 3: 48, 4: 36}
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors among an operation's arguments or results."""
+    """Yield the tensors in the arguments or results of an operation."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, list | tuple):
@@ -59,12 +59,12 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operations on tensors of the meta device, and answers what the host asks of them.
+    """Counts operations on tensors of the meta device, and returns dummy values where the host reads them.
 
     Attributes:
-        operations: kernels by operation.
-        bytes: read and written by the kernels.
-        waits: by the package's line that made the host wait.
+        operations: number of kernels by operation.
+        bytes: bytes that the kernels read and write.
+        waits: number of host waits by line of the package.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Launches(TorchDispatchMode):
 
     @property
     def kernels(self) -> int:
-        """Of all operations."""
+        """The number of kernels of all operations."""
         return sum(self.operations.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,7 +108,7 @@ class Launches(TorchDispatchMode):
         return result
 
     def _move(self, func: Any, args: Any, kwargs: Any, source: Tensor, target: torch.device) -> Any:
-        """A copy between host and device; pinned and not blocking, it makes nobody wait."""
+        """Copy between host and device; the host waits unless the copy is non-blocking and goes to the device."""
         if not kwargs.get("non_blocking") or target != META:
             self.wait()
         self.operations["copy between host and device"] += 1
@@ -121,18 +121,18 @@ class Launches(TorchDispatchMode):
             return
         kernels = 1
         if name == "convolution_backward":
-            kernels = sum(args[-1])  # one for each gradient that is wanted
+            kernels = sum(args[-1])  # one for each required gradient
         elif name.startswith("_foreach"):
             lists = [value for value in args if isinstance(value, list | tuple) and [*tensors_in(value)]]
             count = len(made or lists[0])
             depth = FOREACH_DEPTH[min(4, len(lists) + bool(made))]
-            # Of maps with gaps between their values, torch launches a kernel each.
+            # torch launches a separate kernel for each tensor that is not dense.
             kernels = -(-count // depth) if all(map(_is_dense, tensors_in(lists))) else count
         self.operations[name] += kernels
         self.bytes += sum(tensor.nbytes for tensor in given) + sum(tensor.nbytes for tensor in made)
 
     def wait(self) -> None:
-        """Counts a wait at the innermost line of the package."""
+        """Count a wait at the innermost line of the package."""
         frames = [frame for frame in traceback.extract_stack() if f"{ROOT}/autoreid/" in frame.filename]
         place = (
             f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}" if frames else "elsewhere"
@@ -141,7 +141,7 @@ class Launches(TorchDispatchMode):
 
 
 class _HostData(TorchFunctionMode):
-    """Sees what becomes a tensor of the device from lists and numbers of Python: copies that no operation shows."""
+    """Finds copies to the device from Python lists and numbers, which do not appear as operations."""
 
     def __init__(self, wait: Callable[[], None]) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def _on_host(key: object) -> bool:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the values lie without gaps, in whatever order of the dimensions."""
+    """Return whether the values of a tensor have no gaps between them, in any order of the dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != expected:
@@ -181,7 +181,7 @@ def _is_view(func: Any) -> bool:
 
 
 def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> SearchTask | TrainTask:
-    """A recipe's task on the meta device, on a few synthetic people at the recipe's own image size."""
+    """Return the task of a recipe on the meta device, with few synthetic people and the recipe's image size."""
     people = {"train_identities": 24, "test_identities": 2, "images_per_identity": 8, "cameras": 2}
     config = load_config(
         ROOT / "configs" / recipe,
@@ -199,21 +199,21 @@ def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> Sea
             *changes,
         ],
     )
-    draw_people(config.data)
+    generate_people(config.data)
     _, task = build_task(config, World(0, 1, 0, META))
     precisions, optimizers = [task.precision], [task.state.weight_optimizer]
     if isinstance(task, SearchTask):
         precisions.append(task.architect.precision)
         optimizers.append(task.state.alpha_optimizer)
     for precision in precisions:
-        precision.device = torch.device("cpu")  # for autocast, which knows no meta device; it stays off
+        precision.device = torch.device("cpu")  # autocast, which stays off, does not support the meta device
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["foreach"] = True  # what torch chooses on GPUs by itself
+        group["foreach"] = True  # torch's default on GPUs
     return task
 
 
 def count_step(task: SearchTask | TrainTask) -> Launches:
-    """The launches of a step that is not the first: the optimisers have their buffers by then."""
+    """Return the launches of the second step, when the optimisers have their buffers."""
     stop = StopSignal()
     with Launches():
         task.step(stop)
@@ -223,7 +223,7 @@ def count_step(task: SearchTask | TrainTask) -> Launches:
 
 
 def count_pass(task: SearchTask | TrainTask) -> Launches:
-    """A forward and backward pass of a supernet that trains the weights."""
+    """Return the launches of a forward and backward pass of the supernet."""
     assert isinstance(task, SearchTask)
     batch = next(task.state.stream).to(META)
     with Launches():
@@ -239,7 +239,7 @@ def count_pass(task: SearchTask | TrainTask) -> Launches:
 
 
 def main() -> None:
-    """Counts and prints."""
+    """Count, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

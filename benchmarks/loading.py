@@ -1,4 +1,4 @@
-"""Training images a second on one core, from the image cache and from files, against PIL and torchvision's transforms.
+"""Training images per second on one core, from the image cache and from files, compared with torchvision's transforms.
 
 python benchmarks/loading.py [--quick] [--json]
 """
@@ -33,7 +33,7 @@ from autoreid.distributed import World
 
 HEIGHT, WIDTH, BATCH = 256, 128, 64
 CPU = torch.device("cpu")
-#: Of a recipe, and of everything that there is.
+#: The augmentation of most recipes, and all augmentations.
 AUGMENTATIONS = {
     "crop and flip": Augmentation(padding=10, flip=0.5),
     "with erasing and jitter": Augmentation(10, 0.5, erasing=0.5, brightness=0.2, contrast=0.15),
@@ -41,7 +41,7 @@ AUGMENTATIONS = {
 
 
 class UsualImages(Dataset[Tensor]):
-    """One image at a time, as most code for re-identification loads them."""
+    """Loads one image at a time with PIL and torchvision, as most re-identification code does."""
 
     def __init__(self, split: Split, augmentation: Augmentation) -> None:
         jitter = augmentation.brightness or augmentation.contrast
@@ -59,14 +59,14 @@ class UsualImages(Dataset[Tensor]):
         )
 
     def __getitem__(self, index: int) -> Tensor:
-        """The image's random view."""
+        """Return an image with random augmentation."""
         with Image.open(self.split.paths[index]) as file:
             view: Tensor = self.transform(file.convert("RGB"))
         return view
 
 
 def next_batch_of(split: Split, augmentation: Augmentation, images: Images | None) -> Callable[[], object]:
-    """Loads a batch in this process, from given pixels or the usual way."""
+    """Return a function that loads a batch in this process, from `images` or, if None, with `UsualImages`."""
     sampler = IdentityBalancedSampler(split.identities, BATCH, 4, seed=0)
     if images is not None:
         stream = BatchStream(split, sampler, split.identities, images, augmentation, workers=0, device=CPU)
@@ -81,7 +81,7 @@ def next_batch_of(split: Split, augmentation: Augmentation, images: Images | Non
 
 
 def measure(loaders: dict[str, Callable[[], object]], repetitions: int, batches: int) -> dict[str, float]:
-    """Images a second of each, the median over repetitions in which all take turns."""
+    """Return the images per second of each loader, as the median over interleaved repetitions."""
     for load in loaders.values():
         load()
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
@@ -95,7 +95,7 @@ def measure(loaders: dict[str, Callable[[], object]], repetitions: int, batches:
 
 
 def run(root: Path, identities: int, repetitions: int, batches: int) -> dict[str, dict[str, float]]:
-    """Draws people, makes their cache, and measures; by augmentation."""
+    """Generate people, create their image cache, and return the measurements by augmentation."""
     people = SyntheticPeople(train_identities=identities, test_identities=1, distractors=0, junk=0)
     write_synthetic_people(root / "people", people)
     train = read_dataset(root, "people").train
@@ -136,7 +136,7 @@ def main() -> None:
     for name, row in results.items():
         columns = f"{row['usual']:8.0f}{row['files']:8.0f}{row['files_ratio']:7.2f}"
         print(f"{name:25}{columns}{row['cache']:8.0f}{row['cache_ratio']:7.2f}")
-    print(f"the cache is made of {row['built']:.0f} images a second")
+    print(f"the cache is created at {row['built']:.0f} images a second")
 
 
 if __name__ == "__main__":

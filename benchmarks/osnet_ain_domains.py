@@ -1,13 +1,13 @@
-"""Does the search for instance norm (IN) find what helps on a domain that nobody trained on?
+"""Does the search for instance norm (IN) find networks that are better on an unseen domain?
 
     python benchmarks/osnet_ain_domains.py [--quick] [--folder DIR] [--seeds N] [--json]
 
-For each seed `configs/osnet_ain_quickstart.yaml` searches on two synthetic domains of strongly different style. What it
-found is then trained by `configs/osnet_ain_quickstart_train.yaml` on the same two domains, as are OSNet without IN, its
-form with IN in the stem alone (the space's own choice of no IN), the published OSNet-AIN and a random choice, all of
-one size and with the same seed; each is ranked on the test people of a domain that was trained on and of a third one
-that was not. A block drawn at random has IN with a probability of 3/4. A folder that holds some of the runs is gone on
-with.
+For each seed, `configs/osnet_ain_quickstart.yaml` searches on two synthetic domains with very different styles. The
+found network is then trained with `configs/osnet_ain_quickstart_train.yaml` on the same domains, and so are OSNet
+without IN, OSNet with IN in the stem alone (the network of the space without further IN), the published OSNet-AIN
+and a random network of the space, all with the same size and seed. Each is evaluated on the test people of one of
+these domains, and of a third, unseen one. A random block has IN with a probability of 3/4. Finished runs in the
+folder are not repeated.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH, TRAINING = (ROOT / "configs" / f"osnet_ain_quickstart{which}.yaml" for which in ("", "_train"))
 SEEN, UNSEEN = "people_a", "people_c"
-#: Networks beside the found one: genotypes, or a network's name.
+#: The networks that are compared.
 NETWORKS = ("found", "random", "OSNet", "IN in the stem", "OSNet-AIN")
 
 
 def command(folder: Path, module: str, *arguments: str | Path) -> None:
-    """Runs one of the package's commands in a folder; its output goes to stderr."""
+    """Run a command of the package in a folder, with its output on stderr."""
     line = [sys.executable, "-m", f"autoreid.{module}", *map(str, arguments)]
     subprocess.run(line, cwd=folder, check=True, stdout=sys.stderr)
 
 
 def search(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """One search: the chosen blocks, and the share of the mixture that has IN at the end."""
+    """Run a search, and return the chosen blocks and the share of the mixture with IN at the end."""
     name = f"search{seed}"
     command(folder, "train", "--config", SEARCH, f"task_name={name}", f"seed={seed}", *overrides)
     run = folder / "runs" / name
@@ -51,7 +51,7 @@ def search(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path, network: str, seed: int) -> list[str | Path]:
-    """The training's recipe and what makes it train that network."""
+    """Return the recipe for training a network, and the overrides that select the network."""
     if network == "OSNet":
         return [TRAINING, "model.name=osnet_x0_25", "model.options={}"]
     output = Path("derived") / f"{network.replace(' ', '_')}{seed}"
@@ -68,7 +68,7 @@ def recipe_of(folder: Path, network: str, seed: int) -> list[str | Path]:
 
 
 def train(folder: Path, network: str, seed: int, overrides: list[str]) -> dict[str, float]:
-    """A trained network's mAP on each target."""
+    """Train a network, and return its mAP on each target."""
     name = f"{network.replace(' ', '_')}-seed{seed}"
     recipe = recipe_of(folder, network, seed)
     targets = f"data.targets=[{UNSEEN}, {SEEN}]"
@@ -78,13 +78,13 @@ def train(folder: Path, network: str, seed: int, overrides: list[str]) -> dict[s
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation and the values themselves."""
+    """Return mean, standard deviation and the values themselves."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "deviation": deviation, "values": values}
 
 
 def study(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All runs, and what they came to."""
+    """Do all runs, and return their results."""
     searches, rows = [], {network: [] for network in NETWORKS}  # type: ignore[var-annotated]
     for seed in range(arguments.seeds):
         searches.append(search(folder, seed, _epochs(arguments.search_epochs)))
@@ -96,7 +96,7 @@ def study(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "blocks_with_in": spread([sum(block != "plain" for block in found["blocks"]) for found in searches]),
     }
     for network, results in rows.items():
-        gain = [mine[UNSEEN] - base[UNSEEN] for mine, base in zip(results, rows["OSNet"], strict=True)]
+        gain = [one[UNSEEN] - base[UNSEEN] for one, base in zip(results, rows["OSNet"], strict=True)]
         report[network] = {
             "unseen": spread([result[UNSEEN] for result in results]),
             "seen": spread([result[SEEN] for result in results]),
@@ -106,7 +106,7 @@ def study(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _epochs(epochs: int | None) -> list[str]:
-    """Overrides for a shorter run, measured at its end; none keeps the recipe's."""
+    """Return overrides for a run with this number of epochs, evaluated at its end; None keeps the recipe's."""
     if epochs is None:
         return []
     warmup = f"training.warmup_epochs={epochs // 4}"
@@ -114,7 +114,7 @@ def _epochs(epochs: int | None) -> list[str]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     for seed, found in enumerate(report["searches"]):
         print(f"seed {seed}: IN in {found['in_share']:.3f} of the mixture; {' '.join(found['blocks'])}")
     share, blocks = report["in_share"], report["blocks_with_in"]
@@ -131,15 +131,18 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Runs what is missing, and prints."""
+    """Do the runs that are missing, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--seeds", type=int, default=3, help="searches, and trainings of each network (default 3)"
+        "--seeds",
+        type=int,
+        default=3,
+        help="number of searches, and of trainings of each network (default: 3)",
     )
-    parser.add_argument("--epochs", type=int, help="of a training (default: the recipe's)")
-    parser.add_argument("--search-epochs", type=int, help="of a search (default: the recipe's)")
+    parser.add_argument("--epochs", type=int, help="epochs of a training (default: the recipe's)")
+    parser.add_argument("--search-epochs", type=int, help="epochs of a search (default: the recipe's)")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch each")
     parser.add_argument("--folder", type=Path, help="keep the runs here (default: a temporary folder)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

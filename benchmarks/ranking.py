@@ -1,4 +1,4 @@
-"""Time and peak memory of mAP, CMC and mINP from features, against a full sort of the full distance matrix.
+"""Time and peak memory of mAP, CMC and mINP from features, compared with a full sort of the full distance matrix.
 
 python benchmarks/ranking.py [--quick] [--json]
 """
@@ -23,12 +23,12 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 DIMENSION, CAMERAS, RANKS = 512, 6, 20
-#: Noise around an identity's centre: features about as good as a trained network's, and arbitrary ones.
+#: Noise around the centre of an identity: for features like those of a trained network, and for arbitrary features.
 TRAINED, ARBITRARY = 2.0, 100.0
 
 
 class Size(NamedTuple):
-    """A data set's size, what its features are like, and how it is measured."""
+    """The size of a data set, the noise of its features, and how it is measured."""
 
     queries: int
     gallery: int
@@ -49,7 +49,7 @@ QUICK = ("Market-1501",)
 
 
 class Problem(NamedTuple):
-    """Features and numbers, in the order that `evaluate_retrieval` takes them."""
+    """The arguments of `evaluate_retrieval`."""
 
     query_features: Floats
     gallery_features: Floats
@@ -60,14 +60,14 @@ class Problem(NamedTuple):
 
 
 def make_problem(queries: int, gallery: int, identities: int, noise: float) -> Problem:
-    """Unit features around one centre an identity; images beyond 100 an identity are distractors."""
+    """Return unit features around one centre for each identity; images beyond 100 per identity are distractors."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((identities, DIMENSION), dtype=np.float32)
     ids = [rng.integers(0, identities, n) for n in (queries, gallery)]
     ids[1][100 * identities :] = identities + np.arange(max(0, gallery - 100 * identities))
     features = [np.empty((n, DIMENSION), np.float32) for n in (queries, gallery)]
     for side, identity in zip(features, ids, strict=True):
-        for start in range(0, len(side), 1000):  # in pieces, to leave the peak memory to what is measured
+        for start in range(0, len(side), 1000):  # in pieces, so that this does not determine the peak memory
             part = slice(start, start + 1000)
             piece = noise * rng.standard_normal(side[part].shape, dtype=np.float32)
             piece += centres[identity[part] % identities] * (identity[part, None] < identities)
@@ -77,14 +77,14 @@ def make_problem(queries: int, gallery: int, identities: int, noise: float) -> P
 
 
 def plain_distances(query: Floats, gallery: Floats) -> Floats:
-    """(Q, G) squared Euclidean distances."""
+    """Return the squared Euclidean distances (Q, G)."""
     distances = (query**2).sum(1)[:, None] + (gallery**2).sum(1)
     distances -= 2 * query @ gallery.T
     return distances
 
 
 def plain_evaluation(distances: Floats, *numbers: Ints) -> tuple[float, float]:
-    """MAP and rank 1 as usual evaluators compute them: sort every row in full, then loop over queries."""
+    """Compute mAP and rank-1 as most evaluators do: sort every row in full, then loop over queries."""
     query_ids, gallery_ids, query_cameras, gallery_cameras = numbers
     order = np.argsort(distances, axis=1, kind="stable")
     precisions, curves = [], []
@@ -100,26 +100,26 @@ def plain_evaluation(distances: Floats, *numbers: Ints) -> tuple[float, float]:
 
 
 def plain_retrieval(query: Floats, gallery: Floats, *numbers: Ints) -> tuple[float, float]:
-    """The same from features."""
+    """Compute mAP and rank-1 from features with `plain_evaluation`."""
     return plain_evaluation(plain_distances(query, gallery), *numbers)
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """Seconds that one call takes, and its result."""
+    """Return the seconds of a call, and its result."""
     start = time.perf_counter()
     result = function(*arguments)
     return time.perf_counter() - start, result
 
 
 def peak_megabytes(function: Callable[..., Any], *size: float) -> float:
-    """Peak memory of a call above that of its inputs, in a process of its own."""
-    # A process starts with its parent's peak, so this comes before the parent makes anything large.
+    """Return the peak memory of a call without its inputs, measured in a separate process."""
+    # A process inherits its parent's peak, so this must run before the parent allocates anything large.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (function, *size))
 
 
 def _peak(function: Callable[..., Any], queries: int, *size: float) -> float:
-    function(*make_problem(30, 200, 5, TRAINED))  # loads what libraries load when first used
+    function(*make_problem(30, 200, 5, TRAINED))  # so that libraries are loaded
     problem = make_problem(queries, *size)  # type: ignore[arg-type]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     function(*problem)
@@ -127,13 +127,13 @@ def _peak(function: Callable[..., Any], queries: int, *size: float) -> float:
 
 
 def interleaved(repeats: int, *calls: Callable[[], Any]) -> list[float]:
-    """Median seconds of each call, called in turn."""
+    """Return the median seconds of each call, over interleaved repetitions."""
     seconds = [[timed(call)[0] for call in calls] for _ in range(repeats)]
     return [float(x) for x in np.median(seconds, axis=0)]
 
 
 def measure(size: Size, repeats: int) -> dict[str, Any]:
-    """Seconds of both ways; the plain way sees `baseline_queries` queries only."""
+    """Return the seconds of the package and of the baseline, which gets only the first `baseline_queries` queries."""
     problem = make_problem(*size[:4])
     ours: RetrievalResult
     first, ours = timed(evaluate_retrieval, *problem)
@@ -165,7 +165,7 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, and print a table or a JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="Market-1501's size only, once")
+    parser.add_argument("--quick", action="store_true", help="only the size of Market-1501, once")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     names = QUICK if arguments.quick else tuple(SIZES)
@@ -177,7 +177,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"benchmark": "ranking", **versions, "sizes": results}))
         return
-    print(f"D = {DIMENSION}; {versions}; plain: full matrix and full sort, of as many queries as stated")
+    print(f"D = {DIMENSION}; {versions}; plain: full matrix and full sort, for the stated number of queries")
     print(f"{'':24}{'mAP':>7}{'from features':>15}{'peak':>9}{'queries':>9}{'plain':>9}{'ratio':>7}", end="")
     print(f"{'ranking only':>14}{'plain':>9}{'ratio':>7}  published, from features")
     for name, row in results.items():

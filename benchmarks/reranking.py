@@ -1,4 +1,4 @@
-"""Time and peak memory of k-reciprocal re-ranking and its evaluation, against dense rows image by image.
+"""Time and peak memory of k-reciprocal re-ranking and evaluation, compared with an implementation with dense matrices.
 
 python benchmarks/reranking.py [--quick] [--json]
 """
@@ -33,7 +33,7 @@ K1, K2, LAMBDA = 20, 6, 0.3
 
 
 class Size(NamedTuple):
-    """A data set's size, what its features are like, and how it is measured."""
+    """The size of a data set, the noise of its features, and how it is measured."""
 
     queries: int
     gallery: int
@@ -53,33 +53,33 @@ QUICK = ("an eighth",)
 
 
 def evaluate_reranked(*problem: Any) -> RetrievalResult:
-    """Re-rank and score, block by block; see `Problem` for the arguments."""
+    """Re-rank and evaluate; see `Problem` for the arguments."""
     query, gallery, *numbers = problem
     return evaluate_distances(rerank(query, gallery, K1, K2, LAMBDA), *numbers)
 
 
 def evaluate_plain(*problem: Any) -> RetrievalResult:
-    """The same by the plain way."""
+    """Re-rank and evaluate with `plain_reranking`."""
     query, gallery, *numbers = problem
     return evaluate_distances(plain_reranking(query, gallery), *numbers)
 
 
 def reciprocal(order: npt.NDArray[np.int32], i: int, k: int) -> npt.NDArray[np.int32]:
-    """The k + 1 nearest images of image i that have it among theirs."""
+    """Return the images among the k + 1 nearest of image i that have i among their k + 1 nearest."""
     near = order[i, : k + 1]
     return near[(order[near, : k + 1] == i).any(1)]
 
 
 def plain_encoding(original: Floats, order: npt.NDArray[np.int32]) -> Floats:
-    """(N, N) dense weights of every image's expanded k-reciprocal neighbours."""
+    """Return the dense weights (N, N) of the expanded k-reciprocal neighbours of every image."""
     encoding = np.zeros_like(original)
     for i in range(len(original)):
         near = reciprocal(order, i, K1)
         expanded = [near]
         for candidate in near:
-            theirs = reciprocal(order, candidate, round(K1 / 2))
-            if len(np.intersect1d(theirs, near)) > 2 / 3 * len(theirs):
-                expanded.append(theirs)
+            neighbours = reciprocal(order, candidate, round(K1 / 2))
+            if len(np.intersect1d(neighbours, near)) > 2 / 3 * len(neighbours):
+                expanded.append(neighbours)
         members = np.unique(np.concatenate(expanded))
         weights = np.exp(-original[i, members])
         encoding[i, members] = weights / weights.sum()
@@ -87,7 +87,7 @@ def plain_encoding(original: Floats, order: npt.NDArray[np.int32]) -> Floats:
 
 
 def plain_reranking(query: Floats, gallery: Floats) -> Floats:
-    """(Q, G) re-ranked distances as usual implementations compute them: all N x N matrices held, dense."""
+    """Return the re-ranked distances (Q, G), computed as in most implementations, with dense N × N matrices."""
     images = np.concatenate([query, gallery])
     original = plain_distances(images, images) ** 2
     original /= original.max(1, keepdims=True)
@@ -110,7 +110,7 @@ def plain_reranking(query: Floats, gallery: Floats) -> Floats:
 
 
 def measure(size: Size) -> dict[str, Any]:
-    """Seconds, of the plain way as well where asked."""
+    """Return the seconds of the package, and of the baseline if `size.plain` is true."""
     problem = make_problem(*size[:4])
     result = evaluate_reranked(*problem)
     ways = [evaluate_reranked, evaluate_plain] if size.plain else [evaluate_reranked]
@@ -126,7 +126,7 @@ def measure(size: Size) -> dict[str, Any]:
 def main() -> None:
     """Measure, and print a table or a JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="an eighth of Market-1501's size only")
+    parser.add_argument("--quick", action="store_true", help="only an eighth of the size of Market-1501")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     names = QUICK if arguments.quick else tuple(SIZES)

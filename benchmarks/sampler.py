@@ -1,4 +1,4 @@
-"""Time to plan one epoch of identity-balanced batches, against the usual per-identity Python sampler.
+"""Time to plan an epoch of identity-balanced batches, compared with a sampler in pure Python.
 
 python benchmarks/sampler.py [--quick] [--json]
 """
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from autoreid.data.sampler import IdentityBalancedSampler
 
 BATCH_SIZE, IMAGES_PER_IDENTITY = 64, 4
-#: name -> images, identities, interleaved repetitions
+#: By name: images, identities and interleaved repetitions.
 SIZES = {
     "Market-1501": (12_936, 751, 15),
     "100 k images": (100_000, 10_000, 5),
@@ -29,7 +29,7 @@ QUICK = ("Market-1501", "100 k images")
 
 
 def uneven_identities(images: int, identities: int) -> npt.NDArray[np.int64]:
-    """(images,) identities in random order; counts spread as Market-1501's are, from 2 to some 70."""
+    """Return the identities (images,) in random order, with 2 to about 70 images each, as in Market-1501."""
     rng = np.random.default_rng(0)
     share = rng.gamma(3.0, size=identities)
     counts = 2 + rng.multinomial(images - 2 * identities, share / share.sum())
@@ -37,7 +37,7 @@ def uneven_identities(images: int, identities: int) -> npt.NDArray[np.int64]:
 
 
 def python_epoch(index: dict[int, list[int]], batch_size: int, K: int, seed: int) -> list[list[int]]:
-    """One epoch as the usual RandomIdentitySampler draws it: dictionaries, and one identity at a time."""
+    """Sample an epoch as the common RandomIdentitySampler does, with dictionaries and one identity at a time."""
     rng = random.Random(seed)
     groups: dict[int, list[list[int]]] = {}
     for identity, images in index.items():
@@ -58,14 +58,14 @@ def python_epoch(index: dict[int, list[int]], batch_size: int, K: int, seed: int
 
 
 def timed(function: Callable[..., object], *arguments: object) -> float:
-    """Seconds that one call takes."""
+    """Return the seconds of a call."""
     start = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - start
 
 
 def measure(images: int, identities: int, repetitions: int) -> dict[str, float]:
-    """Median seconds of both samplers, run in turn."""
+    """Return the median seconds of both samplers, over interleaved repetitions."""
     numbers = uneven_identities(images, identities)
     index = defaultdict(list)
     for image, identity in enumerate(numbers.tolist()):
@@ -91,7 +91,7 @@ def measure(images: int, identities: int, repetitions: int) -> dict[str, float]:
 def main() -> None:
     """Measure, and print a table or a JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="leave out the largest size")
+    parser.add_argument("--quick", action="store_true", help="skip the largest size")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     names = QUICK if arguments.quick else tuple(SIZES)

@@ -1,11 +1,11 @@
-"""Forward and backward pass of the supernets against one module a candidate: time, and bytes kept in between.
+"""Time and memory of a pass of the supernets, compared with supernets with one module for each candidate.
 
     python benchmarks/search_step.py [--quick] [--threads N] [--compile] [--json]
 
-The baseline is the tests' oracles (tests/helpers/per_edge.py, tests/helpers/per_block.py) with the same weights.
-All run in turn, in one process, on a GPU if there is one. With --compile the fused ones are compiled as well,
-which takes minutes each.
-At the end the quickstart's search, steps of alphas and weights with loading.
+The baselines are the references of the tests (tests/helpers/per_edge.py, tests/helpers/per_block.py) with the same
+weights. All run interleaved in one process, on a GPU if there is one. With --compile, compiled supernets are
+measured as well; each takes minutes to compile. Memory is that of tensors kept for the backward pass. At the end,
+whole steps of the quickstart's search are measured, including data loading.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from autoreid.config import OsnetAin, ReidCell, Search
 from autoreid.data.images import Images
-from autoreid.data.training_data import build_search_data, draw_people
+from autoreid.data.training_data import build_search_data, generate_people
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
@@ -46,7 +46,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Size(NamedTuple):
-    """A supernet and its images."""
+    """A supernet, and the size of its batches and images."""
 
     search: Search
     batch: int
@@ -68,7 +68,7 @@ SIZES = {
 
 
 def one_by_one(supernet: nn.Module, search: Search) -> nn.Module:
-    """The same supernet with a module for each candidate."""
+    """Return a copy of a supernet with one module for each candidate."""
     oracle = copy.deepcopy(supernet)
     if search.space == "osnet_ain":
         for name, block in [*oracle.named_modules()]:
@@ -88,7 +88,7 @@ def one_by_one(supernet: nn.Module, search: Search) -> nn.Module:
 
 
 def kept_bytes(forward: Callable[[], object]) -> int:
-    """Bytes of all storages that a forward pass keeps for the backward pass, weights left out."""
+    """Return the bytes that a forward pass keeps for the backward pass, without weights."""
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def kept_bytes(forward: Callable[[], object]) -> int:
 
 
 def variants(size: Size, compiled: bool) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
-    """Supernets by how they compute, and uniform mixing weights for each."""
+    """Return the variants of a supernet by name, with uniform mixing weights for each."""
 
     def build(**changes: Any) -> tuple[nn.Module, dict[str, Tensor]]:
         torch.manual_seed(0)
@@ -131,14 +131,14 @@ def variants(size: Size, compiled: bool) -> dict[str, tuple[nn.Module, dict[str,
 
 
 def clock() -> float:
-    """Seconds, once the device has done what it was given."""
+    """Return the time in seconds, after synchronising the device."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def measure(size: Size, rounds: int, compiled: bool) -> dict[str, dict[str, float]]:
-    """Medians of interleaved rounds after a first one, in which what is to be compiled is."""
+    """Return medians over interleaved rounds, after a first round for compilation."""
     nets = variants(size, compiled)
     images = torch.randn(size.batch, 3, size.height, size.width, device=DEVICE)
     seconds: dict[str, list[float]] = {name: [] for name in nets}
@@ -162,7 +162,7 @@ def measure(size: Size, rounds: int, compiled: bool) -> dict[str, dict[str, floa
 
 
 def end_to_end(recipe: str, steps: int, compiled: bool) -> dict[str, dict[str, float]]:
-    """Images a second of a whole search: loading, alphas and weights; in turn step by step."""
+    """Return the images per second of whole search steps (loading, alphas and weights), over interleaved steps."""
     fused = ReidCellSpace.build_supernet
     build = {FUSED: fused, ORACLE: lambda space, count: one_by_one(fused(space, count), space.search)}
     if compiled:
@@ -173,7 +173,7 @@ def end_to_end(recipe: str, steps: int, compiled: bool) -> dict[str, dict[str, f
         for name, builder in build.items():
             changes = [f"data.root={folder}", f"training.compile={json.dumps(name == COMPILED)}"]
             config = load_config(ROOT / "configs" / recipe, changes)
-            draw_people(config.data)
+            generate_people(config.data)
             with mock.patch.object(ReidCellSpace, "build_supernet", builder):
                 images = Images(config.data.height, config.data.width)
                 tasks[name] = build_search(config, build_search_data(config, world, images), world)
@@ -193,13 +193,13 @@ def end_to_end(recipe: str, steps: int, compiled: bool) -> dict[str, dict[str, f
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="the first size, two rounds")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
-    parser.add_argument("--compile", action="store_true", help="compile as well")
+    parser.add_argument("--quick", action="store_true", help="only the first size, with two rounds")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--compile", action="store_true", help="also measure compiled supernets")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,9 +1,9 @@
-"""How hard the synthetic people are: mAP and rank-1 of chance, colour histograms and a small net.
+"""The difficulty of the synthetic people: mAP and rank-1 of chance, colour histograms and a small network.
 
     python benchmarks/synthetic_hardness.py [--quick] [--domain N] [--json]
 
-A data set is fit for its purpose if a net that has not been trained ranks near chance, colour alone is not
-enough, and training pays off on people whom the net has never seen.
+The data set serves its purpose if an untrained network ranks about as well as chance, colour alone is not enough, and
+training improves the ranking of unseen people.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEIGHT, WIDTH = 64, 32
 def load_pixels(
     split: Split, mode: str = "RGB", size: tuple[int, int] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """(N, H, W, 3) images of a split, resized to (width, height) if a size is given."""
+    """Return the images (N, H, W, 3) of a split, resized to `size` (width, height) if it is given."""
     images = []
     for path in split.paths:
         with Image.open(path) as image:
@@ -43,10 +43,10 @@ def load_pixels(
 
 
 def colour_histograms(split: Split, stripes: int) -> npt.NDArray[np.float64]:
-    """(N, stripes * 256): shares of 8x8x4 HSV bins in each horizontal stripe, as square roots.
+    """Return the square roots of HSV histograms (8×8×4 bins) of horizontal stripes, (N, stripes · 256).
 
-    Of each image only the middle half of the columns is counted: beside the person there is background,
-    which is the same for all people before a camera.
+    Only the middle half of the columns is used, because the rest is mostly background, which is the same for all people
+    seen by a camera.
     """
     pixels = load_pixels(split, "HSV").astype(np.int64)
     W = pixels.shape[2]
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 class SmallNet(nn.Module):
-    """A small residual net; in evaluation mode it gives the pooled features, in training the logits."""
+    """A small residual network, which returns pooled features in evaluation mode and logits in training mode."""
 
     def __init__(self, num_identities: int) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ class SmallNet(nn.Module):
 
 
 def to_tensor(split: Split) -> Tensor:
-    """(N, 3, HEIGHT, WIDTH) images, each channel from -1 to 1."""
+    """Return the images (N, 3, HEIGHT, WIDTH) with values from -1 to 1."""
     pixels = torch.from_numpy(load_pixels(split, size=(WIDTH, HEIGHT)))
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train(net: SmallNet, split: Split, epochs: int, batch: int = 64) -> None:
-    """Cross-entropy over identities, with random flips, shifts and colour changes."""
+    """Train a network with cross-entropy over identities, and random flips, shifts and colour changes."""
     images = to_tensor(split)
     labels = torch.from_numpy(np.unique(split.identities, return_inverse=True)[1])
     optimizer = torch.optim.Adam(net.parameters(), weight_decay=5e-4)
@@ -116,7 +116,7 @@ def train(net: SmallNet, split: Split, epochs: int, batch: int = 64) -> None:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Another crop, mirror image and colour cast for each image of the batch."""
+    """Apply a random shift, flip and colour change to each image of the batch."""
     B = len(images)
     gain = torch.empty(B, 3, 1, 1).uniform_(0.8, 1.25) * torch.empty(B, 1, 1, 1).uniform_(0.8, 1.25)
     theta = torch.eye(2, 3).repeat(B, 1, 1)
@@ -129,13 +129,13 @@ def augment(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def embed(net: SmallNet, split: Split) -> Tensor:
-    """(N, D) features of a split in evaluation mode."""
+    """Return the features (N, D) of a split in evaluation mode."""
     net.eval()
     return torch.cat([net(images) for images in to_tensor(split).split(256)])
 
 
 def measure(dataset: ReidDataset, epochs: int) -> dict[str, dict[str, float]]:
-    """Score each way to rank by mAP and rank-1."""
+    """Return mAP and rank-1 of each ranking."""
 
     def score(query: object, gallery: object) -> dict[str, float]:
         queries, images = dataset.query, dataset.gallery
@@ -168,12 +168,12 @@ def measure(dataset: ReidDataset, epochs: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Draw the people, measure, print."""
+    """Generate the people, measure, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="train for 10 epochs rather than 60")
-    parser.add_argument("--domain", type=int, default=0, help="the synthetic people's domain (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="train for 10 epochs instead of 60")
+    parser.add_argument("--domain", type=int, default=0, help="domain of the synthetic people (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     people = SyntheticPeople(domain=arguments.domain)

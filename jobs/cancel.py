@@ -1,4 +1,4 @@
-"""Cancels the jobs of runs: python jobs/cancel.py --help says more."""
+"""Cancel the jobs of runs; see python jobs/cancel.py --help."""
 
 import sys
 

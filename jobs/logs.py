@@ -1,4 +1,4 @@
-"""Shows a rank's log: python jobs/logs.py --help says more."""
+"""Show the log of a rank; see python jobs/logs.py --help."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Shows what runs do: python jobs/status.py --help says more."""
+"""Show the states of runs; see python jobs/status.py --help."""
 
 import sys
 

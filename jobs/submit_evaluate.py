@@ -1,4 +1,4 @@
-"""Submits an evaluation to Slurm: python jobs/submit_evaluate.py --gpus 4 -- --checkpoint ... (--help says more)."""
+"""Submit an evaluation to Slurm; see python jobs/submit_evaluate.py --help."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Submits searches, and jobs that derive, train and evaluate the best network that they find (--help says more)."""
+"""Submit searches and the jobs that derive, train and evaluate the best network; see --help."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Submits a search to Slurm: python jobs/submit_search.py --nodes 2 --gpus 8 --config FILE (--help says more)."""
+"""Submit a search to Slurm; see python jobs/submit_search.py --help."""
 
 import sys
 

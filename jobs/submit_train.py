@@ -1,4 +1,4 @@
-"""Submits a training to Slurm: python jobs/submit_train.py --nodes 2 --gpus 8 --config FILE (--help says more)."""
+"""Submit a training to Slurm; see python jobs/submit_train.py --help."""
 
 import sys
 

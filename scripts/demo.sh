@@ -1,9 +1,9 @@
 #!/bin/sh
-# The whole way on synthetic people: search, derive, train the found network beside a random one of its size and
-# ResNet-50, and rank them. Arguments are overrides for all four runs, such as training.epochs=1.
+# The whole pipeline on synthetic people: search, derive the found network, train it, a random network of about the same
+# size and ResNet-50, and evaluate all three. Arguments are overrides for all four runs, such as training.epochs=1.
 set -eu
 python=${PYTHON:-python3}
-# Threads that wait sleep rather than spin: on two cores that something else uses too, spinning costs most of the time.
+# Waiting OpenMP threads sleep instead of spinning, which would waste most of the time on cores that are shared.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 run() { echo "+ python -m autoreid.$*" >&2; "$python" -m "autoreid.$@"; }
 

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Measures the package on this machine's GPU, in parts that do not stop each other. --help says more.
+# Measure the package on this machine's GPU. A part that fails does not stop the others. See --help.
 set -u
 
-# Each part with its time limit in seconds, in the order of what matters most.
+# The parts with their time limits in seconds, the most important ones first.
 parts=(product_tests:120 supernet:120 steps:200 determinism:90 ranks:90 memory:60 ranking:60
     precision:60 nets:90 compiled:300 ceilings:30 micros:30)
 usage="usage: scripts/gpu_check.sh [--dry-run] [--budget SECONDS] [--output FOLDER] [PART[:SECONDS] ...]
 
-  --dry-run         run every part on the CPU with tiny sizes, to try the script
-  --budget SECONDS  end within this time, whatever hangs (default: 900)
-  --output FOLDER   a new folder for the results (default: gpu_check/DATE-TIME)
-  PART[:SECONDS]    run these parts only, with another time limit if one is given
+  --dry-run         run every part on the CPU with tiny sizes, to test the script
+  --budget SECONDS  end within this time, even if a part hangs (default: 900)
+  --output FOLDER   new folder for the results (default: gpu_check/DATE-TIME)
+  PART[:SECONDS]    run only these parts, with another time limit if SECONDS is given
 
-Each part is a process of its own, which is stopped at its time limit. The parts and their limits:
+Each part runs in a separate process, which is stopped at its time limit. The parts and their limits:
 $(printf '  %s\n' "${parts[@]}")
 
-FOLDER/summary.md is a table for benchmarks/README.md, FOLDER/results.jsonl has a line for each case, and
-FOLDER/log.txt everything that was printed. PYTHON names the interpreter (default: python3).
-Exit status: 0 all is measured; 1 a case failed, or a part was stopped or left out; 2 nothing can be measured."
+FOLDER/summary.md is a table for benchmarks/README.md, FOLDER/results.jsonl has one line for each case, and
+FOLDER/log.txt has the output of all parts. The environment variable PYTHON sets the interpreter (default: python3).
+Exit status: 0 everything was measured; 1 a case failed, or a part was stopped or skipped; 2 nothing can be measured."
 
 fail() {
     echo "gpu_check: $1" >&2
@@ -49,21 +49,21 @@ for name in "${chosen[@]}"; do
             continue 2
         fi
     done
-    fail "unknown part ${name%:*}; the parts are ${parts[*]%:*}"
+    fail "unknown part ${name%:*}; available parts: ${parts[*]%:*}"
 done
 [ ${#chosen[@]} -gt 0 ] || limits=("${parts[@]}")
 
 output=$(realpath -m "${output:-gpu_check/$(date +%Y%m%d-%H%M%S)}")
 cd "$(dirname "$(realpath "$0")")/.." || exit 2
-[ ! -e "$output/results.jsonl" ] || fail "$output holds results already; name another folder"
-mkdir -p "$output" || fail "$output cannot be written"
+[ ! -e "$output/results.jsonl" ] || fail "--output $output: already contains results; choose another folder"
+mkdir -p "$output" || fail "--output $output: cannot create the folder"
 results=$output/results.jsonl log=$output/log.txt
-scratch=$(mktemp -d) || fail "no temporary folder"
+scratch=$(mktemp -d) || fail "cannot create a temporary folder"
 : > "$results"
 : > "$log"
 
 python=${PYTHON:-python3}
-# Compilers keep nothing between two checks, so that the seconds of a first step are those of a first run.
+# New compiler caches for each check, so that the duration of a first step is that of a first run.
 export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton PYTHONUNBUFFERED=1
 [ -z "$dry_run" ] || export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 grace=5 # seconds from SIGTERM to SIGKILL
@@ -74,7 +74,7 @@ trap 'exit 130' INT TERM
 
 seconds_left() { echo $((budget - SECONDS)); }
 
-run() { # LIMIT PART: its exit status; 124 or 137 if it was stopped
+run() { # LIMIT PART: returns the exit status of the part; 124 or 137 if it was stopped
     timeout --kill-after "$grace" "$1" "$python" -m benchmarks.gpu "$2" --results "$results" \
         --scratch "$scratch" --seconds $(($1 > 2 ? $1 - 2 : 1)) $dry_run >> "$log" 2>&1 &
     running=$!
@@ -87,12 +87,12 @@ run() { # LIMIT PART: its exit status; 124 or 137 if it was stopped
 measure() { # PART LIMIT
     local name=$1 limit=$2 left started=$SECONDS status stopped=false
     left=$(($(seconds_left) - reserve))
-    # The limits are those of a GPU.
+    # The time limits are for GPUs.
     if [ -n "$dry_run" ] && [ ${#chosen[@]} -eq 0 ]; then limit=$left; fi
     [ "$limit" -le "$left" ] || limit=$left
     if [ "$limit" -lt 1 ]; then
         printf '{"part": "%s", "case": "whole", "skipped": "no time left of %d s"}\n' "$name" "$budget" >> "$results"
-        echo "$name: left out, no time left"
+        echo "$name: skipped, no time left"
         return
     fi
     echo "$name (up to $limit s) ..."
@@ -113,5 +113,5 @@ for part in "${limits[@]}"; do measure "${part%:*}" "${part#*:}"; done
 "$python" -m benchmarks.gpu summary --results "$results" > "$output/summary.md"
 status=$?
 cat "$output/summary.md"
-echo "$output: $SECONDS s in all"
+echo "$output: $SECONDS s in total"
 exit $status

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A real Slurm cluster on this machine: a controller and two nodes, n1 and n2, with 16 declared CPUs and 8 declared
-# GPUs each, and the partitions main and high, which preempts main. For tests, and for trying jobs without a cluster.
-# Each node has its own network, processes, host name and /dev/shm, and shares the file system.
+# A real Slurm cluster on this machine, for tests and for trying out jobs: a controller and two nodes, n1 and n2, each with
+# 16 declared CPUs and 8 declared GPUs, and the partitions main and high, where high preempts main. Each node has its own
+# network, processes, host name and /dev/shm; all nodes share the file system.
 set -euo pipefail
 
 usage='usage: local_slurm.sh start | stop | status | install
-       local_slurm.sh kill-node NODE        the node loses its power
-       local_slurm.sh start-node NODE       and has it again
-       local_slurm.sh on NODE COMMAND...    runs a command on a node, outside of any job
-As root. AUTOREID_SLURM_LAB is the cluster'\''s folder, by default a new one under TMPDIR.
-Exit status: 0 done, 1 failed, 2 bad command line, 3 not running, or cannot run on this machine.'
+       local_slurm.sh kill-node NODE        simulate a power failure of a node
+       local_slurm.sh start-node NODE       start a node again
+       local_slurm.sh on NODE COMMAND...    run a command on a node, outside of any job
+Must be run as root. AUTOREID_SLURM_LAB sets the folder of the cluster (default: a folder below TMPDIR).
+Exit status: 0 done, 1 failed, 2 wrong command line, 3 not running, or not possible on this machine.'
 
 lab=$(realpath -m "${AUTOREID_SLURM_LAB:-${TMPDIR:-/tmp}/autoreid-slurm-$(id -u)}")
 script=$(realpath "$0")
@@ -22,7 +22,7 @@ fail() { # STATUS MESSAGE
     exit "$1"
 }
 
-soon() { # COMMAND...: whether it succeeds within our patience
+soon() { # COMMAND...: repeat the command until it succeeds; fails after $patience seconds
     local end=$((SECONDS + patience))
     until "$@"; do
         ((SECONDS < end)) || return 1
@@ -37,7 +37,7 @@ install_slurm() {
     done
     [ -n "$missing" ] || return 0
     if [ "$(id -u)" != 0 ] || ! hash apt-get 2> /dev/null; then
-        fail 3 "no ${missing% }: install slurm-wlm, munge and iproute2, or run this as root where apt-get is"
+        fail 3 "not installed: ${missing% }; install slurm-wlm, munge and iproute2, or run this as root with apt-get"
     fi
     output=$(export DEBIAN_FRONTEND=noninteractive
         exec 9< "$script" && flock 9 # apt-get does not wait for another one
@@ -46,7 +46,7 @@ install_slurm() {
         fail 3 "apt-get could not install slurm-wlm, munge and iproute2: ${output##*$'\n'}"
 }
 
-process() { # NAME: the process that its file in run/ names, if it lives and is ours
+process() { # NAME: print the pid in run/NAME.pid if that process is running and belongs to this cluster
     local pid
     pid=$(cat "$lab/run/$1.pid" 2> /dev/null) && grep -qsF "$lab" "/proc/$pid/cmdline" && echo "$pid"
 }
@@ -60,11 +60,11 @@ end() { # NAME SIGNAL
     soon gone "$1" || kill -KILL "$pid"
 }
 
-bridge() { # the cluster's bridge; its alias names the folder
+bridge() { # print the name of the cluster's bridge, whose alias is the folder
     ip -oneline link show type bridge | sed -n "s|^[0-9]*: \([^:]*\):.* alias $lab *$|\1|p"
 }
 
-add_bridge() { # the first that is free, so that clusters with other folders may run beside this one
+add_bridge() { # use the first free number, so that several clusters can run at the same time
     local number refused
     for number in {0..9}; do
         if refused=$(ip link add "autoreid$number" type bridge 2>&1); then
@@ -74,19 +74,19 @@ add_bridge() { # the first that is free, so that clusters with other folders may
         fi
         [[ $refused = *exists* ]] || break
     done
-    fail 3 "no bridge could be made: $refused"
+    fail 3 "cannot create a network bridge: $refused"
 }
 
 make_folder() {
     local number
     mkdir -p "$lab"
-    [ -e "$lab/.autoreid-slurm" ] || [ -z "$(ls -A "$lab")" ] || fail 1 "$lab holds something else"
-    [ -O "$lab" ] || fail 1 "$lab belongs to another user"
+    [ -e "$lab/.autoreid-slurm" ] || [ -z "$(ls -A "$lab")" ] || fail 1 "$lab: the folder contains other files; set AUTOREID_SLURM_LAB to another folder"
+    [ -O "$lab" ] || fail 1 "$lab: the folder belongs to another user"
     touch "$lab/.autoreid-slurm"
     mkdir -p "$lab"/{etc,run,log,state,spool/n1,spool/n2,dev}
     chmod 755 "$lab" "$lab"/{etc,run}
-    for number in {0..7}; do # Slurm wants a device for each GPU; these are null devices
-        mknod "$lab/dev/nvidia$number" c 1 3 2> /dev/null || fail 3 "this machine does not let us make devices"
+    for number in {0..7}; do # Slurm needs a device file for each GPU; these are null devices
+        mknod "$lab/dev/nvidia$number" c 1 3 2> /dev/null || fail 3 "not allowed to create devices on this machine"
     done
     (umask 077 && head -c 128 /dev/urandom > "$lab/etc/munge.key")
 }
@@ -114,7 +114,7 @@ boot_controller() {
 }
 
 start_node() { # NODE
-    process "$1" > /dev/null && fail 1 "$1 runs already"
+    process "$1" > /dev/null && fail 1 "$1 is already running"
     local bridge
     bridge=$(bridge)
     setsid unshare --net --pid --uts --mount-proc --fork --kill-child "$script" boot-node "$lab" "$1" \
@@ -127,7 +127,7 @@ start_node() { # NODE
 
 has_own_network() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
 
-boot_node() { # NODE: its first process
+boot_node() { # NODE: the first process of the node
     hostname "$1"
     mount --bind "$lab/etc/hosts" /etc/hosts
     mount -t tmpfs tmpfs /dev/shm
@@ -136,11 +136,11 @@ boot_node() { # NODE: its first process
     ip address add "$(sed -n "s/ $1$//p" "$lab/etc/hosts")/24" dev eth0
     ip link set eth0 up
     slurmd
-    # The first process inherits the orphans; bash reaps them while it waits.
+    # The first process adopts orphaned processes; bash reaps them while it waits.
     while :; do sleep 60 & wait; done
 }
 
-first_process() { # NODE: its pid as seen from here
+first_process() { # NODE: print the pid of the node's first process, in the pid namespace of this script
     local pid
     pid=$(process "$1") || fail 1 "no node $1 is running"
     tr -d ' ' < "/proc/$pid/task/$pid/children"
@@ -156,7 +156,7 @@ on_node() { # NODE COMMAND...
 kill_node() { # NODE
     local pid
     pid=$(first_process "$1")
-    ip link delete "$(bridge)-$1" # first: a node without power does not even say that its connections end
+    ip link delete "$(bridge)-$1" # first, because a node that loses power does not close its connections
     kill -KILL "$pid"
     soon gone "$1"
 }
@@ -170,7 +170,7 @@ start() {
         echo "local_slurm: already running" >&2
     else
         unshare --net --pid --uts --mount-proc --fork true 2> /dev/null ||
-            fail 3 "the kernel refuses namespaces; in a container it needs to be a privileged one"
+            fail 3 "cannot create namespaces; a container must be privileged"
         stop
         trap stop EXIT
         make_folder
@@ -178,7 +178,7 @@ start() {
         write_settings "$(ip -oneline -4 address show "$(bridge)" | sed 's/.*inet \([0-9.]*\)\.254.*/\1/')"
         start_controller
         for node in "${nodes[@]}"; do start_node "$node"; done
-        soon all_idle || fail 1 "not idle after $patience s: $(tail -qn 1 "$lab"/log/slurm*.log | tr '\n' ' ')"
+        soon all_idle || fail 1 "the nodes are not idle after $patience s: $(tail -qn 1 "$lab"/log/slurm*.log | tr '\n' ' ')"
         trap - EXIT
     fi
     echo "export SLURM_CONF=$SLURM_CONF"
@@ -188,7 +188,7 @@ no_jobs() { [ -z "$(squeue --noheader 2> /dev/null)" ]; }
 
 stop() {
     local node
-    if process slurmctld > /dev/null; then # a waiting srun would wait for ever
+    if process slurmctld > /dev/null; then # otherwise a pending srun would wait for ever
         scancel --partition main && scancel --partition high && patience=10 soon no_jobs || true
     fi
     for node in "${nodes[@]}"; do
@@ -207,7 +207,7 @@ status() {
 
 case "${1-} $#" in
     "install 1" | "status 1") ;;
-    *) [ "$(id -u)" = 0 ] || fail 3 "needs root, for namespaces and a bridge of its own" ;;
+    *) [ "$(id -u)" = 0 ] || fail 3 "must be run as root, to create namespaces and a network bridge" ;;
 esac
 case "${1-} $#" in
     "install 1") install_slurm ;;

@@ -1,4 +1,4 @@
-"""Prepares a data set from downloaded archives, or checks one (--help says more)."""
+"""Prepare a data set from downloaded archives, or check an existing one."""
 
 from __future__ import annotations
 
@@ -22,38 +22,45 @@ examples:
       --archive query.list --archive gallery.list --root data
   python scripts/prepare_dataset.py market1501 --check --root data
 
-Published data sets: {_NAMES}.
-Any other name is a folder of one's own below --root. Interrupted, the same command goes on.
+published data sets: {_NAMES}
+Any other NAME is a folder with your own data below --root. If interrupted, run the same command again to resume.
+
 exit status: 0 every image can be read; 1 some are broken; 2 the command line, an archive or the layout is wrong
 """
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; raises ConfigError if its options do not fit together."""
+    """Parse the command line; raises ConfigError if options contradict each other."""
     parser = argparse.ArgumentParser(
-        description="Unpacks the archives of a data set, lays it out and looks at every image.",
+        description="Unpack the archives of a data set, convert its layout and check every image.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("name", metavar="NAME", help="of the data set")
+    add("name", metavar="NAME", help="name of the data set")
     add(
         "--archive",
         type=Path,
         action="append",
         metavar="FILE",
-        help="zip, tar or list; may stand several times",
+        help="zip or tar archive, list or .mat file; may be repeated",
     )
-    add("--root", type=Path, required=True, metavar="DIR", help="holds the data sets: data.root of a config")
-    add("--check", action="store_true", help="look at a data set that is there; without --archive")
+    add(
+        "--root",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of all data sets: data.root of a config",
+    )
+    add("--check", action="store_true", help="check an existing data set, without --archive")
     options = parser.parse_args(arguments)
     if options.check == bool(options.archive):
-        raise ConfigError("give either --archive with what to unpack, or --check")
+        raise ConfigError("give either --archive FILE, or --check to check an existing data set")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A search by your own batch script with one torchrun a node, which starts a process for each GPU:
+# A batch script for a search or training, with one torchrun per node, which starts a process for each GPU:
 #   sbatch --nodes=2 scripts/sbatch_torchrun.sh configs/darts_triplet.yaml runs/darts_triplet
 #SBATCH --job-name=autoreid
 #SBATCH --gpus-per-node=8
@@ -9,11 +9,12 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
-# Else torchrun itself dies of the signal, and its processes with it before they have saved.
+# Without this, the signal kills torchrun and its processes before they have saved a checkpoint.
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
     torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="${RANKS_PER_NODE:-$SLURM_GPUS_ON_NODE}" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:29500" --rdzv-id="$SLURM_JOB_ID" \
     -m autoreid.train --config "$1"
+# Requeue the job if its run can continue.
 python -m autoreid.slurm.resume --run "$2" --status $?

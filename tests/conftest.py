@@ -1,4 +1,4 @@
-"""Settings of all tests, before torch is imported anywhere, and the fixtures that several files share."""
+"""Settings of all tests, which must be made before torch is imported, and fixtures of several test modules."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from tests.helpers.slurm_cluster import faulty_cluster, slurm_cluster
 
 __all__ = ["faulty_cluster", "slurm_cluster"]
 
-# Tests run side by side: each process that took every core would wait for the others.
+# Tests run in several processes: if each of them used all cores, they would slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -23,14 +23,14 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-#: Modules that take longest, in this order. A module runs in one process: a long one that starts last leaves the
-#: other processes without work. Those on a cluster wait more than they compute, and others run beside them.
+#: The slowest modules, which run first, in this order. A module runs in one process: if a slow one ran last, the other
+#: processes would be idle. Modules with a Slurm cluster mostly wait, so others can run at the same time.
 LONGEST = ("slurm_faults", "slurm", "readme", "gpu_check", "compile", "resume", "submit", "memory", "train")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests that need a cluster, and puts the modules that take longest first."""
+    """Mark tests that need a cluster, and move the slowest modules to the front."""
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     for item in items:
         if "slurm_cluster" in getattr(item, "fixturenames", ()):

@@ -1,4 +1,4 @@
-"""Gradients accumulated over micro-batches: the mean of theirs, on any number of ranks, one graph at a time."""
+"""Gradient accumulation: the mean gradient of the micro-batches, on any number of ranks, with one graph at a time."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ TWICE = {"training__accumulation": 2}
 UNSHARED = {"distributed__share_batch_statistics": False, "losses__mine_across_ranks": False}
 
 
-def dealt(batch, count, images_per_identity):
-    """The micro-batches, by lists: whole groups, in turn."""
+def split_by_hand(batch, count, images_per_identity):
+    """The expected micro-batches: the g-th identity goes to micro-batch g mod `count`."""
     size = images_per_identity
     groups = torch.arange(len(batch.labels)).split(size)
     rows = [torch.cat(groups[number::count]) for number in range(count)]
@@ -47,19 +47,19 @@ def dealt(batch, count, images_per_identity):
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(1, 1), (1, 4), (2, 1), (2, 2), (2, 6), (3, 2), (4, 3), (6, 1)])
-def test_the_ranks_micro_batches_together_are_one_process_s(count, ranks):
+def test_micro_batches_of_all_ranks_are_those_of_one_process(count, ranks):
     size, identities = 3, 12
     images = torch.arange(size * identities * 2.0).view(-1, 1, 1, 2)
     batch = Batch(images, torch.arange(size * identities) // size, None)
     accumulation = Accumulation(count, size)
     alone = list(accumulation.micro_batches(batch))
-    for found, wanted in zip(alone, dealt(batch, count, size), strict=True):
+    for found, wanted in zip(alone, split_by_hand(batch, count, size), strict=True):
         assert torch.equal(found.images, wanted.images)
         assert torch.equal(found.labels, wanted.labels)
         assert set(Counter(found.labels.tolist()).values()) == {size}, "whole identities"
     shares = [
-        batch._replace(images=mine, labels=labels)
-        for mine, labels in zip(images.chunk(ranks), batch.labels.chunk(ranks), strict=True)
+        batch._replace(images=images, labels=labels)
+        for images, labels in zip(images.chunk(ranks), batch.labels.chunk(ranks), strict=True)
     ]
     if identities // ranks % count:
         return
@@ -70,38 +70,38 @@ def test_the_ranks_micro_batches_together_are_one_process_s(count, ranks):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_micro_batches_lie_in_memory_as_the_batch_does(layout):
+def test_micro_batches_keep_the_memory_format_of_the_batch(layout):
     batch = Batch(torch.randn(8, 3, 4, 4).to(memory_format=layout), torch.arange(8), None)
     for micro_batch in Accumulation(2, 2).micro_batches(batch):
         assert micro_batch.images.is_contiguous(memory_format=layout)
 
 
-class Dealt(Problem):
-    """Its loss is the mean over micro-batches; a norm among its layers makes that another loss than the batch's."""
+class Accumulated(Problem):
+    """A problem with the mean loss of the micro-batches, which differs from the batch's because there is a norm."""
 
     def loss(self, net, batch):
-        losses = [Problem.loss(self, net, micro_batch) for micro_batch in dealt(batch, 2, 2)]
+        losses = [Problem.loss(self, net, micro_batch) for micro_batch in split_by_hand(batch, 2, 2)]
         return sum(losses) / len(losses)
 
 
-def dealt_problem(steps_before):
-    return Dealt(*tiny_problem(steps_before))._replace(accumulation=Accumulation(2, 2))
+def accumulated_problem(steps_before):
+    return Accumulated(*tiny_problem(steps_before))._replace(accumulation=Accumulation(2, 2))
 
 
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_exact_is_the_derivative_of_the_unrolled_mean_loss(steps_before):
-    problem = dealt_problem(steps_before)
+    problem = accumulated_problem(steps_before)
     found, expected = problem.gradients("exact"), numerical_gradient(problem)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
     whole = tiny_problem(steps_before).gradients("exact")
-    assert (whole - found).norm() > 1e-2 * found.norm(), "micro-batches do matter here"
+    assert (whole - found).norm() > 1e-2 * found.norm(), "micro-batches make a difference here"
 
 
 def test_first_order_is_the_mean_of_the_micro_batches_gradients():
-    problem = dealt_problem(2)
+    problem = accumulated_problem(2)
     alphas = list(problem.alphas.parameters())
     expected = torch.zeros(())
-    for micro_batch in dealt(problem.alpha_batch, 2, 2):
+    for micro_batch in split_by_hand(problem.alpha_batch, 2, 2):
         expected = (
             expected + flat(torch.autograd.grad(Problem.loss(problem, problem.net, micro_batch), alphas)) / 2
         )
@@ -109,7 +109,7 @@ def test_first_order_is_the_mean_of_the_micro_batches_gradients():
 
 
 def test_second_order_is_darts_with_the_mean_loss():
-    problem = dealt_problem(2)
+    problem = accumulated_problem(2)
     net, alphas = stepped(problem), list(problem.alphas.parameters())
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     direction = torch.autograd.grad(problem.loss(net, problem.alpha_batch), weights)
@@ -127,8 +127,8 @@ def test_second_order_is_darts_with_the_mean_loss():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_nothing_is_moved(order):
-    problem = dealt_problem(2)
+def test_gradients_change_no_state(order):
+    problem = accumulated_problem(2)
     before = copy.deepcopy([problem.net.state_dict(), problem.alphas.state_dict()])
     problem.gradients(order)
     torch.testing.assert_close(
@@ -148,13 +148,13 @@ def test_a_step_of_a_search_has_the_mean_gradient_and_metrics(tmp_path, changes)
     network, alphas = copy.deepcopy(state.network), copy.deepcopy(state.alphas)
     _, metrics = task.step(StopSignal())
     if state.alpha_stream is not None:
-        alphas = state.alphas  # the weights' turn comes after theirs
+        alphas = state.alphas  # the weights are updated after the alphas
     wanted = torch.zeros(4)
-    for micro_batch in dealt(batch, 2, 4):
+    for micro_batch in split_by_hand(batch, 2, 4):
         mixing = task.relaxation.mixture(alphas, 0, "weights")
         values = task.loss(network(micro_batch.images, mixing), micro_batch.labels)
         learned = [weight for weight in network.parameters() if weight.requires_grad]
-        (values.total / 2).backward(inputs=[*learned, *copy_of(alphas, state)])
+        (values.total / 2).backward(inputs=[*learned, *alphas_learned_with_weights(alphas, state)])
         wanted += values.metrics() / 2
     torch.testing.assert_close(metrics, wanted)
     pairs = list(zip(network.parameters(), state.network.parameters(), strict=True))
@@ -166,8 +166,8 @@ def test_a_step_of_a_search_has_the_mean_gradient_and_metrics(tmp_path, changes)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def copy_of(alphas, state):
-    """Those of the alphas that get their gradient with the weights."""
+def alphas_learned_with_weights(alphas, state):
+    """The alphas that get their gradient together with the weights."""
     return list(alphas.parameters()) if alphas is not state.alphas else []
 
 
@@ -175,7 +175,7 @@ def test_a_step_of_a_training_has_the_mean_gradient(tmp_path):
     task = build_training_task(tmp_path, **TWICE, training__gradient_clip=None)
     network, batch = copy.deepcopy(task.state.network), task.state.stream.preview()
     _, metrics = task.step(StopSignal())
-    for micro_batch in dealt(batch, 2, 4):
+    for micro_batch in split_by_hand(batch, 2, 4):
         (task.loss(network(micro_batch.images), micro_batch.labels).total / 2).backward()
     for expected, found in zip(network.parameters(), task.state.network.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5)
@@ -199,7 +199,7 @@ def assert_all_close(found, expected, tolerance):
     ],
     ids=["first", "second", "exact", "osnet_ain single", "osnet_ain hard, first"],
 )
-def test_ranks_accumulate_what_one_process_accumulates(tmp_path, changes):
+def test_ranks_search_with_micro_batches_as_one_process_does(tmp_path, changes):
     tiny_config(tmp_path, **changes, **TWICE)
     path = write_tiny(tmp_path, **changes, **TWICE)
     ((alphas, weights, losses, _),) = run_ranks(search_in_float64, 1, path)
@@ -211,7 +211,7 @@ def test_ranks_accumulate_what_one_process_accumulates(tmp_path, changes):
         torch.testing.assert_close(found[2], losses, rtol=1e-6, atol=1e-8)
 
 
-def test_ranks_train_with_micro_batches_what_one_process_trains(tmp_path):
+def test_ranks_train_with_micro_batches_as_one_process_does(tmp_path):
     changes = OSNET_TRAINING | TWICE
     tiny_config(tmp_path, **changes)
     path = write_tiny(tmp_path, **changes)
@@ -221,8 +221,8 @@ def test_ranks_train_with_micro_batches_what_one_process_trains(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
-def test_micro_batches_are_what_ranks_with_statistics_of_their_own_compute(tmp_path, changes):
-    """With as many identities as micro-batches, so that both deal them alike."""
+def test_micro_batches_are_equivalent_to_ranks_without_shared_statistics(tmp_path, changes):
+    """There are as many identities as micro-batches, so that both split the batch in the same way."""
     changes = UNSHARED | changes | {"data__batch_size": 8}
     tiny_config(tmp_path, **changes)
     ((alphas, weights, losses, _),) = run_ranks(
@@ -246,46 +246,46 @@ def test_gradients_are_reduced_once_a_step(tmp_path):
     assert twice == once
 
 
-class _Kept:
-    """What autograd keeps of one tensor; counted for as long as it is kept."""
+class _Saved:
+    """A tensor that autograd has saved. The tracker counts it until it is freed."""
 
-    def __init__(self, tensor, ledger):
-        self.tensor, self.ledger = tensor, ledger
+    def __init__(self, tensor, tracker):
+        self.tensor, self.tracker = tensor, tracker
         self.key = (tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
-        ledger.uses[self.key] += 1
-        ledger.peak = max(ledger.peak, sum(size for (_, size), uses in ledger.uses.items() if uses))
+        tracker.uses[self.key] += 1
+        tracker.peak = max(tracker.peak, sum(size for (_, size), uses in tracker.uses.items() if uses))
 
     def __del__(self):
-        self.ledger.uses[self.key] -= 1
+        self.tracker.uses[self.key] -= 1
 
 
-class _Ledger:
+class _Tracker:
     def __init__(self):
         self.uses, self.peak = Counter(), 0
 
 
 @pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
-def test_a_micro_batch_is_all_that_is_kept_at_a_time(tmp_path, changes):
+def test_only_one_micro_batch_is_in_memory_at_a_time(tmp_path, changes):
     peaks = {}
     for count in (1, 2, 4):
         task = build_search_task(tmp_path, **changes, training__accumulation=count)
         weights = {weight.data_ptr() for weight in task.state.network.parameters()}
-        ledger = _Ledger()
+        tracker = _Tracker()
 
-        def keep(tensor, ledger=ledger, weights=weights):
-            return tensor if tensor.data_ptr() in weights else _Kept(tensor, ledger)
+        def pack(tensor, tracker=tracker, weights=weights):
+            return tensor if tensor.data_ptr() in weights else _Saved(tensor, tracker)
 
-        def give(kept):
-            return kept.tensor if isinstance(kept, _Kept) else kept
+        def unpack(saved):
+            return saved.tensor if isinstance(saved, _Saved) else saved
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, give):
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             task.step(StopSignal())
-        peaks[count] = ledger.peak
+        peaks[count] = tracker.peak
     assert peaks[2] < 0.6 * peaks[1]
     assert peaks[4] < 0.6 * peaks[2]
 
 
-def test_identities_that_cannot_be_dealt_are_refused(tmp_path, capsys):
+def test_identities_that_cannot_be_split_evenly_are_refused(tmp_path, capsys):
     path = write_tiny(tmp_path)
     assert train.main(["--config", str(path), "training.accumulation=3"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -12,7 +12,7 @@ from tests.helpers.trained import HEIGHT, OPTIONS, WIDTH
 
 
 class Pooled(nn.Module):
-    """Ends with pooling by a module, whose output is 4-D as well."""
+    """Ends with pooling by a module, whose output is also 4-D."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def test_every_network_shows_the_map_that_it_pools(name):
 def test_a_derived_network_shows_its_last_cell():
     torch.manual_seed(0)
     network, images = build_model("derived", 7, **OPTIONS).eval(), torch.randn(2, 3, HEIGHT, WIDTH)
-    # What is ranked is the mean of that cell's map, after the neck's norm.
+    # The embedding that is ranked is the mean of that cell's map, after the neck's norm.
     with torch.inference_mode():
         embedding = network(images)
     outputs = []
@@ -54,7 +54,7 @@ def test_a_derived_network_shows_its_last_cell():
 
 
 def test_a_network_without_a_feature_map_is_refused():
-    with pytest.raises(RunError, match="Sequential: no module puts out a feature map"):
+    with pytest.raises(RunError, match="Sequential: no module has a feature map"):
         activation_maps(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.zeros(1, 3, 4, 4))
 
 

@@ -36,11 +36,11 @@ def test_second_order_is_exact_up_to_the_finite_difference(steps_before):
     problem = tiny_problem(steps_before)
     exact, second, direct = problem.gradients("exact"), problem.gradients("second"), direct_term(problem)
     through_the_step = exact - direct
-    # What the second order adds is large here, and right to a hundredth of itself.
+    # The second-order term is large here, and accurate to 1 %.
     assert through_the_step.norm() > 0.2 * direct.norm()
     assert (second - exact).norm() < 1e-2 * through_the_step.norm()
     assert (second - exact).norm() < 2e-3 * exact.norm()
-    # Multiplied by epsilon instead of divided by twice that, it would all but vanish.
+    # A term that is multiplied by epsilon instead of divided by 2·epsilon is almost zero. This must be detected.
     net = stepped(problem)
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     direction = torch.autograd.grad(problem.loss(net, problem.alpha_batch), weights)
@@ -56,18 +56,18 @@ def test_first_order_is_autograd_on_the_alphas_batch():
     torch.testing.assert_close(problem.gradients("first"), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_the_learning_rate_and_momentum_of_the_moment_count():
+def test_the_current_learning_rate_is_used():
     problem = tiny_problem(2)
     before = problem.gradients("exact")
     problem.optimizer.param_groups[0]["lr"] = 1e-9
-    # Without a step there is nothing to differentiate through.
+    # With a vanishing step, only the first-order term remains.
     torch.testing.assert_close(problem.gradients("exact"), problem.gradients("first"), rtol=1e-6, atol=1e-8)
     assert (problem.gradients("exact") - before).norm() > 0.1 * before.norm()
 
 
 @pytest.mark.parametrize("missing", [0, -1])
-def test_a_weight_without_momentum_takes_none_from_the_others(missing):
-    """A hard relaxation leaves weights without a gradient, and so without a momentum, until they are sampled."""
+def test_a_weight_without_momentum_does_not_use_that_of_another(missing):
+    """With a hard relaxation, weights have no gradient and no momentum until they are sampled."""
     problem = tiny_problem(3)
     weights = [weight for weight in problem.net.parameters() if weight.requires_grad]
     del problem.optimizer.state[weights[missing]]
@@ -76,13 +76,15 @@ def test_a_weight_without_momentum_takes_none_from_the_others(missing):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_nothing_is_moved(order):
+def test_gradients_change_no_state(order):
     problem = tiny_problem(2)
-    problem.loss(problem.net, problem.weight_batch)  # running statistics other than their first values
-    watched = [problem.net.state_dict(), problem.optimizer.state_dict(), problem.alphas.state_dict()]
-    before = copy.deepcopy(watched)
+    problem.loss(
+        problem.net, problem.weight_batch
+    )  # changes the running statistics from their initial values
+    state = [problem.net.state_dict(), problem.optimizer.state_dict(), problem.alphas.state_dict()]
+    before = copy.deepcopy(state)
     first = problem.gradients(order)
-    torch.testing.assert_close(watched, before, rtol=0, atol=0)
+    torch.testing.assert_close(state, before, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in problem.net.parameters())
     assert all(alpha.grad is None for alpha in problem.alphas.parameters())
     assert problem.net.norm.track_running_stats
@@ -91,11 +93,11 @@ def test_nothing_is_moved(order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_gradients_come_in_the_alphas_order(order):
+def test_gradients_are_in_the_order_of_the_alphas(order):
     problem = tiny_problem(1)
     gradients = problem.architect(order).gradients(problem.alpha_batch, problem.weight_batch, step=3)
     assert [g.shape for g in gradients] == [alpha.shape for alpha in problem.alphas.parameters()]
-    # A softmax does not change when all its alphas move alike.
+    # Adding a constant to all alphas of a row does not change their softmax.
     for gradient in gradients:
         assert gradient.sum(-1).abs().max() < 1e-9 < gradient.abs().max()
 
@@ -104,7 +106,7 @@ SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"
 
 
 def real_problem(operations=CELL_OPERATIONS[:7], seed=0):
-    """The real supernet and loss, as small as they come, in float64."""
+    """The smallest real supernet and its loss, in float64."""
     settings = ReidCell(
         channels=4, cells_per_stage=(1, 1), nodes=2, stem="darts", parts=2, operations=operations
     )
@@ -121,7 +123,7 @@ def real_problem(operations=CELL_OPERATIONS[:7], seed=0):
 
 
 def test_exact_is_the_derivative_on_the_real_supernet():
-    """Along a few directions of all alphas together, within one piece of the piecewise smooth loss."""
+    """Along a few random directions, with steps small enough to stay in one smooth piece of the loss."""
     problem = real_problem()
     exact, step = problem.gradients("exact"), 1e-7
     alphas = list(problem.alphas.parameters())
@@ -140,8 +142,10 @@ def test_exact_is_the_derivative_on_the_real_supernet():
 
 
 def test_second_order_is_exact_on_the_real_supernet_without_kinks(monkeypatch):
-    """A step across a kink sees more curvature than autograd does; so no ReLU, no max pool, and a seed whose step
-    leaves the hardest positives and negatives who they are.
+    """A finite difference across a kink differs from the derivative.
+
+    The network therefore has no ReLU and no max pool, and the seed is one for which the finite differences do not
+    change the hardest positives and negatives.
     """
     monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.silu(x))
     problem = real_problem(SMOOTH, seed=1)
@@ -152,7 +156,7 @@ def test_second_order_is_exact_on_the_real_supernet_without_kinks(monkeypatch):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_real_supernet_is_left_as_it_was(order):
+def test_gradients_do_not_change_the_real_supernet(order):
     problem = real_problem()
     before = copy.deepcopy(problem.net.state_dict())
     assert problem.gradients(order).isfinite().all()

@@ -1,4 +1,4 @@
-"""The event file of a run, read back by TensorBoard's own reader."""
+"""The event file of a run, read back with TensorBoard's reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def noise(height: int, width: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_pictures_of_several_epochs_come_back_pixel_for_pixel_under_one_tag(tmp_path):
+def test_pictures_of_several_epochs_are_read_back_unchanged_under_one_tag(tmp_path):
     pictures = [noise(20, 30 + epoch, epoch) for epoch in range(3)]
     with Board(tmp_path / "board") as board:
         for epoch, picture in enumerate(pictures):
@@ -38,7 +38,7 @@ def test_pictures_of_several_epochs_come_back_pixel_for_pixel_under_one_tag(tmp_
             assert (event.height, event.width) == picture.shape[:2]
 
 
-def test_scalars_and_text_come_back(tmp_path):
+def test_scalars_and_text_are_read_back(tmp_path):
     with Board(tmp_path) as board:
         board.text("config", "    seed: 1\n    ümlaut: ja")
         board.scalars({"loss/total": 2.5, "rate": 0.1}, 3)
@@ -71,7 +71,7 @@ def test_a_resumed_run_shows_each_step_once(tmp_path_factory, before, saved, aft
     assert points(folder, "loss") == expected
 
 
-def test_a_run_that_starts_anew_hides_what_was_never_saved(tmp_path):
+def test_a_run_that_starts_from_the_beginning_hides_earlier_steps(tmp_path):
     for value in (1.0, 2.0):
         with Board(tmp_path) as board:
             board.scalars({"loss": value}, 0)
@@ -88,7 +88,7 @@ def test_flushed_values_are_in_the_file_before_it_is_closed(tmp_path):
     assert points(tmp_path, "loss") == [(1, 1.0)]
 
 
-def test_a_full_disk_silences_the_board_and_not_the_run(tmp_path, caplog):
+def test_a_full_disk_stops_the_board_but_not_the_run(tmp_path, caplog):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     caplog.set_level(logging.WARNING)
@@ -103,6 +103,6 @@ def test_a_full_disk_silences_the_board_and_not_the_run(tmp_path, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert len(caplog.records) == 1
-    assert f"{tmp_path}: TensorBoard gets no more of this run: File too large" in caplog.text
+    assert f"{tmp_path}: cannot write for TensorBoard any more: File too large" in caplog.text
     assert points(tmp_path, "loss") == [(1, 1.0)]
     assert [event.step for event in read_events(tmp_path).Images("noise")] == [1, 2]

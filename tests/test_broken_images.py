@@ -1,4 +1,4 @@
-"""What becomes of images that cannot be read, alone and among ranks."""
+"""How images that cannot be read are handled, in one process and among ranks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.helpers.ranks import run_ranks
 
 @pytest.fixture
 def root(tmp_path):
-    """A data set `people` of 4 identities with 4 images by 2 cameras, to train on."""
+    """A data set `people` of 4 identities with 4 images from 2 cameras, for training."""
     write_people(tmp_path)
     return tmp_path
 
 
 def spoil(root, kind):
-    """Breaks an image; its path, and the reason that is told."""
+    """Break an image; returns its path and the expected reason."""
     path = root / "people/p2/c1/1.jpg"
     if kind == "empty":
         path.write_bytes(b"")
@@ -43,7 +43,7 @@ def spoil(root, kind):
         return path, "truncated"
     if kind == "no image":
         path.write_text("no image")
-        return path, "of no known format"
+        return path, "unknown image format"
     if kind == "dangling":
         path.unlink()
         path.symlink_to("nowhere.jpg")
@@ -77,7 +77,7 @@ def test_or_is_left_out_and_named(root, kind, folder):
     for _ in range(2):
         found = prepare(root, cache=folder and Path(folder), on_broken_image="skip")
         (note,) = found.notes
-        assert note.startswith(f"left out: {path}: cannot read this image: ")
+        assert note.startswith(f"skipped: {path}: cannot read this image: ")
         assert reason in note
         assert list(found.broken) == [str(path)]
         train = read_dataset(root, "people").train
@@ -87,7 +87,7 @@ def test_or_is_left_out_and_named(root, kind, folder):
 
 
 def test_an_image_that_may_not_be_read_and_then_may(root, monkeypatch):
-    """Its size and time do not change, so the cache would be taken for good."""
+    """Its size and time do not change, so the cache is considered valid."""
     path = root / "people/p2/c1/1.jpg"
     opened = Image.open
 
@@ -109,12 +109,12 @@ def test_an_image_that_may_not_be_read_and_then_may(root, monkeypatch):
 def test_many_broken_images_are_counted(root, monkeypatch):
     for person in range(4):
         (root / f"people/p{person}/c1/1.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"the file is empty, nor 3 more of the run's; data.on_broken_image"):
+    with pytest.raises(DataError, match=r"the file is empty \(and 3 more\); set data.on_broken_image=skip"):
         prepare(root)
     monkeypatch.setattr(images, "_NAMED", 2)
     *named, rest = prepare(root, on_broken_image="skip").notes
     assert len(named) == 2
-    assert rest == "left out: 2 more images that cannot be read"
+    assert rest == "skipped: 2 more images that cannot be read"
 
 
 def make_stream(split, found):
@@ -125,7 +125,7 @@ def make_stream(split, found):
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_a_folder_that_changes_during_the_run(root, policy):
-    """With a cache nobody notices; without, the batch says what is missing, whatever the policy."""
+    """With a cache, nothing is noticed; without, the batch reports the missing file, whatever the policy."""
     train = read_dataset(root, "people").train
     cached = prepare(root, on_broken_image=policy)
     decoded = prepare(root, on_broken_image=policy, cache=None)
@@ -158,7 +158,7 @@ def test_a_node_without_room_decodes_and_all_leave_out_the_same(root):
     assert list(broken) == [str(path)]
     np.testing.assert_array_equal(pixels, same)
     assert len(good) == 1
-    assert "cannot make the folder" in full[0]
+    assert "cannot create the folder" in full[0]
     assert full[1:] == good
 
 

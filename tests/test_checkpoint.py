@@ -68,7 +68,7 @@ def test_a_step_saved_twice_is_replaced(tmp_path):
     checkpoints.save(3, state(1), True)
     checkpoints.save(3, state(2), False)
     assert_is_state(checkpoints.load_latest(), 2)
-    # The best is a name of its own, not of whatever replaces the step.
+    # best.pt is its own link, which survives when the step's file is replaced.
     assert_is_state(load_checkpoint(tmp_path / "best.pt"), 1)
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_newest_is_passed_over(tmp_path, caplog, damage):
 
 @pytest.mark.parametrize("keep_last", [1, 2])
 def test_going_on_behind_a_damaged_checkpoint_does_not_lose_new_ones(tmp_path, keep_last):
-    """A damaged step 300 must not count as newer than what a run resumed at step 200 saves at 250."""
+    """A damaged step 300 must not count as newer than step 250, saved by a run that was resumed at step 200."""
     checkpoints = CheckpointFolder(tmp_path, keep_last)
     checkpoints.save(200, state(200), False)
     checkpoints.path(300).write_bytes(b"damaged")
@@ -131,7 +131,7 @@ def test_nothing_but_damaged_ones_is_an_error(tmp_path):
 
 
 class Hostile:
-    """Unpickling this would leave a file behind."""
+    """Unpickling this would create a file."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -152,7 +152,7 @@ def test_no_code_is_run_from_a_checkpoint(tmp_path, layout):
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert not mark.exists()
-    # The file is a working trap: what trusts it springs it.
+    # The trap works: unpickling without the restriction triggers it.
     if layout == "zip":
         torch.load(path, weights_only=False)
     else:
@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_the_earlier_ones(tmp_path, monkeypatch, call):
             file = opened(path, mode, *arguments)
             if "w" in mode:
                 os.close(file.fileno())
-                os.open("/dev/full", os.O_WRONLY)  # takes the descriptor's place
+                os.open("/dev/full", os.O_WRONLY)  # gets the same descriptor number
             return file
 
         monkeypatch.setattr(Path, "open", open_full)
@@ -209,7 +209,7 @@ def test_a_folder_that_is_gone_is_named(tmp_path):
 
 
 def test_a_file_size_limit_leaves_the_earlier_ones(tmp_path):
-    """A quota as the kernel enforces it, in a process of its own."""
+    """A quota enforced by the kernel, in a separate process."""
     with_two_checkpoints(tmp_path)
     script = (
         "import resource, signal, sys, torch\n"
@@ -235,7 +235,7 @@ def test_a_file_size_limit_leaves_the_earlier_ones(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB, where this process may mount one."""
+    """A file system of 1 MB, if this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
@@ -252,6 +252,6 @@ def small_disk(tmp_path):
 def test_a_full_disk_leaves_the_earlier_ones(small_disk):
     checkpoints = with_two_checkpoints(small_disk)
     assert "No space left" in assert_failed_save_harms_nothing(checkpoints, 10**6)
-    # With room again, it goes on.
+    # Once there is space again, saving works.
     checkpoints.save(4, state(4), True)
     assert_is_state(checkpoints.load_latest(), 4)

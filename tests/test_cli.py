@@ -1,4 +1,4 @@
-"""What a command says and how it ends, whatever ended it."""
+"""The message and the exit status of a command for each kind of error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
         (DataError("a.jpg: cannot read"), 2, "a.jpg: cannot read"),
         (RunError("step 3: not finite"), 1, "step 3: not finite"),
         (DisagreementError("step 3: the alphas of rank 1 differ"), 3, "rank 1 differ"),
-        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (KeyboardInterrupt(), 130, "run the same command again"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried 1 GiB\nmore"), 1, "a smaller data.batch_size"),
         (torch.distributed.DistBackendError("NCCL timeout"), 1, "lost contact with another rank"),
     ],

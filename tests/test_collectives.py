@@ -1,4 +1,4 @@
-"""Collectives and shared batch statistics: many processes against one."""
+"""Collectives and shared batch statistics: several processes compared with one."""
 
 import copy
 
@@ -91,7 +91,7 @@ def _average(world):
     return distributed.average_and_agree(tensors, (world.rank == 1, False, True))
 
 
-def test_averages_and_agrees_in_one_call():
+def test_tensors_are_averaged_and_flags_combined():
     for averages, flags in run_ranks(_average, 3):
         assert averages[0].equal(torch.ones(2, 3))
         assert averages[1].equal(torch.tensor([1.0, 2.0]))
@@ -130,10 +130,12 @@ def _digest(world, odd):
     distributed.check_agreement("alphas", bytes([world.rank == odd] * 32), step=7)
 
 
-def test_digest_names_step_and_ranks():
+def test_different_digests_are_an_error_that_names_step_and_ranks():
     assert run_ranks(_digest, 3, -1) == [None] * 3
     errors = run_ranks(_digest, 3, 1, raises=False)
-    assert {str(error) for error in errors} == {"step 7: the alphas of rank 1 differ from the others'"}
+    assert {str(error) for error in errors} == {
+        "step 7: the alphas of rank 1 differ from those of the other ranks"
+    }
     assert all(isinstance(error, DisagreementError) and error.exit_status == 3 for error in errors)
 
 
@@ -146,7 +148,7 @@ def _on_main(world, error):
     return distributed.on_main(action)
 
 
-def test_on_main_shares_results_and_errors():
+def test_on_main_returns_or_raises_on_every_rank():
     assert run_ranks(_on_main, 2, None) == [(0, "done")] * 2
     errors = run_ranks(_on_main, 2, DataError("x.jpg: broken"), raises=False)
     assert [(type(error), str(error)) for error in errors] == [(DataError, "x.jpg: broken")] * 2
@@ -161,5 +163,5 @@ def _buffers(world):
     return norm.running_mean.tolist()
 
 
-def test_broadcast_buffers_takes_rank_zeros():
+def test_broadcast_buffers_copies_those_of_rank_0():
     assert run_ranks(_buffers, 2) == [[1.0, 1.0]] * 2

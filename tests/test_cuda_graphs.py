@@ -1,8 +1,8 @@
-"""training.cuda_graphs: what is replayed is what would have been computed, where graphs can be; a line where not.
+"""training.cuda_graphs: replayed steps give the same results, and unsupported settings are refused in one line.
 
-Machines of the tests have no GPU: torch's capture is stood in for by a function that behaves as its documentation
-says. It passes over sample inputs before it captures, replays on buffers of its own that new inputs are copied to, and
-gives the same tensors as gradients each time. tests/test_gpu.py runs the real one.
+These tests need no GPU. A fake replaces torch's capture and behaves as documented: it runs warm-up passes on the
+example inputs before the capture, a replay copies new inputs into static buffers, and all replays return the same
+gradient tensors. tests/test_gpu.py uses the real capture.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tests.helpers.tiny import OSNET_TRAINING, tiny_config, write_tiny
 GRAPHS = {"training__cuda_graphs": True}
 
 
-def stand_in(module, sample):
-    """As torch.cuda.make_graphed_callables replaces a module's forward method."""
+def fake_capture(module, example):
+    """Replace a module's forward method, as torch.cuda.make_graphed_callables does."""
     plain = module.forward
-    buffers = pytree.arg_tree_leaves(*sample)
-    structure = pytree.tree_structure(sample)
+    buffers = pytree.arg_tree_leaves(*example)
+    structure = pytree.tree_structure(example)
     parameters = tuple(module.parameters())
     surface = [*buffers, *parameters]
     wanted = [tensor for tensor in surface if tensor.requires_grad]
@@ -45,7 +45,7 @@ def stand_in(module, sample):
 
     for _ in range(3):
         _, gradients = run()
-    given = [torch.empty_like(gradient) for gradient in gradients]
+    static_gradients = [torch.empty_like(gradient) for gradient in gradients]
 
     class Replay(torch.autograd.Function):
         @staticmethod
@@ -58,9 +58,10 @@ def stand_in(module, sample):
 
         @staticmethod
         def backward(ctx, *gradients):
-            for place, found in zip(given, torch.autograd.grad(ctx.outputs, wanted, gradients), strict=True):
-                place.copy_(found)
-            found = iter(given)
+            computed = torch.autograd.grad(ctx.outputs, wanted, gradients)
+            for static, gradient in zip(static_gradients, computed, strict=True):
+                static.copy_(gradient)
+            found = iter(static_gradients)
             return tuple(next(found).detach() if x.requires_grad else None for x in surface)
 
     module.forward = lambda *inputs: Replay.apply(*pytree.arg_tree_leaves(*inputs), *parameters)
@@ -69,11 +70,11 @@ def stand_in(module, sample):
 
 @pytest.fixture
 def captures(monkeypatch):
-    """Counts the passes that are captured."""
+    """The passes that are captured."""
     found = []
     monkeypatch.setattr(training_build, "check_cuda_graphs", lambda *_: None)
     monkeypatch.setattr(
-        torch.cuda, "make_graphed_callables", lambda *given: (found.append(given), stand_in(*given))[1]
+        torch.cuda, "make_graphed_callables", lambda *given: (found.append(given), fake_capture(*given))[1]
     )
     return found
 
@@ -88,7 +89,7 @@ def captures(monkeypatch):
     ],
     ids=["first", "second", "single", "gumbel"],
 )
-def test_a_search_with_graphs_is_the_search_without(tmp_path, captures, changes, wanted):
+def test_a_search_gives_the_same_with_and_without_graphs(tmp_path, captures, changes, wanted):
     states = []
     for graphs in (False, True):
         task = build_search_task(tmp_path, **changes, training__cuda_graphs=graphs)
@@ -102,26 +103,26 @@ def test_a_search_with_graphs_is_the_search_without(tmp_path, captures, changes,
         assert torch.equal(replayed[name], value), name
 
 
-def test_a_search_resumes_with_graphs_as_without(tmp_path, captures):
-    calm = build_search_task(tmp_path, search__order="first")
+def test_a_search_resumes_with_graphs(tmp_path, captures):
+    uninterrupted = build_search_task(tmp_path, search__order="first")
     for _ in range(3):
-        calm.step(StopSignal())
-    struck = build_search_task(tmp_path, search__order="first", **GRAPHS)
-    struck.step(StopSignal())
-    state = copy.deepcopy(struck.state.state_dict())
+        uninterrupted.step(StopSignal())
+    interrupted = build_search_task(tmp_path, search__order="first", **GRAPHS)
+    interrupted.step(StopSignal())
+    state = copy.deepcopy(interrupted.state.state_dict())
     resumed = build_search_task(tmp_path, search__order="first", **GRAPHS)
     resumed.state.load_state_dict(state)
     for _ in range(2):
         resumed.step(StopSignal())
     assert len(captures) == 4
-    assert resumed.state.alphas.digest() == calm.state.alphas.digest()
-    for name, value in calm.state.network.state_dict().items():
+    assert resumed.state.alphas.digest() == uninterrupted.state.alphas.digest()
+    for name, value in uninterrupted.state.network.state_dict().items():
         assert torch.equal(resumed.state.network.state_dict()[name], value), name
 
 
 def _steps_of_rank(world, path):
     training_build.check_cuda_graphs = lambda *_: None
-    torch.cuda.make_graphed_callables = stand_in
+    torch.cuda.make_graphed_callables = fake_capture
     config = load_config(path)
     task = build_search(config, build_search_data(config, world), world)
     for _ in range(3):
@@ -129,7 +130,7 @@ def _steps_of_rank(world, path):
     return task.state.network.state_dict() | task.state.alphas.state_dict()
 
 
-def test_ddp_averages_what_is_replayed(tmp_path):
+def test_ddp_averages_the_gradients_of_replayed_passes(tmp_path):
     changes = {"search__order": "first", "distributed__share_batch_statistics": False}
     tiny_config(tmp_path, **changes)
     plain = run_ranks(_steps_of_rank, 2, write_tiny(tmp_path, **changes))
@@ -139,7 +140,7 @@ def test_ddp_averages_what_is_replayed(tmp_path):
             assert torch.equal(other[name], value), name
 
 
-def test_so_is_a_training(tmp_path, captures):
+def test_a_training_gives_the_same_with_and_without_graphs(tmp_path, captures):
     states = []
     for graphs in (False, True):
         config = tiny_config(tmp_path, **OSNET_TRAINING, training__cuda_graphs=graphs)
@@ -171,7 +172,7 @@ def test_so_is_a_training(tmp_path, captures):
         ),
     ],
 )
-def test_what_cannot_be_captured_is_refused_by_the_config(tmp_path, changes, message):
+def test_the_config_refuses_settings_that_cannot_be_captured(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write_tiny(tmp_path, **changes, **GRAPHS))
 
@@ -185,7 +186,7 @@ def test_what_cannot_be_captured_is_refused_by_the_config(tmp_path, changes, mes
         ("cuda", 1, True, None),
     ],
 )
-def test_what_the_machine_does_not_have_is_refused(tmp_path, device, ranks, shared, message):
+def test_unsupported_devices_and_ranks_are_refused(tmp_path, device, ranks, shared, message):
     config = load_config(write_tiny(tmp_path, **GRAPHS, distributed__share_batch_statistics=shared))
     world = World(0, ranks, 0, torch.device(device))
     if message is None:

@@ -1,4 +1,4 @@
-"""Every reader on its data set in miniature, and the published split rules at their true size."""
+"""Every reader on a miniature of its data set, and the published split rules at full size."""
 
 import csv
 import re
@@ -17,7 +17,7 @@ from tests.helpers import miniatures
 from tests.helpers.miniatures import MINIATURES
 
 SPLITS = ("train", "query", "gallery")
-#: Splits of these are the reader's.
+#: The splits of these data sets are computed by the reader.
 DIVIDED = ("viper", "grid")
 
 
@@ -38,7 +38,7 @@ def records(dataset, folder):
 
 
 def assert_same_people(found, rows):
-    """The same images in the same splits; identities and cameras are the rows' up to their names."""
+    """Check that images and splits are the same, and identities and cameras up to naming."""
     assert sorted(row[:2] for row in found) == sorted((row.split, row.path) for row in rows)
     by_path = {(row.split, row.path): row for row in rows}
     people, cameras = set(), set()
@@ -96,11 +96,11 @@ def test_viper_at_its_true_size_has_ten_random_halves(tmp_path):
         assert half.isdisjoint(dataset.query.identities.tolist())
         assert set(dataset.query.identities.tolist()) == set(dataset.gallery.identities.tolist())
         chosen.append(half)
-    # Worked out once; the splits must never change.
+    # Computed once; the splits must never change.
     assert sorted(chosen[0])[:8] == [1, 2, 4, 5, 6, 7, 8, 9]
     assert sorted(chosen[9])[:8] == [3, 5, 7, 8, 10, 14, 16, 18]
     shared = [len(one & other) for one in chosen for other in chosen if one is not other]
-    # Hypergeometric: 158 in the mean, with a deviation of 6.3.
+    # Hypergeometric: mean 158, standard deviation 6.3.
     assert 125 < min(shared) <= max(shared) < 191
 
 
@@ -115,7 +115,7 @@ def test_grid_at_its_true_size_follows_its_partitions(tmp_path):
 
 
 def of_size(name: str, counts: Counts) -> Split:
-    """A split of that size."""
+    """A split of the given size."""
     index = np.arange(counts.images)
     paths = np.array([f"{name}{number}" for number in index], dtype=object)
     return Split(name, paths, index % counts.identities + 1, index % (counts.cameras or 3))
@@ -135,7 +135,7 @@ def test_a_difference_from_the_published_size_is_told_with_both_numbers(name):
 
 
 def test_the_sizes_are_those_of_the_papers():
-    """Of the training sets together, as tables of domain generalisation have them, and of all tests."""
+    """Several training sets combined, as in domain generalisation, and all test sets."""
     train = {name: benchmark.published["train"] for name, benchmark in BENCHMARKS.items()}
     assert sum(train[name].images for name in ("market1501", "dukemtmc", "msmt17", "cuhk_sysu")) == 96_653
     assert train["msmt17"] == (1_041, 30_248 + 2_373, 15)
@@ -166,12 +166,12 @@ def test_a_folder_is_read_by_its_name_or_its_layout(tmp_path, folder):
     dataset = read_folder(tmp_path / folder, "m")
     assert dataset.name == "m"
     assert_same_people(records(dataset, tmp_path / folder), [row for row in rows if row.split != "none"])
-    assert bool(dataset.notes) == (folder != "people"), "only published data sets have a size to have"
+    assert bool(dataset.notes) == (folder != "people"), "only published data sets have a published size"
 
 
 def test_a_folder_of_two_data_sets_is_asked_about(tmp_path):
     miniatures.cuhk03_labeled(tmp_path / "cuhk03")
-    with pytest.raises(DataError, match="say which, as in cuhk03_labeled="):
+    with pytest.raises(DataError, match="name one, as in cuhk03_labeled="):
         read_folder(tmp_path / "cuhk03", "x")
     assert read_folder(tmp_path / "cuhk03", "cuhk03_detected").name == "cuhk03_detected"
 
@@ -267,7 +267,7 @@ OWN = [
 
 
 def own_folders(folder: Path, layout: str) -> list[miniatures.Row]:
-    """The people of OWN in one of the three forms; without splits, those to train on alone."""
+    """The people of OWN in one of the three layouts; without splits, only those for training."""
     made = miniatures.Miniature(folder)
     for split, person, camera in OWN:
         if layout == "people" and split != "train":
@@ -304,15 +304,15 @@ def test_a_csv_without_splits_trains_on_everything(tmp_path):
     [
         ("path,identity\na.jpg,1\n", ":1: no column camera"),
         ("", ":1: no column camera"),
-        ("path,identity,camera\n", "no line of images"),
-        ("path,identity,camera\na.jpg,1,1\nb.jpg,,1\n", ":3: no identity"),
-        ("path,identity,camera\na.jpg,1\n", ":2: no camera"),
+        ("path,identity,camera\n", "contains no images"),
+        ("path,identity,camera\na.jpg,1,1\nb.jpg,,1\n", ":3: empty identity"),
+        ("path,identity,camera\na.jpg,1\n", ":2: empty camera"),
         (
             "path,identity,camera,split\na.jpg,1,1,test\n",
-            ":2: split 'test'; expected train, query or gallery",
+            ":2: split 'test': must be train, query or gallery",
         ),
         ("path,identity,camera,split\na.jpg,1,1\n", ":2: split ''"),
-        ("path,identity,camera\na.jpg,1,1\n./a.jpg,2,1\n", "a.jpg is in line 2 too"),
+        ("path,identity,camera\na.jpg,1,1\n./a.jpg,2,1\n", ":3: duplicate of line 2: "),
         ("path,identity,camera,split\na.jpg,junk,1,query\n", "junk (-1) or a distractor"),
         ('path,identity,camera\n"a.jpg,1,1\n', "cannot read the list: unexpected end of data"),
         ("path,identity,camera\n\udce4.jpg,1,1\n", "cannot read the list"),
@@ -325,20 +325,20 @@ def test_a_wrong_csv_is_answered_with_file_and_line(tmp_path, text, message):
 
 
 def test_a_folder_of_nothing_known_is_answered_with_what_would_be(tmp_path):
-    with pytest.raises(DataError, match="not a data set; expected bounding_box_train"):
+    with pytest.raises(DataError, match="unknown layout; expected bounding_box_train"):
         read_folder(tmp_path, "x")
     miniatures.Miniature(tmp_path).add("train", "anna/1.jpg", "anna", "")
-    with pytest.raises(DataError, match="anna: no folder in it; expected one a camera"):
+    with pytest.raises(DataError, match="anna: contains no folder; expected one per camera"):
         read_folder(tmp_path, "x")
     (tmp_path / "anna/door").mkdir()
-    with pytest.raises(DataError, match="door: holds no image"):
+    with pytest.raises(DataError, match="door: contains no image"):
         read_folder(tmp_path, "x")
 
 
 def test_two_folders_that_both_fit_are_named(tmp_path):
     for inside in ("first/", "second/"):
         miniatures.market1501(tmp_path / "market1501", inside)
-    with pytest.raises(DataError, match="bounding_box_train is in first and in second"):
+    with pytest.raises(DataError, match="both first and second contain bounding_box_train"):
         read_dataset(tmp_path, "market1501")
 
 

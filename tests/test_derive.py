@@ -1,4 +1,4 @@
-"""From a genotype or a search to a training config, and on to a trained network."""
+"""From a genotype or a search to a training config, and from there to a trained network."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_a_genotype_becomes_a_config_that_trains(tmp_path, genotype, capsys):
     assert train.main(["--config", str(folder / "config.yaml")]) == 0
     result = json.loads((tmp_path / "runs/net/result.json").read_text())
     assert result["parameters"] == parameters
-    # The run stands alone: it goes on, and is read, without the genotype's file.
+    # The run does not depend on the genotype's file: it can be resumed and read without it.
     (folder / "genotype.json").unlink()
     text = load_config(tmp_path / "runs/net/config.yaml").model.options["genotype"]
     assert json.loads(text) == json.loads(genotype.read_text())
@@ -106,11 +106,11 @@ def test_a_random_genotype_has_the_operations_of_the_search(tmp_path):
     ("source", "more", "message"),
     [
         ("none.json", [], "none.json"),
-        (".", [], "result.json: no genotype in it"),
+        (".", [], "result.json: contains no genotype"),
         (
             "found.json",
             ["model.name=resnet50", "model.options={}"],
-            "expected task: train and model.name: derived",
+            "must have task: train and model.name: derived",
         ),
         ("found.json", ["model.options.chanels=3"], "chanels"),
         (
@@ -126,7 +126,7 @@ def test_errors_are_one_line_and_status_2(tmp_path, genotype, capsys, source, mo
     assert status == 2
     (complaint,) = capsys.readouterr().err.splitlines()
     assert message in complaint
-    assert not (tmp_path / "derived").exists(), "nothing half written"
+    assert not (tmp_path / "derived").exists(), "no partial output"
 
 
 def test_drop_path_grows_over_the_epochs(tmp_path, genotype):

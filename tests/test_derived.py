@@ -38,7 +38,7 @@ def first_edge(node):
 
 
 def mixing_that_selects(genotype):
-    """Weight 1 for each chosen operation on its edge, 0 for everything else."""
+    """Mixing weights: 1 for the chosen operation on each edge, 0 for everything else."""
     mixing = {}
     for kind, cell in genotype.cells():
         weights = torch.zeros(count_edges(len(cell)), len(CELL_OPERATIONS), dtype=torch.float64)
@@ -50,7 +50,7 @@ def mixing_that_selects(genotype):
 
 
 def copy_weights(supernet, derived):
-    """The supernet's weights of what the genotype chose; only affine norms' scales and shifts have none."""
+    """Copy the weights of the chosen operations from the supernet. Only scales and shifts of norms are not copied."""
     pairs = [(supernet.stem, derived.stem), (supernet.neck, derived.neck)]
     cells = dict(derived.genotype.cells())
     for kind, searched, cell in zip(supernet.kinds, supernet.cells, derived.cells, strict=True):
@@ -74,7 +74,7 @@ GENOTYPES.append(random_genotype(np.random.default_rng(9), 3, CELL_OPERATIONS))
 
 @pytest.mark.parametrize("genotype", GENOTYPES)
 @pytest.mark.parametrize("stem", ["darts", "resnet"])
-def test_it_is_the_supernet_with_everything_else_at_weight_zero(genotype, stem):
+def test_it_equals_the_supernet_with_all_other_mixing_weights_zero(genotype, stem):
     options = {"channels": 4, "cells_per_stage": (1, 2, 1), "stem": stem, "parts": 2}
     search = Search(reid_cell=ReidCell(operations=CELL_OPERATIONS, nodes=len(genotype.normal), **options))
     supernet = ReidCellSpace(search).build_supernet(5).double()
@@ -92,7 +92,7 @@ def test_it_is_the_supernet_with_everything_else_at_weight_zero(genotype, stem):
 
 
 def parameters_by_formula(operation, c, stride):
-    """Convolutions and affine norms, counted by hand."""
+    """The number of parameters of an operation's convolutions and norms, counted by hand."""
     hidden = -(-c // 3)
     separable = {kernel: c * kernel**2 + c * c + 2 * c for kernel in (3, 5)}
     linear = c * hidden + hidden + 2 * (hidden * hidden + hidden)
@@ -109,7 +109,7 @@ def parameters_by_formula(operation, c, stride):
 
 
 @pytest.mark.parametrize("genotype", GENOTYPES)
-def test_parameters_are_those_of_the_chosen_operations_alone(genotype):
+def test_parameters_are_those_of_the_chosen_operations_only(genotype):
     c, identities = 6, 7
     network = build(genotype, identities, channels=c, cells_per_stage=(2, 1), stem="darts")
     total = 3 * 9 * 3 * c + 2 * 3 * c
@@ -125,7 +125,7 @@ def test_parameters_are_those_of_the_chosen_operations_alone(genotype):
         older, newer = newer, len(cell) * c
     total += 2 * newer
     assert count_parameters(network) == total
-    assert count_parameters(network, without_classifier=False) == total + newer * identities
+    assert sum(parameter.numel() for parameter in network.parameters()) == total + newer * identities
     assert network.embedding_size == newer
 
 
@@ -153,7 +153,7 @@ def test_any_input_size(height, width, auxiliary):
     torch.testing.assert_close(alone, network(x), rtol=1e-4, atol=1e-5)
 
 
-def test_the_ranked_embedding_comes_after_the_necks_norm():
+def test_the_embedding_in_evaluation_is_the_output_of_the_necks_norm():
     network = build(PUBLISHED["auto_reid"])
     torch.nn.init.uniform_(network.neck.norm.running_mean)
     network.eval()
@@ -163,7 +163,7 @@ def test_the_ranked_embedding_comes_after_the_necks_norm():
     torch.testing.assert_close(ranked, network.neck.norm(captured[0].mean((2, 3))))
 
 
-# skip_connect at stride 1 is the identity; all other edges may be dropped.
+# skip_connect at stride 1 is the identity, which is never dropped.
 ONE_NODE = CellGenotype(
     normal=((Edge("avg_pool_3x3", 0), Edge("skip_connect", 1)),),
     reduce=((Edge("skip_connect", 0), Edge("skip_connect", 1)),),
@@ -179,16 +179,16 @@ def test_drop_path_drops_whole_edges_of_single_images_at_its_rate():
     cell.edges[0] = torch.nn.Sequential(torch.nn.Identity())
     torch.manual_seed(0)
     output = cell(x, 10 * x, rate)
-    # The identity edge gives 10 to every image; the other one 1/keep or nothing, alike over the whole map.
+    # The identity edge adds 10 to each image. The other edge adds 1/keep or 0, the same at every pixel.
     assert torch.equal(output, output[:, :1, :1, :1].expand_as(output))
     values = output[:, 0, 0, 0]
     torch.testing.assert_close(values.unique(), torch.tensor([10, 10 + 1 / (1 - rate)]))
     dropped = (values == 10).float().mean().item()
-    # Four standard deviations of a binomial's share.
+    # Four standard deviations of a binomial proportion.
     assert abs(dropped - rate) < 4 * (rate * (1 - rate) / batch) ** 0.5
 
 
-def test_drop_path_draws_for_each_edge_and_factorized_skips_too():
+def test_drop_path_samples_each_edge_separately_including_factorized_skips():
     cell = build(ONE_NODE).cells[1]
     assert cell.sources == [0, 1]
     for edge in cell.edges:
@@ -200,7 +200,7 @@ def test_drop_path_draws_for_each_edge_and_factorized_skips_too():
     assert output.unique().tolist() == [0, 2, 20, 22]
 
 
-def test_drop_path_acts_in_training_alone():
+def test_drop_path_is_used_in_training_only():
     network = build(PUBLISHED["auto_reid"], drop_path=0.5)
     x = images(4, dtype=torch.float32)
     assert network.drop_path == 0.5
@@ -214,7 +214,7 @@ def test_drop_path_acts_in_training_alone():
     assert torch.equal(network(x), without)
 
 
-def test_the_auxiliary_head_reads_the_cell_at_two_thirds_and_only_in_training():
+def test_the_auxiliary_head_follows_the_cell_at_two_thirds_and_in_training_only():
     network = build(PUBLISHED["baseline"], cells_per_stage=(2, 2, 2), auxiliary=True)
     assert network.auxiliary_after == 4
     seen = []
@@ -237,7 +237,7 @@ def test_the_auxiliary_head_reads_the_cell_at_two_thirds_and_only_in_training():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "derived needs the option 'genotype'"),
+        ({}, "derived requires the option 'genotype'"),
         ({"channels": 0}, "channels = 0: must be 1 or more"),
         ({"channels": 4.5}, "channels = 4.5"),
         ({"cells_per_stage": ()}, "cells_per_stage = .*must be a list"),
@@ -256,7 +256,7 @@ def test_options_out_of_range_are_refused(options, message):
         build_model("derived", 3, **genotype, **options)
 
 
-def test_a_genotype_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_genotype_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.json: cannot read the genotype"):
         build(tmp_path / "nowhere.json")
     with pytest.raises(DataError, match=r"model\.options\.genotype: not a genotype: normal"):
@@ -273,14 +273,18 @@ def test_options_that_need_no_other_file(tmp_path):
     assert isinstance(build_model("derived", 3, **options), DerivedNetwork)
 
 
-def test_random_genotypes_are_drawn_uniformly():
+def test_random_genotypes_are_sampled_uniformly():
     rng = np.random.default_rng(0)
-    drawn = [
+    sampled = [
         random_genotype(rng, 3, ("none", "part_aware", "skip_connect", "dil_conv_5x5")) for _ in range(900)
     ]
-    assert {len(genotype.normal) for genotype in drawn} == {3} == {len(genotype.reduce) for genotype in drawn}
+    assert (
+        {len(genotype.normal) for genotype in sampled}
+        == {3}
+        == {len(genotype.reduce) for genotype in sampled}
+    )
     for kind in ("normal", "reduce"):
-        last = [dict(genotype.cells())[kind][2] for genotype in drawn]
+        last = [dict(genotype.cells())[kind][2] for genotype in sampled]
         _, counts = np.unique([edge.operation for edges in last for edge in edges], return_counts=True)
         assert len(counts) == 3
         assert counts.min() > 600 - 4 * (1800 * 2 / 9) ** 0.5
@@ -289,6 +293,6 @@ def test_random_genotypes_are_drawn_uniformly():
         assert pairs.min() > 150 - 4 * (900 * 5 / 36) ** 0.5
 
 
-def test_random_genotypes_follow_the_seed():
+def test_random_genotypes_depend_on_the_seed():
     first, again, other = (random_genotype(np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first == again != other

@@ -11,7 +11,7 @@ from torch import nn
 
 from autoreid import distributed, train
 from autoreid.data.training_data import build_search_data
-from autoreid.distributed.device import device_settings, naming_nondeterminism
+from autoreid.distributed.device import device_settings, explain_nondeterminism
 from autoreid.errors import ConfigError
 from autoreid.search.build import build_search
 from autoreid.spaces import NETWORKS
@@ -132,7 +132,7 @@ def test_a_run_on_cpus_reads_checkpoints_that_hold_a_gpu_s_random_state(tmp_path
 
 
 class Scattered(nn.Module):
-    """A network with an operation that has no deterministic form on any device."""
+    """A network with an operation that has no deterministic implementation on any device."""
 
     def __init__(self, num_identities):
         super().__init__()
@@ -145,16 +145,16 @@ class Scattered(nn.Module):
         return (embedding, self.classifier(embedding)) if self.training else embedding
 
 
-def test_an_operation_without_a_deterministic_form_is_named(tmp_path, monkeypatch, capsys):
+def test_an_operation_without_a_deterministic_implementation_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(NETWORKS, "scattered", Scattered)
     changes = OSNET_TRAINING | {"model": {"name": "scattered"}, "training__epochs": 1}
     path = write_tiny(tmp_path, **changes, distributed__deterministic=True)
     assert train.main(["--config", str(path)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(
-        "autoreid: distributed.deterministic = true: the operation put_ has no deterministic form"
+        "autoreid: distributed.deterministic = true: the operation put_ has no deterministic implementation"
     )
-    # Before the first step, and a job does not come back for it.
+    # It fails before the first step, and a job is not requeued.
     assert not list((tmp_path / "runs/tiny/checkpoints").iterdir())
     events = (tmp_path / "runs/tiny/history.jsonl").read_text().splitlines()
     assert json.loads(events[-1])["kind"] == "failed"
@@ -177,7 +177,7 @@ def test_what_a_resumed_run_may_change(tmp_path, capsys):
 
 
 def test_other_errors_keep_their_words():
-    with pytest.raises(RuntimeError, match=r"^something else$"), naming_nondeterminism():
+    with pytest.raises(RuntimeError, match=r"^something else$"), explain_nondeterminism():
         raise RuntimeError("something else")
 
 

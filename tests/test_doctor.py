@@ -1,4 +1,4 @@
-"""Each thing that the doctor looks for, made to be wrong."""
+"""Each problem that the doctor looks for is caused and must be found."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from autoreid.diagnosis import ranks as together
 from autoreid.diagnosis.machine import Finding
 from autoreid.diagnosis.meeting import Meeting, meet
 from autoreid.diagnosis.ranks import Rank
-from autoreid.distributed.gpus import Seat
+from autoreid.distributed.gpus import Placement
 from autoreid.errors import ConfigError, RunError
 from tests.helpers.ranks import free_port
 
@@ -32,7 +32,7 @@ def login_shell(monkeypatch):
 
 @pytest.fixture
 def programs(monkeypatch, tmp_path):
-    """A PATH with nothing on it but what `programs(name=script)` puts there."""
+    """A PATH that contains only the scripts given to `programs(name=script)`."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -47,12 +47,12 @@ def programs(monkeypatch, tmp_path):
 
 
 def lines(text):
-    """Grade and name of each line, and its whole text."""
+    """Return grade and name of each line, and the whole text."""
     return {line[5:].split(":")[0]: (line[:4].strip(), line) for line in text.splitlines()}
 
 
 def in_threads(function, size=2):
-    """What each rank's thread returned; ranks meet through a store in memory."""
+    """Return what each rank's thread returned; ranks communicate through a store in memory."""
     store, results = HashStore(), [None] * size
 
     def run(rank):
@@ -113,7 +113,9 @@ def test_versions_of_packages(monkeypatch, tmp_path):
     found = machine.check_packages()
     assert found.grade == "FAIL"
     there = metadata.version("torch")
-    assert found.text == f"torch>=99 is needed, {there} is there, no-such-package>=2 is missing"
+    assert (
+        found.text == f"torch>=99 is required, but {there} is installed, no-such-package>=2 is not installed"
+    )
     (information / "METADATA").write_text(
         text.replace("torch>=99", "torch>=1").replace("no-such-package", "pillow")
     )
@@ -138,12 +140,12 @@ def test_shared_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "LOADERS_BYTES", 2**70)
     assert machine.check_shared_memory().grade == "warn"
     monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path / "none")
-    assert machine.check_shared_memory().text.startswith("0 MiB are free")
+    assert machine.check_shared_memory().text.startswith("0 MiB free")
 
 
 @pytest.fixture
 def no_gpu(monkeypatch, tmp_path):
-    """torch that sees no GPU, on a machine whose driver is where a test puts it."""
+    """torch without a GPU, on a machine whose driver file is at a path chosen by the test."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "DRIVER", tmp_path / "nvidiactl")
     return tmp_path / "nvidiactl"
@@ -151,7 +153,7 @@ def no_gpu(monkeypatch, tmp_path):
 
 def test_no_gpu_at_all(no_gpu, programs, monkeypatch):
     found, seat = machine.check_device(0)
-    assert found == Finding("ok", "GPU", "none here, ranks compute on the CPU")
+    assert found == Finding("ok", "GPU", "none found, ranks run on the CPU")
     assert (seat.visible, seat.gpu) == (0, None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     found, _ = machine.check_device(0)
@@ -196,7 +198,7 @@ def test_findings_name_the_nodes_where_they_hold():
 
 
 def rank(host="n1", findings=(), versions=None, gpu=None, name_means="10.0.0.1", clock=0.0):
-    seat = Seat(host, 0, 0 if gpu is None else 2, gpu)
+    seat = Placement(host, 0, 0 if gpu is None else 2, gpu)
     return Rank(host, list(findings), versions or {"torch": "2.6"}, seat, name_means, clock)
 
 
@@ -208,7 +210,7 @@ def test_ranks_that_share_a_gpu():
     assert shared.grade == "FAIL"
     assert shared.text.startswith("ranks 2, 3 share the GPU c on n2")
     mixed = together.check_gpus([*own, rank("n2")])
-    assert (mixed.grade, mixed.text) == ("FAIL", "ranks 3 compute on the CPU, the others on GPUs")
+    assert (mixed.grade, mixed.text) == ("FAIL", "torch sees no GPU on rank 3, but does on the other ranks")
 
 
 def test_environments_that_differ():
@@ -220,7 +222,7 @@ def test_environments_that_differ():
 def test_clocks():
     assert together.check_clocks([rank(), rank("n2", clock=1.0)]).grade == "ok"
     found = together.check_clocks([rank(), rank("n2", clock=60.0), rank("n3", clock=30.0)])
-    assert (found.grade, "n2's is 60 s before n1's" in found.text) == ("warn", True)
+    assert (found.grade, "n2's is 60 s ahead of n1's" in found.text) == ("warn", True)
 
 
 def test_host_names_that_mean_the_host_itself(monkeypatch):
@@ -246,18 +248,18 @@ def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     findings = in_threads(lambda meeting: together.check_folder(meeting, tmp_path / str(meeting.rank)))
     assert [found.grade for found in findings] == ["FAIL"] * 2
-    assert "does not see what" in findings[0].text
+    assert "does not see the files of" in findings[0].text
 
 
 def test_blocked_ports():
     def check(meeting, address):
-        meeting.local_rank = 0  # each on a node of its own
+        meeting.local_rank = 0  # each on its own node
         meeting.address = address[meeting.rank]
         return together.check_ports(meeting)
 
     good = in_threads(lambda meeting: check(meeting, ["127.0.0.1", "127.0.0.1"]))
     assert [found.grade for found in good] == ["ok", "ok"]
-    # Nobody may connect to everybody.
+    # No connection succeeds.
     bad = in_threads(lambda meeting: check(meeting, ["127.0.0.1", "255.255.255.255"]))
     assert [found.grade for found in bad] == ["FAIL", "FAIL"]
     assert "cannot reach" in bad[0].text
@@ -267,7 +269,7 @@ def test_blocked_ports():
 def test_a_rank_that_never_comes():
     meeting = Meeting(0, 3, 0, store=HashStore(), timeout=0.1)
     meeting.store.set("1/1", "0")
-    with pytest.raises(RunError, match="nothing heard of rank 2,"):
+    with pytest.raises(RunError, match="no message from rank 2 within"):
         meeting.exchange("here")
 
 
@@ -280,20 +282,20 @@ def launched(monkeypatch, rank, **variables):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_unknown_master_address(monkeypatch, rank):
     launched(monkeypatch, rank, MASTER_ADDR="no-such-host.invalid")
-    with pytest.raises(ConfigError, match=r"at no-such-host.invalid, port \d+: no such host"):
+    with pytest.raises(ConfigError, match=r"at no-such-host.invalid, port \d+: unknown host"):
         meet(0.1)
 
 
 def test_a_master_port_that_is_taken(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         launched(monkeypatch, 0, MASTER_PORT=other.getsockname()[1])
-        with pytest.raises(ConfigError, match="another program does; set MASTER_PORT"):
+        with pytest.raises(ConfigError, match="the port is in use; set MASTER_PORT"):
             meet(0.1)
 
 
 def test_nobody_at_the_master_port(monkeypatch):
     launched(monkeypatch, 1)
-    with pytest.raises(ConfigError, match="nothing listens"):
+    with pytest.raises(ConfigError, match="connection refused"):
         meet(0.1)
 
 
@@ -355,7 +357,7 @@ def test_on_a_healthy_cluster(slurm_cluster, tmp_path):
 
 
 def test_on_a_sick_cluster(slurm_cluster, tmp_path):
-    """n2's own name means itself, its /dev/shm is small, the folder is each node's own, no program is there."""
+    """n2's host name resolves to itself, /dev/shm is small, the folder is not shared, and no program is installed."""
     hosts = tmp_path / "hosts"
     hosts.write_text(slurm_cluster.on("n2", "sed", "s/.* n2$/127.0.1.1 n2/", "/etc/hosts"))
     memory = str(machine.SHARED_MEMORY)
@@ -385,4 +387,4 @@ def test_nodes_that_cannot_reach_each_other(slurm_cluster, tmp_path):
     assert done.returncode == 1
     found = lines(done.stdout)
     assert "No route to host" in found["launch, on n2"][1]
-    assert "nothing heard of rank 1" in found["launch"][1]
+    assert "no message from rank 1" in found["launch"][1]

@@ -38,7 +38,7 @@ def arrays(count=3, height=HEIGHT, width=WIDTH):
 
 
 def normalised(pictures):
-    """By hand, in float64: ImageNet's means and deviations; no resizing."""
+    """Computed directly in float64 with ImageNet's means and deviations, without resizing."""
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     return torch.from_numpy(((pictures / 255 - mean) / deviation).transpose(0, 3, 1, 2)).float()
 
@@ -128,12 +128,15 @@ def test_images_that_cannot_be_read_are_named(model, tmp_path):
     ("images", "message"),
     [
         ([], "no images"),
-        ([np.zeros((4, 4, 3))], r"image 0: a float64 array of shape \(4, 4, 3\)"),
-        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)], r"image 1: a uint8 array of shape"),
-        (np.zeros((0, 4, 3), np.uint8), "image 0: a uint8 array"),
-        ([None], "image 0: a NoneType: expected a file"),
-        (torch.zeros(3, 4, 4), r"shape \(3, 4, 4\): expected normalised floats"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "a torch.uint8 tensor"),
+        ([np.zeros((4, 4, 3))], r"image 0 is a float64 array of shape \(4, 4, 3\)"),
+        (
+            [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)],
+            r"image 1 is a uint8 array of shape",
+        ),
+        (np.zeros((0, 4, 3), np.uint8), "image 0 is a uint8 array"),
+        ([None], "image 0 is a NoneType: must be a file"),
+        (torch.zeros(3, 4, 4), r"shape \(3, 4, 4\): must be normalised floats"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "torch.uint8 tensor"),
     ],
 )
 def test_what_is_no_image_is_refused(model, images, message):
@@ -144,7 +147,7 @@ def test_what_is_no_image_is_refused(model, images, message):
 def test_checkpoints_that_cannot_be_used_are_named(network, tmp_path):
     with pytest.raises(DataError, match="no such checkpoint"):
         autoreid.load(tmp_path / "gone.pt")
-    with pytest.raises(DataError, match=r"has no checkpoints/best\.pt"):
+    with pytest.raises(DataError, match=r"contains no checkpoints/best\.pt"):
         autoreid.load(tmp_path)
     (tmp_path / "damaged.pt").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"damaged\.pt: cannot read the checkpoint"):
@@ -156,7 +159,7 @@ def test_checkpoints_that_cannot_be_used_are_named(network, tmp_path):
     with pytest.raises(DataError, match=r"search\.pt: .*supernet.*derive"):
         autoreid.load(search)
     other = write_checkpoint(tmp_path / "other.pt", torch.nn.Linear(2, 2))
-    with pytest.raises(DataError, match=r"other\.pt: its weights do not fit the network derived"):
+    with pytest.raises(DataError, match=r"other\.pt: the weights do not match the network derived"):
         autoreid.load(other)
 
 

@@ -29,7 +29,7 @@ def checkpoint(network, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(network):
-    """One export for all tests: it takes seconds."""
+    """One export for all tests, because it takes seconds."""
     return export.export_onnx(network, HEIGHT, WIDTH)
 
 
@@ -64,7 +64,7 @@ def test_any_number_of_images_of_one_size(model):
 
 
 def test_pooling_into_parts_that_do_not_divide_the_rows_stays_small(model):
-    # torch takes such a 2-d pooling apart into every pixel: thousands of nodes at the usual size.
+    # torch decomposes such a 2-d pooling into single pixels: thousands of nodes at the usual size.
     assert len(onnx.load_from_string(model).graph.node) < 150
 
 
@@ -74,7 +74,7 @@ def test_another_networks_file_is_found_out(model, network):
         export.check_onnx(model, small_network(1), HEIGHT, WIDTH)
     wider = torch.nn.Sequential(network, torch.nn.ZeroPad1d((0, 1)))
     with pytest.raises(
-        RunError, match=rf"gives \(1, {DIMENSIONS}\) where it should give \(1, {DIMENSIONS + 1}\)"
+        RunError, match=rf"returns shape \(1, {DIMENSIONS}\), expected \(1, {DIMENSIONS + 1}\)"
     ):
         export.check_onnx(model, wider, HEIGHT, WIDTH)
     broken = small_network(0)
@@ -85,7 +85,7 @@ def test_another_networks_file_is_found_out(model, network):
 
 def test_a_check_that_fails_writes_nothing(checkpoint, model, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(export, "export_onnx", lambda *_: model)
-    # The checkpoint of other weights than those that were exported.
+    # The checkpoint has other weights than those that were exported.
     other = write_checkpoint(tmp_path / "other.pt", small_network(1))
     output = tmp_path / "model.onnx"
     assert export.main([str(other), "--output", str(output), "--check"]) == 1
@@ -100,7 +100,7 @@ def test_missing_packages_are_one_line(checkpoint, monkeypatch, capsys, tmp_path
         importlib.util, "find_spec", lambda name, *rest: None if name in missing else find_spec(name, *rest)
     )
     assert export.main([str(checkpoint), "--output", str(tmp_path / "model.onnx")]) == 1
-    message = "autoreid: export needs onnx and onnxscript: pip install 'autoreid[export]'\n"
+    message = "autoreid: export requires onnx and onnxscript: pip install 'autoreid[export]'\n"
     assert capsys.readouterr().err == message
 
 

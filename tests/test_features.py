@@ -42,7 +42,7 @@ def gallery(tmp_path_factory):
 
 @torch.inference_mode()
 def one_by_one(network, split):
-    """Features of each image by itself, read and normalised here."""
+    """Features computed one image at a time, with reading and normalisation written out here."""
     rows = []
     for path in split.paths:
         with Image.open(path) as file:
@@ -71,7 +71,7 @@ def extract_on_rank(world, gallery):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_share_the_images_without_repeating_any_and_have_all_features(gallery, ranks):
-    split = gallery.select(np.arange(7))  # no multiple of either number of ranks
+    split = gallery.select(np.arange(7))  # not a multiple of either number of ranks
     alone, _ = extract_on_rank(ALONE, split)
     results = run_ranks(extract_on_rank, ranks, split)
     for features, _ in results:
@@ -87,16 +87,16 @@ def test_fewer_images_than_ranks(gallery):
 
 def test_features_stay_on_the_device_and_nothing_waits_for_them(gallery):
     network = tiny_network()
-    network(torch.zeros(1, 3, *SHAPE))  # gives the lazy layer its shape
+    network(torch.zeros(1, 3, *SHAPE))  # initialises the lazy layer
     network.to(META)
     load = partial(LOAD, device=META)
     world = World(0, 1, 0, META)
-    extract_features(network, gallery, load, world)  # makes the constants there are for a device
+    extract_features(network, gallery, load, world)  # fills the caches of constants on the device
     with traffic() as found:
         features = extract_features(network, gallery, load, world)
     assert features.is_meta
     assert features.shape == (len(gallery), 6)
-    assert found.copies == -(-len(gallery) // 4), "one a batch"
+    assert found.copies == -(-len(gallery) // 4), "one per batch"
 
 
 def test_batches_may_come_in_any_order_and_images_left_out_are_no_features(gallery):
@@ -128,7 +128,7 @@ def test_the_flip_test_averages_an_image_and_its_mirror_image(gallery, tmp_path)
     for number, path in enumerate(gallery.paths):
         mirrored.append(str(tmp_path / f"{number}.png"))
         with Image.open(path) as file:
-            # PIL's bicubic is symmetric: mirroring before or after the resize is the same.
+            # PIL's bicubic filter is symmetric: flipping before or after the resize gives the same.
             file.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored[-1])
     mirror = type(gallery)("mirror", np.array(mirrored, object), gallery.identities, gallery.cameras)
     expected = (one_by_one(network, gallery) + one_by_one(network, mirror)) / 2
@@ -190,9 +190,9 @@ def test_a_split_and_its_features_make_a_set_that_can_be_saved(gallery, tmp_path
         ("features", np.zeros(4), r"features has shape \(4,\)"),
         ("features", np.array([[np.nan], [1], [np.inf], [2]]), "features: NaN or infinity in 2 of 4 rows"),
         ("features", np.full((4, 1), 1e300), "features: NaN or infinity in 4 of 4 rows"),
-        ("features", np.zeros((4, 2), complex), "features is of type complex128: must be numbers"),
-        ("identities", np.arange(4.0), "identities is of type float64: must be integers"),
-        ("paths", np.arange(4), "paths is of type int64: must be text"),
+        ("features", np.zeros((4, 2), complex), "features has type complex128: must be numbers"),
+        ("identities", np.arange(4.0), "identities has type float64: must be integers"),
+        ("paths", np.arange(4), "paths has type int64: must be text"),
         ("paths", np.array(["a", "b", "c", "d"], object), "not a feature file"),
     ],
 )

@@ -26,21 +26,21 @@ def cells(draw):
 
 
 def plain():
-    """A valid genotype as JSON's types, to break."""
+    """A valid genotype as JSON types, to be made invalid."""
     node = [["sep_conv_3x3", 0], ["part_aware", 1]]
     return {"format": 1, "space": "reid_cell", "normal": [node, node], "reduce": [node]}
 
 
 @settings(max_examples=100, deadline=None)
 @given(cells(), cells())
-def test_what_is_saved_is_loaded(tmp_path_factory, normal, reduce):
+def test_save_and_load_are_inverse(tmp_path_factory, normal, reduce):
     genotype = CellGenotype(normal=normal, reduce=reduce)
     path = tmp_path_factory.mktemp("genotype") / "EP01.json"
     genotype.save(path)
     loaded = Genotype.load(path)
     assert loaded == genotype
     assert str(loaded) == str(genotype) == path.read_text()
-    # The file, read by JSON alone, holds the choices and nothing else.
+    # Parsed as plain JSON, the file contains the choices and nothing else.
     as_lists = json.loads(json.dumps({"normal": normal, "reduce": reduce}))
     assert json.loads(path.read_text()) == {"format": 1, "space": "reid_cell", **as_lists}
     assert isinstance(loaded.normal[0][0], Edge)
@@ -65,7 +65,7 @@ def test_the_text_does_not_depend_on_the_files_layout(tmp_path):
     assert str(loaded).endswith("}\n")
 
 
-def test_cells_come_by_name():
+def test_cells_are_yielded_by_name():
     genotype = CellGenotype(**{key: plain()[key] for key in ("normal", "reduce")})
     assert dict(genotype.cells()) == {"normal": genotype.normal, "reduce": genotype.reduce}
 
@@ -132,7 +132,7 @@ PLAIN = ["plain", "plain"]
         ("\x00\x01", "file", "JSON"),
     ],
 )
-def test_a_broken_file_is_named_with_place_and_reason(tmp_path, text, place, reason):
+def test_an_invalid_file_is_named_with_key_and_reason(tmp_path, text, place, reason):
     path = tmp_path / "broken.json"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
@@ -144,7 +144,7 @@ def test_a_broken_file_is_named_with_place_and_reason(tmp_path, text, place, rea
     assert caught.value.exit_status == 2
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_file_is_named(tmp_path):
     for path in (tmp_path / "missing.json", tmp_path):
         with pytest.raises(DataError) as caught:
             Genotype.load(path)
@@ -168,7 +168,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_a_genotype_does_not_change():
+def test_a_genotype_is_immutable():
     genotype = CellGenotype(normal=plain()["normal"], reduce=plain()["reduce"])
     with pytest.raises(ValueError, match="frozen"):
         genotype.normal = genotype.reduce  # type: ignore[misc]
@@ -197,18 +197,18 @@ def test_osnet_blocks_are_those_of_the_models():
     assert tuple(OSBLOCKS) == OSNET_BLOCKS
 
 
-def test_osnet_genotypes_are_drawn_uniformly():
+def test_osnet_genotypes_are_sampled_uniformly():
     rng = np.random.default_rng(0)
     like = OsnetAinGenotype.of_blocks(["plain"] * 6)
-    drawn = np.array([like.sample_like(rng).blocks for _ in range(2000)])
+    sampled = np.array([like.sample_like(rng).blocks for _ in range(2000)])
     for position in range(6):
-        counts = [(drawn[:, position] == block).sum() for block in OSNET_BLOCKS]
-        # Within five standard deviations of a fair draw.
+        counts = [(sampled[:, position] == block).sum() for block in OSNET_BLOCKS]
+        # Within five standard deviations of uniform sampling.
         assert all(abs(count - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5 for count in counts)
-    assert len({tuple(row) for row in drawn}) > 1400, "of 4,096; positions are drawn independently"
+    assert len({tuple(row) for row in sampled}) > 1400, "of 4,096; positions are sampled independently"
 
 
-def test_cells_are_drawn_with_as_many_nodes():
+def test_cells_are_sampled_with_the_same_number_of_nodes():
     like = CellGenotype(normal=[NODE] * 3, reduce=[NODE] * 3)
-    drawn = like.sample_like(np.random.default_rng(0))
-    assert [len(cell) for _, cell in drawn.cells()] == [3, 3]
+    sampled = like.sample_like(np.random.default_rng(0))
+    assert [len(cell) for _, cell in sampled.cells()] == [3, 3]

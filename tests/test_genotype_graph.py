@@ -1,4 +1,4 @@
-"""Genotype graphs and `python -m autoreid.render`: the text, the pictures, and a machine without `dot`."""
+"""Genotype graphs and `python -m autoreid.render`: .gv texts, pictures, and machines without `dot`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def warn_again(monkeypatch):
 
 
 def edges_of(text: str) -> set[tuple[str, str, str]]:
-    """(tail, operation, head) of a graph text, found with regular expressions rather than by its writer."""
+    """Return (tail, operation, head) of each edge in a .gv text, parsed with regular expressions."""
     operations = dict(re.findall(r"^\t(edge\w+) \[label=(\w+) ", text, re.M))
     tails = {box: tail for tail, box in re.findall(r"^\t(\w+) -> (edge\w+) ", text, re.M)}
     heads = dict(re.findall(r"^\t(edge\w+) -> (\w+) ", text, re.M))
@@ -64,7 +64,7 @@ def edges_of(text: str) -> set[tuple[str, str, str]]:
 
 @settings(deadline=None)
 @given(cell=cells())
-def test_graph_text_holds_every_edge_of_the_cell_and_nothing_else(cell):
+def test_the_graph_has_exactly_the_edges_of_the_cell(cell):
     text = as_graph(cell_drawing(cell, "normal", "a caption")).source
     names = ["input0", "input1", *(f"node{node}" for node in range(len(cell)))]
     expected = {
@@ -77,12 +77,18 @@ def test_graph_text_holds_every_edge_of_the_cell_and_nothing_else(cell):
     assert text == as_graph(cell_drawing(cell, "normal", "a caption")).source
 
 
-def test_part_aware_edges_alone_are_thick():
+def test_only_part_aware_edges_are_thick():
     text = as_graph(cell_drawing(published().reduce, "reduce", "")).source
     thick = [line for line in text.splitlines() if "penwidth=4" in line]
     assert len(thick) == 2  # the one part_aware edge: into its box and out of it
     assert edges_of(text) >= {("input1", "part_aware", "node0")}
     assert all("edge0b" in line for line in thick)
+
+
+def test_an_operation_without_a_look_is_drawn_in_the_default_one():
+    cell = ((("gabor_filter_5x5", 0), ("max_pool_3x3", 1)),)
+    text = as_graph(cell_drawing(cell, "normal", "")).source
+    assert edges_of(text) == {("input0", "gabor_filter_5x5", "node0"), ("input1", "max_pool_3x3", "node0")}
 
 
 @needs_dot
@@ -125,7 +131,7 @@ def test_subscripts_and_caption_are_drawn_as_text(tmp_path):
 
 
 @pytest.mark.usefixtures("no_dot")
-def test_without_dot_keeps_texts_and_warns_once(tmp_path, caplog):
+def test_without_dot_the_texts_are_kept_with_one_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="autoreid"):
         assert draw_genotype(published(), tmp_path, "EP01", "one") == []
         assert draw_genotype(published(), tmp_path, "EP02", "two") == []
@@ -136,7 +142,7 @@ def test_without_dot_keeps_texts_and_warns_once(tmp_path, caplog):
 
 
 @pytest.mark.usefixtures("no_dot")
-def test_failing_dot_keeps_texts_and_warns_once(tmp_path, caplog):
+def test_if_dot_fails_the_texts_are_kept_with_one_warning(tmp_path, caplog):
     dot = tmp_path / "bin" / "dot"
     dot.write_text("#!/bin/sh\necho 'Error: no fonts' >&2\nexit 3\n")
     dot.chmod(0o755)
@@ -147,13 +153,13 @@ def test_failing_dot_keeps_texts_and_warns_once(tmp_path, caplog):
 
 def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Exception, match=r"file/demo: cannot make the folder: Not a directory") as caught:
+    with pytest.raises(Exception, match=r"file/demo: cannot create the folder: Not a directory") as caught:
         draw_genotype(published(), tmp_path / "file" / "demo", "EP01", "")
     assert caught.value.exit_status == 2
 
 
 @needs_dot
-def test_render_draws_kept_texts_as_the_run_would_have(tmp_path, capsys, monkeypatch):
+def test_render_draws_the_same_pictures_as_a_run(tmp_path, capsys, monkeypatch):
     for number in (1, 2):
         published().save(tmp_path / f"EP0{number}.json")
     with monkeypatch.context() as patch:
@@ -187,7 +193,7 @@ def test_render_command_writes_to_another_folder(tmp_path):
         ("missing.json", None, "missing.json: no such file or folder"),
         ("bad.json", '{"space": "reid_cell"}', "bad.json: not a genotype: normal"),
         ("torn.json", '{"space": ', "torn.json: not a genotype"),
-        ("notes.txt", "hello", "notes.txt: not something to draw"),
+        ("notes.txt", "hello", "notes.txt: cannot be drawn"),
         ("empty", "FOLDER", "empty: nothing to draw"),
     ],
 )
@@ -218,7 +224,7 @@ def test_render_without_dot_fails_with_the_remedy(tmp_path, capsys):
     assert "install graphviz" in capsys.readouterr().err
 
 
-#: Whether instance norm stands before the addition, and after it.
+#: Whether there is instance norm before the addition, and after it.
 PLACEMENTS = {
     "plain": (False, False),
     "in_inside": (True, False),
@@ -229,7 +235,7 @@ PLACEMENTS = {
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(OSNET_BLOCKS), min_size=6, max_size=6))
-def test_blocks_say_where_instance_norm_stands(blocks):
+def test_blocks_show_the_places_of_instance_norm(blocks):
     genotype = OsnetAinGenotype.of_blocks(blocks)
     text = as_graph(blocks_drawing(genotype.stages, "a caption")).source
     tables = re.findall(r"^\t+block\d\d \[label=<<table(.*?)</table>>", text, re.MULTILINE)

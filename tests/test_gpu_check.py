@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh, tried without a GPU."""
+"""Dry runs of scripts/gpu_check.sh on a CPU, and its handling of errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def wholes(rows: list[dict]) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
-    """The output folder of a dry run of all parts, and what was printed."""
+    """The output folder and the output of a dry run of all parts."""
     folder = tmp_path_factory.mktemp("gpu_check")
     done = check("--dry-run", "--output", "results", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,7 +64,7 @@ def test_a_dry_run_measures_every_part_without_an_error(dry_run):
 
 
 @pytest.mark.slow
-def test_a_dry_run_agrees_with_itself(dry_run):
+def test_the_measurements_of_a_dry_run_are_consistent(dry_run):
     rows = {(row["part"], row["case"]): row for row in read(dry_run[0] / "results.jsonl")}
     for (part, case), row in rows.items():
         if part == "determinism" and case != "whole":
@@ -97,7 +97,7 @@ def test_the_summary_is_a_table_of_all_cases(dry_run):
 
 
 def fake_python(folder: Path, hanging: str) -> Path:
-    """An interpreter with which one part hangs, deaf to SIGTERM, and the others do nothing."""
+    """An interpreter with which one part hangs and ignores SIGTERM, and the others do nothing."""
     path = folder / "python"
     path.write_text(
         f"#!/bin/bash\ncase $3 in\n"
@@ -119,16 +119,16 @@ def test_a_part_that_hangs_is_stopped_at_its_limit_and_the_next_one_runs(tmp_pat
     assert "Not complete: ranking: stopped after " in (tmp_path / "out/summary.md").read_text()
 
 
-def test_what_the_budget_has_no_time_for_is_left_out(tmp_path):
+def test_parts_that_do_not_fit_into_the_budget_are_skipped(tmp_path):
     python = fake_python(tmp_path, "ranking")
     line = ["--dry-run", "--output", tmp_path / "out", "--budget", 13, "ranking:500", "micros"]
     assert check(*line, python=python).returncode == 1
     parts = wholes(read(tmp_path / "out/results.jsonl"))
     assert parts["micros"]["skipped"] == "no time left of 13 s"
-    assert "micros: left out" in (tmp_path / "out/summary.md").read_text()
+    assert "micros: skipped" in (tmp_path / "out/summary.md").read_text()
 
 
-def test_a_machine_that_lacks_a_module_is_told_so_in_one_line(tmp_path):
+def test_a_missing_module_is_a_one_line_error(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/bash\nexec {sys.executable} -S "$@"\n')  # without site-packages
     python.chmod(0o755)
@@ -139,24 +139,24 @@ def test_a_machine_that_lacks_a_module_is_told_so_in_one_line(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_is_told_so_in_one_line(tmp_path):
+def test_a_missing_gpu_is_a_one_line_error(tmp_path):
     done = check("--output", tmp_path / "out")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "sees no CUDA device; --dry-run tries the script on the CPU" in line
+    assert "sees no CUDA device; test the script on the CPU with --dry-run" in line
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["speed"], "unknown part speed; the parts are product_tests supernet steps"),
+        (["speed"], "unknown part speed; available parts: product_tests supernet steps"),
         (["ranking:soon"], "ranking:soon: not of the form PART or PART:SECONDS"),
         (["--budget", "long"], "--budget long: not a whole number of seconds"),
         (["--budget"], "--budget needs a value"),
         (["--fast"], "unknown option --fast; --help lists the options"),
     ],
 )
-def test_a_wrong_command_line_is_refused(line, said):
+def test_a_wrong_command_line_is_rejected(line, said):
     done = check(*line)
     assert done.returncode == 2
     assert done.stderr.startswith(f"gpu_check: {said}")
@@ -168,7 +168,7 @@ def test_earlier_results_are_not_overwritten(dry_run):
     before = (dry_run[0] / "results.jsonl").read_text()
     done = check("--dry-run", "--output", dry_run[0], "ceilings")
     assert done.returncode == 2
-    assert "holds results already" in done.stderr
+    assert "already contains results" in done.stderr
     assert (dry_run[0] / "results.jsonl").read_text() == before
 
 
@@ -208,7 +208,7 @@ def test_a_case_that_raises_is_recorded_and_the_next_one_runs(tmp_path, capsys):
     assert "| part | whole one | 2.5 ms | 2 ms |" in text
 
 
-def test_a_command_that_takes_too_long_is_ended():
+def test_a_command_that_takes_too_long_is_stopped():
     with pytest.raises(TimeoutError, match="took longer than 1 s"):
         call(["sleep", "600"], 1.0)
     assert call([sys.executable, "-c", "print('said'); raise SystemExit(3)"], 60.0) == (3, "said\n")
@@ -220,7 +220,7 @@ def test_bisection_finds_the_largest_batch(limit):
     assert largest(lambda images: images <= limit, 0, 32, 4) == tried[-1]
 
 
-def test_states_that_differ_are_seen_to():
+def test_different_states_are_found():
     state = {"weights": {"a": torch.zeros(2), "b": [torch.ones(1), {"c": torch.ones(3)}]}, "step": 3}
     tensors = tensors_of(state)
     assert list(tensors) == [".weights.a", ".weights.b.0", ".weights.b.1.c"]
@@ -254,7 +254,7 @@ def test_waits_are_counted_at_the_lines_that_lead_to_them():
     assert "command()" in (ROOT / path).read_text().splitlines()[int(number) - 1]
 
 
-def test_tf32_is_as_before_afterwards():
+def test_the_tf32_setting_is_restored():
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     for allowed in (True, False):
         with tf32(allowed):

@@ -1,4 +1,4 @@
-"""Ranks that do not find a GPU each: every one of them must hear of it, before NCCL."""
+"""The placement of ranks on GPUs: if it is wrong, every rank gets an error before NCCL is set up."""
 
 import multiprocessing
 import os
@@ -10,21 +10,23 @@ from torch.distributed import HashStore
 
 from autoreid import distributed
 from autoreid.cli import run_command
-from autoreid.distributed.gpus import Seat, seat_trouble, take_seat
-from autoreid.distributed.process_group import Rendezvous, find_seat
+from autoreid.distributed.gpus import Placement, place_rank, placement_error
+from autoreid.distributed.process_group import Rendezvous, agree_on_placement
 from autoreid.errors import ConfigError, RunError
 from tests.helpers.ranks import free_port
 
 
 def show_gpus(*uuids):
-    """Makes torch see these GPUs in this process, which has none."""
+    """Make torch see fake GPUs with these UUIDs in this process."""
     current = []
     torch.cuda.is_available = lambda: bool(uuids)
     torch.cuda.device_count = lambda: len(uuids)
     torch.cuda.set_device = current.append
 
     def properties(index):
-        assert current[-1:] == [index], "another GPU was current, which would hold memory for this process"
+        assert current[-1:] == [index], (
+            "queried while another GPU was current, on which this would allocate memory"
+        )
         return types.SimpleNamespace(uuid=uuids[index])
 
     torch.cuda.get_device_properties = properties
@@ -37,66 +39,76 @@ def gpus(monkeypatch):
     return show_gpus
 
 
-def test_seats(gpus):
-    # Slurm shows a task its own GPU alone, or every task all GPUs of the node.
+def test_placements(gpus):
+    # Slurm makes either one GPU visible to each task, or all GPUs of the node to every task.
     gpus("a")
-    assert take_seat("auto", 3)[1:] == (3, 1, "a")
-    assert take_seat("auto", 3).device == torch.device("cuda", 0)
+    assert place_rank("auto", 3)[1:] == (3, 1, "a")
+    assert place_rank("auto", 3).device == torch.device("cuda", 0)
     gpus("a", "b")
-    assert take_seat("cuda", 1)[1:] == (1, 2, "b")
-    assert take_seat("cuda", 1).device == torch.device("cuda", 1)
-    assert take_seat("cuda", 2)[1:] == (2, 2, None)
-    assert take_seat("cpu", 1).device == torch.device("cpu")
+    assert place_rank("cuda", 1)[1:] == (1, 2, "b")
+    assert place_rank("cuda", 1).device == torch.device("cuda", 1)
+    assert place_rank("cuda", 2)[1:] == (2, 2, None)
+    assert place_rank("cpu", 1).device == torch.device("cpu")
     gpus()
-    assert take_seat("cuda", 1)[1:] == (1, 0, None)
-    assert take_seat("auto", 1).device == torch.device("cpu")
+    assert place_rank("cuda", 1)[1:] == (1, 0, None)
+    assert place_rank("auto", 1).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    "seats",
+    "placements",
     [
-        [Seat("n1", 0), Seat("n2", 0)],
-        [Seat("n1", 0, 2, "a"), Seat("n1", 1, 2, "b"), Seat("n2", 0, 2, "c"), Seat("n2", 1, 2, "d")],
-        [Seat("n1", 0, 1, "a"), Seat("n1", 1, 1, "b")],
-        [Seat("n1", 0, 1, "MIG-a"), Seat("n1", 1, 1, "MIG-b")],
-        [Seat("n1", 0, 8, "a"), Seat("n1", 1, 8, "b")],
+        [Placement("n1", 0), Placement("n2", 0)],
+        [
+            Placement("n1", 0, 2, "a"),
+            Placement("n1", 1, 2, "b"),
+            Placement("n2", 0, 2, "c"),
+            Placement("n2", 1, 2, "d"),
+        ],
+        [Placement("n1", 0, 1, "a"), Placement("n1", 1, 1, "b")],
+        [Placement("n1", 0, 1, "MIG-a"), Placement("n1", 1, 1, "MIG-b")],
+        [Placement("n1", 0, 8, "a"), Placement("n1", 1, 8, "b")],
     ],
-    ids=["CPUs", "two nodes", "each sees its own", "slices of one GPU", "more GPUs than tasks"],
+    ids=["CPUs", "two nodes", "each sees its own", "slices of one GPU", "more GPUs than ranks"],
 )
-def test_seats_that_fit(seats):
-    assert seat_trouble(seats) is None
+def test_consistent_placements(placements):
+    assert placement_error(placements) is None
 
 
 @pytest.mark.parametrize(
-    ("seats", "text"),
+    ("placements", "text"),
     [
         (
-            [Seat("n1", 0, 1, "a"), Seat("n2", 0, 1, "b"), Seat("n2", 1, 1, "b")],
-            "ranks 1, 2 share the GPU b on n2, where 2 tasks run and torch sees 1 GPU",
+            [Placement("n1", 0, 1, "a"), Placement("n2", 0, 1, "b"), Placement("n2", 1, 1, "b")],
+            "ranks 1, 2 share the GPU b on n2 (ranks: 2, torch sees 1 GPU)",
         ),
         (
-            [Seat("n1", 0, 2, "a"), Seat("n1", 1, 2, "b"), Seat("n1", 2, 2), Seat("n1", 3, 2)],
-            "ranks 2, 3 find no GPU left on n1, where 4 tasks run and torch sees 2 GPUs",
+            [
+                Placement("n1", 0, 2, "a"),
+                Placement("n1", 1, 2, "b"),
+                Placement("n1", 2, 2),
+                Placement("n1", 3, 2),
+            ],
+            "no GPU left for ranks 2, 3 on n1 (ranks: 4, torch sees 2 GPUs)",
         ),
         (
-            [Seat("n1", 0, 1, "a"), Seat("n2", 0), Seat("n2", 1)],
-            "ranks 1, 2 compute on the CPU, the others on GPUs",
+            [Placement("n1", 0, 1, "a"), Placement("n2", 0), Placement("n2", 1)],
+            "torch sees no GPU on ranks 1, 2, but does on the other ranks",
         ),
     ],
 )
-def test_seats_that_do_not_fit(seats, text):
-    found, mend = seat_trouble(seats)
+def test_inconsistent_placements(placements, text):
+    found, remedy = placement_error(placements)
     assert found == text
-    assert "--ntasks-per-node" in mend
+    assert "--ntasks-per-node" in remedy
 
 
-def test_no_gpu_where_one_is_asked_for(gpus):
+def test_a_missing_gpu_is_an_error_with_device_cuda(gpus):
     gpus()
     text = r"distributed\.device = cuda: torch sees no GPU on .*; use auto or cpu"
     with pytest.raises(ConfigError, match=text), distributed.setup("cuda"):
         pass
-    seats = [Seat("n1", 0, 1, "a"), Seat("n2", 0)]
-    assert seat_trouble(seats, "cuda")[0] == "distributed.device = cuda: torch sees no GPU on n2"
+    placements = [Placement("n1", 0, 1, "a"), Placement("n2", 0)]
+    assert placement_error(placements, "cuda")[0] == "distributed.device = cuda: torch sees no GPU on n2"
 
 
 def _start(rank, port, uuids, results):
@@ -122,12 +134,12 @@ def _start(rank, port, uuids, results):
     ("visible", "text"),
     [
         ([["a"], ["a"], ["b"]], "ranks 0, 1 share the GPU a"),
-        ([["a", "b"]] * 3, "ranks 2 find no GPU left"),
-        ([["a"], ["b"], []], "ranks 2 compute on the CPU"),
+        ([["a", "b"]] * 3, "no GPU left for rank 2 on "),
+        ([["a"], ["b"], []], "torch sees no GPU on rank 2,"),
     ],
     ids=["shared", "too few", "none on one rank"],
 )
-def test_every_rank_leaves_with_status_2(visible, text):
+def test_every_rank_exits_with_status_2(visible, text):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "autoreid.train"])
     results, port = context.SimpleQueue(), free_port()
@@ -146,7 +158,7 @@ def test_every_rank_leaves_with_status_2(visible, text):
     assert found[0][2].startswith(text)
 
 
-def test_a_rank_that_does_not_come(gpus):
+def test_a_missing_rank_is_named(gpus):
     gpus("a")
-    with pytest.raises(RunError, match="nothing heard of rank 1"):
-        find_seat(HashStore(), Rendezvous(0, 2, 0, "127.0.0.1", 1), "auto", 0.1)
+    with pytest.raises(RunError, match=r"no message from rank 1 within 0\.1 s"):
+        agree_on_placement(HashStore(), Rendezvous(0, 2, 0, "127.0.0.1", 1), "auto", 0.1)

@@ -1,4 +1,4 @@
-"""The image cache, alone and among ranks."""
+"""The image cache, in one process and among ranks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.helpers.ranks import run_ranks
 
 @pytest.fixture
 def root(tmp_path):
-    """A data set `people` of 4 identities with 4 images by 2 cameras, to train on."""
+    """A data set `people` of 4 identities with 4 images from 2 cameras, for training."""
     write_people(tmp_path)
     return tmp_path
 
@@ -56,7 +56,7 @@ def test_the_caches_pixels_are_those_of_decoding(root, monkeypatch):
     for row, path in zip(whole, paths, strict=True):
         np.testing.assert_array_equal(found(path), row)
     assert found.notes == ()
-    # The file's own memory, and nobody can write to it.
+    # Mapped from the file, and read-only.
     with pytest.raises(ValueError, match="read-only"):
         found(paths[0])[:] = 0
 
@@ -160,7 +160,7 @@ def test_what_a_killed_run_left_is_removed_when_it_is_old(root):
 
 
 def test_another_run_may_be_faster(root, monkeypatch):
-    """It puts its cache in place while this one still decodes."""
+    """The other process finishes its cache while this one is still decoding."""
     decode_all = cache.decode_all
 
     def overtaken(paths, height, width):
@@ -175,12 +175,12 @@ def test_another_run_may_be_faster(root, monkeypatch):
     assert_pixels(found, read_dataset(root, "people").train.paths)
 
 
-# Where there is no room for a cache.
+# Without space for a cache.
 
 
 def assert_decodes(root, found, *words):
     (note,) = found.notes
-    for word in (*words, "images are decoded each time that they are used"):
+    for word in (*words, "images are decoded each time they are used"):
         assert word in note
     assert "\n" not in note
     assert_pixels(found, read_dataset(root, "people").train.paths)
@@ -189,7 +189,9 @@ def assert_decodes(root, found, *words):
 def test_a_disk_that_is_too_small_is_noticed_before_it_is_full(root, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 6000, 6000))
     found = prepare(root)
-    assert_decodes(root, found, str(root / ".image_cache"), "no room for the image cache", "0.00 GB")
+    assert_decodes(
+        root, found, str(root / ".image_cache"), "not enough disk space for the image cache", "0.00 GB"
+    )
     assert caches(root) == []
 
 
@@ -209,7 +211,9 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_fills_while_the_cache_is_written(root, small_disk, monkeypatch):
-    monkeypatch.setattr(cache, "_require_space", lambda *_: None)  # another run takes the space meanwhile
+    monkeypatch.setattr(
+        cache, "_require_space", lambda *_: None
+    )  # as if another run used the space meanwhile
     found = prepare(root, cache=small_disk / "caches", height=HEIGHT * 20)
     (note,) = found.notes
     assert str(small_disk / "caches") in note
@@ -222,7 +226,7 @@ def test_a_disk_that_fills_while_the_cache_is_written(root, small_disk, monkeypa
 def test_a_cache_that_cannot_be_written(root):
     (root / ".image_cache").write_text("a file")
     found = prepare(root)
-    assert_decodes(root, found, f"{root / '.image_cache'}: cannot make the folder", "set data.cache")
+    assert_decodes(root, found, f"{root / '.image_cache'}: cannot create the folder", "set data.cache")
 
 
 @pytest.mark.parametrize(

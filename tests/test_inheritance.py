@@ -1,4 +1,4 @@
-"""A derived network that starts from what its supernet learnt, and files that it cannot start from."""
+"""Derived networks that inherit the weights of their supernet, and files from which they cannot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYOUT = {"channels": 2, "cells_per_stage": (1, 1), "stem": "darts", "parts": 2}
 
 
 def search_checkpoint(folder: Path, **changes) -> tuple[Path, torch.nn.Module]:
-    """A search's checkpoint as the loop writes it, and its supernet, with lively weights and statistics."""
+    """A search's checkpoint as the loop saves it, and its supernet, with running statistics of random images."""
     config = load_config(write_tiny(folder, **changes))
     space = build_space(config.search)
     torch.manual_seed(3)
@@ -41,7 +41,7 @@ def search_checkpoint(folder: Path, **changes) -> tuple[Path, torch.nn.Module]:
 
 
 def one_hot(genotype, operations=CELL_OPERATIONS[:7]):
-    """Mixing weights under which a supernet of cells is a genotype's network."""
+    """Mixing weights with which a `reid_cell` supernet equals the network of a genotype."""
     mixing = {}
     for kind, cell in genotype.cells():
         mixing[kind] = torch.zeros(sum(2 + node for node in range(len(cell))), len(operations))
@@ -52,7 +52,7 @@ def one_hot(genotype, operations=CELL_OPERATIONS[:7]):
     return mixing
 
 
-def test_osnet_starts_as_its_supernet_is(tmp_path):
+def test_osnet_inherits_the_weights_of_its_supernet(tmp_path):
     path, supernet = search_checkpoint(tmp_path, **OSNET)
     network = build_model("derived", 7, genotype=str(BLOCKS), width=0.25)
     report = load_start(network, path)
@@ -65,11 +65,11 @@ def test_osnet_starts_as_its_supernet_is(tmp_path):
         torch.testing.assert_close(network.classifier(expected), supernet.classifier(expected))
 
 
-def test_cells_start_as_their_supernet_is(tmp_path):
+def test_cells_inherit_the_weights_of_their_supernet(tmp_path):
     path, supernet = search_checkpoint(tmp_path)
     network = build_model("derived", 9, genotype=str(CELLS), **LAYOUT, auxiliary=True)
     report = load_start(network, path)
-    assert list(report.skipped) == ["neck.classifier.weight"], "of another number of identities"
+    assert list(report.skipped) == ["neck.classifier.weight"], "it has a different number of identities"
     images = torch.randn(2, 3, 32, 16)
     with torch.no_grad():
         expected = supernet(images, one_hot(CELLS))
@@ -79,15 +79,15 @@ def test_cells_start_as_their_supernet_is(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "name", "options", "message"),
     [
-        (OSNET, "derived", {"genotype": str(BLOCKS), "width": 0.5}, "these are weights of another network"),
-        (OSNET, "osnet_ain_x0_25", {}, "only model.name: derived can start from it"),
+        (OSNET, "derived", {"genotype": str(BLOCKS), "width": 0.5}, "the weights are for another network"),
+        (OSNET, "osnet_ain_x0_25", {}, "the checkpoint of a search needs model.name: derived"),
         (
             OSNET,
             "derived",
             {"genotype": str(CELLS)} | LAYOUT,
-            "a search of osnet_ain: a network of reid_cell cannot start from it",
+            "the checkpoint of a search of osnet_ain needs a genotype of osnet_ain, not of reid_cell",
         ),
-        ({}, "derived", {"genotype": str(BLOCKS)}, "a search of reid_cell: a network of osnet_ain"),
+        ({}, "derived", {"genotype": str(BLOCKS)}, "needs a genotype of reid_cell, not of osnet_ain"),
         (
             {},
             "derived",
@@ -105,11 +105,11 @@ def test_cells_start_as_their_supernet_is(tmp_path):
             {"search__reid_cell__partial_channels": 2},
             "derived",
             {"genotype": str(CELLS)} | LAYOUT,
-            "a search with search.reid_cell.partial_channels: 2, whose operations have fewer channels than",
+            "search.reid_cell.partial_channels of the search is 2, so its operations have fewer channels than",
         ),
     ],
 )
-def test_what_cannot_be_inherited_is_refused_in_one_line(tmp_path, changes, name, options, message):
+def test_incompatible_checkpoints_are_refused_in_one_line(tmp_path, changes, name, options, message):
     path, _ = search_checkpoint(tmp_path, **changes)
     with pytest.raises(DataError, match=r"^\S*search\.pt: ") as caught:
         load_start(build_model(name, 7, **options), path)
@@ -117,7 +117,7 @@ def test_what_cannot_be_inherited_is_refused_in_one_line(tmp_path, changes, name
     assert "\n" not in str(caught.value)
 
 
-def test_a_trainings_checkpoint_is_a_start_too(tmp_path):
+def test_the_checkpoint_of_a_training_can_be_loaded_too(tmp_path):
     trained, other, averaged = small_network(0), small_network(1), small_network(2)
     path = write_checkpoint(tmp_path / "train.pt", trained)
     assert load_start(other, path).missing == ()
@@ -130,8 +130,8 @@ def test_a_trainings_checkpoint_is_a_start_too(tmp_path):
         assert torch.equal(other.state_dict()[name], value)
 
 
-def test_from_a_search_to_a_network_that_goes_on_from_it(tmp_path):
-    """The commands as a user gives them; --random draws another of the 4,096."""
+def test_a_search_is_derived_and_trained_from_its_checkpoint(tmp_path):
+    """With the commands that a user runs. --random samples another of the 4,096 genotypes."""
     recipe = write_tiny(tmp_path, **OSNET, training__epochs=1)
     assert train.main(["--config", str(recipe)]) == 0
     training = write_tiny(

@@ -21,9 +21,9 @@ from tests.helpers.traffic import META, traffic
 
 HEIGHT, WIDTH = 16, 8
 CPU = torch.device("cpu")
-# Everything random that there is, so that any difference in seeds shows.
+# All kinds of randomness, so that any difference in seeds is visible.
 EVERYTHING = Augmentation(padding=2, flip=0.5, erasing=0.5, brightness=0.3, contrast=0.2)
-#: An image by itself, as torchvision resizes and normalises it.
+#: A single image, resized and normalised by torchvision.
 ALONE = v2.Compose(
     [
         v2.Resize((HEIGHT, WIDTH), v2.InterpolationMode.BICUBIC),
@@ -81,7 +81,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(scope="module")
 def two_epochs(split):
-    """The batches of two epochs, loaded in this process."""
+    """Return the batches of two epochs, loaded in this process."""
     stream = make_stream(split)
     return take(stream, 2 * stream.batches_per_epoch)
 
@@ -119,7 +119,7 @@ def test_ranks_together_have_the_batches_of_one_process(split, two_epochs, world
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_goes_on_at_any_batch(split, two_epochs, workers):
-    """Each batch of two epochs in turn is the one to go on at, in a stream that had gone elsewhere."""
+    """Resume at each batch of two epochs, in a stream that was at another position."""
     steps = range(len(two_epochs)) if workers == 0 else (1, len(two_epochs) // 2)
     reference, states = make_stream(split), []
     for _ in two_epochs:
@@ -148,14 +148,14 @@ def test_resumes_on_another_number_of_ranks(split, two_epochs):
 
 
 def test_an_image_is_augmented_anew_each_time(tmp_path):
-    """One identity with one image: every image of every batch is the same file."""
+    """A single image as the whole data set, so every batch consists of it."""
     path = tmp_path / "one.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 10, 3), dtype=np.uint8)).save(path)
     split = Split("train", np.array([str(path)] * 3, dtype=object), np.array([0, 1, 1]), np.zeros(3, int))
     stream = make_stream(split, batch_size=4)
     images = torch.cat([batch.images for batch in take(stream, 4)])
     assert len({image.numpy().tobytes() for image in images}) == len(images)
-    # Another seed augments otherwise, the same one alike.
+    # Different seeds give different augmentations, equal seeds equal ones.
     again, other = make_stream(split, batch_size=4), make_stream(split, batch_size=4, seed=6)
     assert torch.equal(next(again).images, images[:4])
     assert not torch.equal(next(other).images, images[:4])
@@ -222,7 +222,7 @@ def test_preview_shows_what_comes_next_and_stays(split, two_epochs):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchs_own_random_numbers_are_left_alone(split, workers):
-    """A checkpoint restores them; a resumed run starts its loaders once more than one that was not interrupted."""
+    """A checkpoint restores torch's generator, and a resumed run starts its loaders one more time than other runs."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
     stream = make_stream(split, workers=workers)
@@ -266,7 +266,7 @@ if sys.argv[2] == "fail":
 
 @pytest.mark.parametrize(("how", "status"), [("end", 0), ("fail", 1)])
 def test_a_process_ends_though_its_workers_ignore_signals(split, how, status):
-    """Python sends them SIGTERM at its exit and waits for them."""
+    """At exit, Python sends SIGTERM to the workers and waits for them."""
     command = [sys.executable, "-c", ENDS, str(Path(__file__).parents[1]), how, *split.paths[:8]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (status, "8 1\n")
@@ -279,7 +279,7 @@ def test_workers_go_on_when_all_processes_are_told_to_stop(split, two_epochs):
     first = take(stream, 2)  # one from each worker
     workers = multiprocessing.active_children()
     assert len(workers) >= 2
-    # As from Slurm: the sender is another process than the workers' parent.
+    # As from Slurm: the sender is not the workers' parent.
     for name in ("TERM", "USR2"):
         subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
     assert_same(first + take(stream, len(two_epochs) - 2), two_epochs)
@@ -298,7 +298,7 @@ def test_the_time_that_is_waited_is_counted(split, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_goes_to_its_device_by_one_copy_and_is_finished_there(split, workers):
     stream = make_stream(split, workers=workers, device=META)
-    next(stream)  # makes the constants there are for a device
+    next(stream)  # fills the caches of constants on the device
     with traffic() as found:
         batches = take(stream, 3)
     assert found.copies == 3

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.slurm_cluster import SCRIPT, SlurmCluster
 
-MEET = """
+ALL_REDUCE = """
 import torch
 from torch import distributed as dist
 from autoreid import distributed
@@ -23,7 +23,7 @@ with distributed.setup("cpu", 60) as world:
 
 
 def refused(folder: Path, *command: str, without: str = "") -> subprocess.CompletedProcess[str]:
-    """The script's answer, with its complaint in one line."""
+    """Return the finished script, which must have printed an error."""
     drop = ["setpriv", f"--bounding-set=-{without}"] if without else []
     done = subprocess.run(
         [*drop, SCRIPT, *command],
@@ -40,7 +40,7 @@ def test_two_nodes(slurm_cluster: SlurmCluster) -> None:
     assert sorted(slurm_cluster.run("srun", "-N2", "hostname").split()) == ["n1", "n2"]
 
 
-def test_a_second_start_says_so(slurm_cluster: SlurmCluster) -> None:
+def test_starting_a_running_cluster_says_that_it_is_running(slurm_cluster: SlurmCluster) -> None:
     again = slurm_cluster.start()
     assert again.returncode == 0
     assert "already running" in again.stderr
@@ -73,13 +73,13 @@ def test_declared_gpus(slurm_cluster: SlurmCluster, option: str, seen: set[str])
 
 def test_ranks_meet_across_nodes(slurm_cluster: SlurmCluster) -> None:
     shown = slurm_cluster.run(
-        "srun", "-N2", "--ntasks-per-node=2", "--label", sys.executable, "-c", MEET, timeout=120
+        "srun", "-N2", "--ntasks-per-node=2", "--label", sys.executable, "-c", ALL_REDUCE, timeout=120
     )
     ranks = {line.split(": ", 1)[1] for line in shown.splitlines()}
     assert ranks == {"0 0 15.0", "1 1 15.0", "2 0 15.0", "3 1 15.0"}
 
 
-def test_shared_memory_is_the_nodes_own(slurm_cluster: SlurmCluster) -> None:
+def test_each_node_has_its_own_shared_memory(slurm_cluster: SlurmCluster) -> None:
     folder = "/dev/shm"  # noqa: S108
     slurm_cluster.on("n1", "touch", f"{folder}/mine")
     assert "mine" in slurm_cluster.on("n1", "ls", folder)
@@ -102,7 +102,7 @@ def step_runs(cluster: SlurmCluster, job: str) -> None:
         cluster.wait_for(job, "RUNNING")
 
 
-def test_stop_leaves_nothing(slurm_cluster: SlurmCluster) -> None:
+def test_stop_removes_everything(slurm_cluster: SlurmCluster) -> None:
     folder = Path(tempfile.mkdtemp(prefix="autoreid-slurm-"))
     second = SlurmCluster(folder)
     assert second.start().returncode == 0
@@ -126,10 +126,13 @@ def test_stop_leaves_nothing(slurm_cluster: SlurmCluster) -> None:
     assert sorted(slurm_cluster.run("srun", "-N2", "hostname").split()) == ["n1", "n2"]
 
 
-def test_a_folder_with_something_else_is_left_alone(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_touched(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     done = refused(tmp_path, "start")
-    assert (done.returncode, done.stderr) == (1, f"local_slurm: {tmp_path} holds something else\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"local_slurm: {tmp_path}: the folder contains other files; set AUTOREID_SLURM_LAB to another folder\n",
+    )
     subprocess.run([SCRIPT, "stop"], env=os.environ | {"AUTOREID_SLURM_LAB": str(tmp_path)}, check=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -137,7 +140,7 @@ def test_a_folder_with_something_else_is_left_alone(slurm_cluster: SlurmCluster,
 @pytest.mark.parametrize(
     ("without", "complaint"), [("sys_admin", "namespaces"), ("net_admin", "bridge"), ("mknod", "devices")]
 )
-def test_says_what_the_machine_refuses(
+def test_a_missing_privilege_is_named(
     slurm_cluster: SlurmCluster, tmp_path: Path, without: str, complaint: str
 ) -> None:
     folder = tmp_path / "lab"

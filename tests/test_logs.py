@@ -1,4 +1,4 @@
-"""Log files of the ranks, the console with and without a terminal, and plain progress lines."""
+"""Log files of the ranks, the console with and without a terminal, and progress lines."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def restore_logging():
 
 
 def run(folder: Path, rank: int, terminal: bool) -> str:
-    """The stderr of a process that logs as a run does, through a pseudo-terminal or a pipe."""
+    """Return the stderr of a process that logs like a run, through a pseudo-terminal or a pipe."""
     environment = {**os.environ, "PYTHONPATH": str(Path(autoreid.__file__).parents[1])}
     command = [sys.executable, "-c", RUN, str(rank)]
     if not terminal:
@@ -73,7 +73,7 @@ def run(folder: Path, rank: int, terminal: bool) -> str:
     while True:
         try:
             piece = os.read(ours, 65536)
-        except OSError:  # how Linux ends a pseudo-terminal
+        except OSError:  # Linux ends a pseudo-terminal with an error
             break
         if not piece:
             break
@@ -94,18 +94,18 @@ def test_without_a_terminal_rank_0_prints_plain_lines_only(tmp_path):
     ]
 
 
-def test_on_a_terminal_messages_stand_above_the_bar(tmp_path):
+def test_on_a_terminal_messages_are_printed_above_the_bar(tmp_path):
     shown = run(tmp_path, 0, terminal=True)
     assert "epoch 3:  50%" in shown
     assert "2/4" in shown
     assert "images/s" not in shown
     assert "Traceback" not in shown
-    # Each message is on a line of its own: the bar before it is wiped with blanks and a carriage return.
+    # Each message is on a separate line: the bar is first cleared with blanks and a carriage return.
     for message in ("stepped 3", "stepped 4", "error: the run failed: it broke"):
         assert re.search(rf"(^|[\r\n]|\x1b\[A){message}\r\n", shown), shown
 
 
-def test_the_file_has_it_all_and_a_resumed_run_goes_on_in_it(tmp_path):
+def test_the_file_has_all_messages_and_a_resumed_run_appends_to_it(tmp_path):
     run(tmp_path, 0, terminal=True)
     first = (tmp_path / "logs" / "rank0.log").read_text()
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO stepped 3$", first, re.M)
@@ -119,13 +119,13 @@ def test_the_file_has_it_all_and_a_resumed_run_goes_on_in_it(tmp_path):
     assert second.count("stepped 3") == 2
 
 
-def test_other_ranks_have_a_file_and_are_silent(tmp_path):
+def test_other_ranks_write_a_file_and_print_nothing(tmp_path):
     assert run(tmp_path, 1, terminal=True) == ""
     assert "stepped 4" in (tmp_path / "logs" / "rank1.log").read_text()
     assert not (tmp_path / "logs" / "rank0.log").exists()
 
 
-def test_starting_again_moves_the_log_and_doubles_nothing(tmp_path, capsys):
+def test_starting_again_moves_the_log_without_duplicating_messages(tmp_path, capsys):
     start_logging(tmp_path / "a", 0)
     start_logging(tmp_path / "b", 0)
     log.warning("careful")
@@ -134,7 +134,7 @@ def test_starting_again_moves_the_log_and_doubles_nothing(tmp_path, capsys):
     assert (tmp_path / "b" / "rank0.log").read_text().count("careful") == 1
 
 
-def test_a_log_that_cannot_be_written_is_named(tmp_path):
+def test_a_log_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "rank0.log").mkdir()
     with pytest.raises(
         ConfigError, match=r"rank0\.log: cannot write the log: Is a directory; set output_dir"
@@ -142,7 +142,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
         start_logging(tmp_path, 0)
 
 
-def test_a_bar_is_silent_when_not_asked_for(monkeypatch, capsys):
+def test_a_disabled_bar_prints_nothing(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress_bar(4, 0, "epoch 1", enabled=False) as bar:
         bar.update(4)
@@ -155,18 +155,18 @@ def test_a_bar_is_silent_when_not_asked_for(monkeypatch, capsys):
     initial=st.integers(0, 20),
     every=st.floats(1.0, 60.0),
 )
-def test_lines_come_no_faster_than_asked_and_tell_the_speed(durations, initial, every):
+def test_lines_are_logged_at_the_interval_with_the_speed(durations, initial, every):
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]
     logger = logging.getLogger("autoreid.reporting.logs")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    now, asked, expected = 100.0, [], []
+    now, calls, expected = 100.0, [], []
     total = initial + len(durations)
 
     def values():
-        asked.append(now)
+        calls.append(now)
         return {"loss": 0.5, "rate": 1e-5}
 
     try:
@@ -183,7 +183,7 @@ def test_lines_come_no_faster_than_asked_and_tell_the_speed(durations, initial, 
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
-    assert len(records) == len(asked) == len(expected)
+    assert len(records) == len(calls) == len(expected)
     for record, (step, speed, left) in zip(records, expected, strict=True):
         eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         text = f"epoch 1 step {step}/{total} loss 0.5 rate 1e-05 {speed} images/s eta {eta}"

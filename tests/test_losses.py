@@ -19,7 +19,7 @@ MARGINS = [0.3, 0.0, None]
 
 
 def brute_force(embeddings, labels, margin):
-    """The definition, with three loops in plain Python floats; None if no anchor counts."""
+    """The definition, in plain Python floats; None if no anchor is valid."""
     rows, names = embeddings.double().tolist(), labels.tolist()
     losses = []
     for a, anchor in enumerate(rows):
@@ -39,7 +39,7 @@ def brute_force(embeddings, labels, margin):
 
 
 def random_batch(seed, B, D, identities, dtype=torch.float64):
-    """Embeddings that need gradients, and labels with gaps and a negative among them."""
+    """Embeddings that require gradients, and labels that are neither consecutive nor all positive."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(B, D, generator=generator, dtype=dtype).requires_grad_()
     return embeddings, torch.randint(0, identities, (B,), generator=generator) * 5 - 1
@@ -86,15 +86,15 @@ def test_duplicates_and_batches_without_positives_or_negatives_have_finite_deriv
     assert second.isfinite().all()
 
 
-def test_an_anchor_is_not_its_own_positive_nor_counted_without_one():
-    # Anchors 0 and 1 are 3 apart, their negative 2 is 1 and 2 away; anchor 2 has no positive.
+def test_an_anchor_is_not_its_own_positive_and_needs_one():
+    # Anchors 0 and 1 have a distance of 3, and distances of 1 and 2 to their negative; anchor 2 has no positive.
     embeddings, labels = torch.tensor([[0.0], [3.0], [1.0]]), torch.tensor([4, 4, 9])
     loss = batch_hard_triplet(embeddings, labels, 0.5)
     assert loss.item() == pytest.approx(((3 - 1 + 0.5) + (3 - 2 + 0.5)) / 2)
 
 
-def test_far_embeddings_that_nearly_coincide_keep_their_distances():
-    """|a|² + |b|² - 2ab in float32 would give noise of about 1 here."""
+def test_small_distances_between_large_embeddings_are_accurate():
+    """Computing |a|² + |b|² - 2ab in float32 would give errors of about 1 here."""
     embeddings = torch.full((4, 8), 1000.0)
     embeddings[:, 0] += torch.tensor([0.0, 0.25, 1.0, 1.5])
     labels = torch.tensor([0, 0, 1, 1])
@@ -103,15 +103,15 @@ def test_far_embeddings_that_nearly_coincide_keep_their_distances():
     assert batch_hard_triplet(embeddings, labels, 0.3).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_nan_shows():
+def test_a_nan_propagates():
     embeddings, labels = random_batch(0, 8, 3, 2)
-    spoiled = embeddings.detach().clone()
-    spoiled[3, 1] = torch.nan
-    assert batch_hard_triplet(spoiled, labels, 0.3).isnan()
+    with_nan = embeddings.detach().clone()
+    with_nan[3, 1] = torch.nan
+    assert batch_hard_triplet(with_nan, labels, 0.3).isnan()
 
 
 def across_ranks(embeddings, labels, ranks, margin):
-    """The average over simulated ranks; their shares are separate leaves, gathered by concatenation."""
+    """The average over simulated ranks. Their shares are separate leaves, gathered by concatenation."""
     leaves = [x.detach().clone().requires_grad_() for x in embeddings.chunk(ranks)]
     everyone, total = torch.cat(leaves), torch.zeros((), dtype=embeddings.dtype)
     for rank, (own, own_labels) in enumerate(zip(leaves, labels.chunk(ranks), strict=True)):
@@ -130,7 +130,7 @@ def across_ranks(embeddings, labels, ranks, margin):
     st.sampled_from(MARGINS),
 )
 def test_the_average_over_ranks_is_one_process_on_the_whole_batch(seed, share, ranks, identities, margin):
-    """With few identities repeated at random, ranks hold different numbers of valid anchors."""
+    """With few identities in random order, ranks have different numbers of valid anchors."""
     embeddings, labels = random_batch(seed, share * ranks, 3, identities)
     labels = (labels + 1) // 5
     whole = batch_hard_triplet(embeddings, labels, margin)
@@ -163,7 +163,7 @@ def test_real_ranks_have_the_loss_of_one_process():
         torch.testing.assert_close(found, expected[place])
 
 
-def test_terms_are_weighed():
+def test_terms_are_weighted():
     embeddings, labels = random_batch(5, 12, 4, 3)
     labels = (labels + 1) // 5
     logits, auxiliary = random_batch(6, 12, 3, 1)[0], random_batch(7, 12, 3, 1)[0]
@@ -195,7 +195,7 @@ class SpreadTerm(Term):
         return outputs.embedding.square().mean() + self.smoothing
 
 
-def test_a_further_term_is_a_name_and_a_weight(monkeypatch):
+def test_a_further_term_needs_only_a_name_and_a_weight(monkeypatch):
     monkeypatch.setitem(TERMS, "spread", SpreadTerm)
     embeddings, labels = random_batch(5, 12, 4, 3)
     outputs, labels = (embeddings, random_batch(6, 12, 3, 1)[0]), (labels + 1) // 5
@@ -207,14 +207,14 @@ def test_a_further_term_is_a_name_and_a_weight(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["sprad", "triplet", "auxiliary"])
-def test_unknown_terms_and_those_with_a_key_of_their_own_are_refused(monkeypatch, name):
+def test_unknown_terms_and_those_with_a_separate_key_are_refused(monkeypatch, name):
     monkeypatch.setitem(TERMS, "spread", SpreadTerm)
     with pytest.raises(ConfigError, match=rf"losses\.terms: unknown term '{name}'; known are spread"):
         build_loss(Losses(terms={name: 1.0}))
 
 
 def test_stays_in_float32_under_autocast():
-    """Exactly the float32 result of the same half-precision embeddings, close to that of full ones."""
+    """Equal to the loss of the same embeddings in float32, and close to that of a full-precision network."""
     torch.manual_seed(0)
     body, head = nn.Linear(32, 16), nn.Linear(16, 5)
     images, labels = torch.randn(20, 32), torch.arange(20) % 5

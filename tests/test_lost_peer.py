@@ -1,4 +1,4 @@
-"""What NCCL's watchdog finds ends the process with a line, though the main thread waits for the GPU."""
+"""An error of NCCL's watchdog ends the process with one line, even if the main thread waits for the GPU."""
 
 import os
 import signal
@@ -44,39 +44,39 @@ def _ranks(script, *arguments, size, **settings):
     ]
 
 
-def test_a_line_and_status_1_while_the_main_thread_waits(tmp_path):
+def test_one_line_and_status_1_while_the_main_thread_waits(tmp_path):
     ranks = _ranks(WAITS, str(tmp_path / "log"), size=2)
     said = [process.communicate(timeout=60)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1]
-    assert said[0].startswith("autoreid: lost contact with another rank, whose log says why: ")
+    assert said[0].startswith("autoreid: lost contact with another rank, see its log for the reason: ")
     assert "TIMEOUT" in said[0]
     assert len(said[0].splitlines()) == 1
     assert said[1] == ""
-    # The log says where the run was.
+    # The log has the stack of the main thread.
     assert "wait_for_a_kernel" in (tmp_path / "log").read_text()
 
 
-def test_nobody_watches_after_the_end(monkeypatch):
+def test_polling_ends_with_the_block(monkeypatch):
     monkeypatch.setattr(lost_peer, "INTERVAL", 0.001)
-    asked = threading.Event()
+    polled = threading.Event()
 
     def get_error():
-        asked.set()
+        polled.set()
         return types.SimpleNamespace(name="SUCCESS")
 
-    left = threading.Event()
+    done = threading.Event()
     watcher = threading.Thread(
-        target=lost_peer.watch, args=(types.SimpleNamespace(get_error=get_error), left)
+        target=lost_peer.watch, args=(types.SimpleNamespace(get_error=get_error), done)
     )
     watcher.start()
-    assert asked.wait(10.0)
-    left.set()
+    assert polled.wait(10.0)
+    done.set()
     watcher.join(10.0)
     assert not watcher.is_alive()
 
 
 @pytest.mark.skipif(not torch.distributed.is_nccl_available(), reason="torch was built without NCCL")
-def test_which_torch_can_be_asked():
+def test_the_watchdog_can_be_polled_since_torch_2_7():
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     assert hasattr(torch.distributed.ProcessGroupNCCL, "get_error") == (version >= (2, 7))
 

@@ -76,7 +76,7 @@ def test_refuses_junk_and_distractors_outside_the_gallery(root, folder, name):
 def test_names_the_folder_that_is_empty_or_missing(root, folder):
     for path in (root / folder).iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="holds no image") as error:
+    with pytest.raises(DataError, match="contains no image") as error:
         read_market1501(root)
     assert str(root / folder) in str(error.value)
     (root / folder).rmdir()
@@ -91,5 +91,5 @@ def test_refuses_a_missing_root_and_a_gallery_of_junk_alone(root):
     for path in (root / "bounding_box_test").iterdir():
         if not path.name.startswith("-1"):
             path.unlink()
-    with pytest.raises(DataError, match="every image is junk"):
+    with pytest.raises(DataError, match="all images are junk"):
         read_market1501(root)

@@ -1,4 +1,4 @@
-"""What a step will need of the device's memory, told before the first one."""
+"""The memory that a step needs, estimated before the first one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def build(folder, changes):
 
 
 def allocated(action) -> int:
-    """The most bytes in hand at a time beside what was there before, by what torch's allocator tells its profiler."""
+    """The peak memory of an action, in bytes, as torch's profiler records it."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         action()
@@ -66,13 +66,13 @@ def allocated(action) -> int:
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_a_real_step_takes_what_was_said(tmp_path, changes):
+def test_the_estimate_is_the_peak_of_a_real_step(tmp_path, changes):
     task = build(tmp_path, changes)
     config = task.config
     need = measure_need(task, config, ALONE)
-    task.step(StopSignal())  # the optimiser has its state from now on
+    task.step(StopSignal())  # creates the optimiser's state
     state = task.state
-    state.weight_optimizer.zero_grad()  # the profiler does not see the end of what it has not seen begin
+    state.weight_optimizer.zero_grad()  # the profiler would miss that these gradients are freed, and not count them
     lasting = [*state.network.state_dict().values()] * (2 if getattr(state, "ema", None) else 1)
     for kept in state.weight_optimizer.state.values():
         lasting += kept.values()
@@ -85,20 +85,20 @@ def needs(folder, changes):
     return measure_need(task, task.config, ALONE)
 
 
-def test_settings_that_save_memory_are_seen_to(tmp_path):
+def test_the_estimate_reflects_settings_that_save_memory(tmp_path):
     plain = needs(tmp_path, QUICKSTART)
     recomputed = needs(tmp_path, QUICKSTART | {"search__activation_checkpointing": "cell"})
     half = needs(tmp_path, QUICKSTART | {"training__precision": "bfloat16"})
-    dealt = needs(tmp_path, QUICKSTART | {"training__accumulation": 2})
+    accumulated = needs(tmp_path, QUICKSTART | {"training__accumulation": 2})
     assert recomputed.per_image < 0.8 * plain.per_image
     assert half.per_image < 0.8 * plain.per_image
     pixels = 4 * 3 * 96 * 48
-    # All images of both levels' batches are there, and those of one micro-batch twice.
+    # In memory: the images of both batches (weights and alphas), and a copy of those of one micro-batch.
     expected = (plain.per_image - 2 * pixels) / 2 + 2.5 * pixels
-    assert dealt.per_image == pytest.approx(expected, rel=0.01)
-    # A micro-batch's gradient comes beside the sum of those before it.
+    assert accumulated.per_image == pytest.approx(expected, rel=0.01)
+    # The gradient of a micro-batch is computed while the sum of the previous ones is in memory.
     weights = sum(weight.nbytes for weight in build(tmp_path, QUICKSTART).state.network.parameters())
-    assert dealt.fixed == pytest.approx(plain.fixed + weights, rel=0.1)
+    assert accumulated.fixed == pytest.approx(plain.fixed + weights, rel=0.1)
 
 
 def _fingerprint(task):
@@ -118,32 +118,32 @@ def _fingerprint(task):
     ],
     ids=["second", "exact", "osnet_ain", "osnet_ain hard", "derived with dropped paths"],
 )
-def test_nothing_is_moved_and_the_run_goes_as_without(tmp_path, changes):
+def test_the_estimate_changes_no_state_and_no_later_step(tmp_path, changes):
     ends = []
-    for told in (False, True):
+    for measured in (False, True):
         task = build(tmp_path, changes)
         before = _fingerprint(task)
-        if told:
+        if measured:
             log_memory(task, task.config, ALONE)
             assert_equal(_fingerprint(task), before)
         for _ in range(2):
             task.step(StopSignal())
-        if told:
+        if measured:
             log_memory(task, task.config, ALONE)
         task.step(StopSignal())
         ends.append([*task.state.network.state_dict().values(), torch.get_rng_state()])
         if hasattr(task.state, "alphas"):
             ends[-1] += [*task.state.alphas.parameters()]
-    for plain, told in zip(*ends, strict=True):
-        assert torch.equal(plain, told)
+    for plain, measured in zip(*ends, strict=True):
+        assert torch.equal(plain, measured)
 
 
 def _search(world, path):
-    """The digests of two searches, one of which is measured before, and what that one needs."""
+    """The digests of two searches, without and with an estimate before the first step, and that estimate."""
     digests = []
-    for told in (False, True):
+    for measured in (False, True):
         task = search_task_of(path, world)
-        if told:
+        if measured:
             log_memory(task, task.config, world)
             need = measure_need(task, task.config, world)
         task.step(StopSignal())
@@ -152,52 +152,53 @@ def _search(world, path):
     return digests, need
 
 
-def test_ranks_measure_together_and_search_as_without(tmp_path):
+def test_ranks_estimate_together_and_search_as_without_it(tmp_path):
     changes = {"search__order": "second"}
     tiny_config(tmp_path, **changes)
     path = write_tiny(tmp_path, **changes)
     ((_, alone),) = run_ranks(_search, 1, path)
-    for (plain, told), need in run_ranks(_search, 2, path):
-        assert told == plain
+    for (plain, measured), need in run_ranks(_search, 2, path):
+        assert measured == plain
         assert need.per_image == pytest.approx(alone.per_image, rel=0.05), (
-            "shared statistics keep nothing more"
+            "shared statistics need no further memory"
         )
 
 
-def test_as_many_images_fit_as_do_not_need_more_than_the_room():
+def test_the_largest_number_of_images_that_fits():
     need = MemoryNeed(fixed=1000.0, per_image=7.0)
-    for room in (0, 1000, 1055, 1056, 1111, 1112, 99_999):
-        images = need.images_in(room, 8)
+    for free in (0, 1000, 1055, 1056, 1111, 1112, 99_999):
+        images = need.images_in(free, 8)
         assert images % 8 == 0
-        assert not images or need.of(images) <= room
-        assert need.of(images + 8) > room
+        assert not images or need.of(images) <= free
+        assert need.of(images + 8) > free
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_the_log_says_it_in_a_line_and_warns(tmp_path, monkeypatch, caplog, fits):
+def test_the_estimate_is_logged_in_one_line_with_a_warning_if_it_does_not_fit(
+    tmp_path, monkeypatch, caplog, fits
+):
     task = build_search_task(tmp_path, training__accumulation=2)
-    said = MemoryNeed(fixed=0.4e9, per_image=39.5e6)
-    monkeypatch.setattr(memory, "measure_need", lambda *_: said)
+    need = MemoryNeed(fixed=0.4e9, per_image=39.5e6)
+    monkeypatch.setattr(memory, "measure_need", lambda *_: need)
     monkeypatch.setattr(memory, "free_bytes", lambda *_, **__: 10.6e9 if fits else 1e9)
     with caplog.at_level(logging.INFO):
         log_memory(task, task.config, ALONE)
     line, *warnings = [record.getMessage() for record in caplog.records]
     assert line == (
-        "memory: 40 MB an image and 400 MB for weights and gradients; this rank's 16 images (in 2 micro-batches) "
-        f"need about 1.0 GB of {'10.6' if fits else '1.0'} GB free; up to {256 if fits else 8} images "
-        "would fit"
+        "memory: 40 MB per image and 400 MB for weights and gradients; this rank's 16 images (in 2 micro-batches) "
+        f"need about 1.0 GB of {'10.6' if fits else '1.0'} GB free; up to {256 if fits else 8} images fit"
     )
-    assert warnings == ([] if fits else [f"memory: a step will hardly fit; {LESS_MEMORY}"])
+    assert warnings == ([] if fits else [f"memory: a step will probably not fit; {LESS_MEMORY}"])
 
 
-def test_the_settings_named_are_settings():
+def test_the_settings_that_the_warning_names_exist():
     keys = re.findall(r"(\w+)\.(\w+)", LESS_MEMORY)
     assert {("training", "accumulation"), ("data", "batch_size")} <= set(keys)
     for section, key in keys:
         assert key in Config.model_fields[section].annotation.model_fields
 
 
-def test_a_run_says_it_before_its_first_step(tmp_path):
+def test_a_run_logs_the_estimate_before_its_first_step(tmp_path):
     path = write_tiny(tmp_path, training__epochs=1)
     assert train.main(["--config", str(path)]) == 0
     lines = (tmp_path / "runs/tiny/logs/rank0.log").read_text().splitlines()
@@ -242,9 +243,9 @@ MEMINFO = "MemTotal: 64000 kB\nMemFree: 100 kB\nMemAvailable: 50000 kB\n"
             0,
         ),
     ],
-    ids=["none", "no limit", "Slurm's, second version", "first version", "overdrawn"],
+    ids=["no cgroup", "no limit", "Slurm's, version 2", "version 1", "limit exceeded"],
 )
-def test_memory_that_is_free_within_limits(tmp_path, cgroup, files, expected):
+def test_available_memory_within_the_limits_of_cgroups(tmp_path, cgroup, files, expected):
     proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "meminfo").write_text(MEMINFO)
@@ -255,7 +256,7 @@ def test_memory_that_is_free_within_limits(tmp_path, cgroup, files, expected):
     assert available_memory(proc, cgroups) == expected
 
 
-def test_memory_of_this_machine():
+def test_available_memory_of_this_machine():
     total = int(re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[1])
     assert 0 < available_memory() <= 1024 * total
     assert free_bytes(ALONE, held=5) > 5

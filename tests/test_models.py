@@ -19,7 +19,7 @@ _CELL = (
 ) * 2
 OPTIONS = {"derived": {"genotype": str(CellGenotype(normal=_CELL, reduce=_CELL)), "parts": 2}}
 WIDTHS = {"resnet50": 2048, "pcb": 6 * 2048}
-# What the papers and torchreid's model zoo give at 256×128, in millions and in billions.
+# From the papers and torchreid's model zoo, at 256×128, in millions and billions.
 PUBLISHED = {
     "resnet50": (23.5, 2.7),
     "osnet_x1_0": (2.2, 0.98),
@@ -79,10 +79,10 @@ def test_the_nearest_name_is_proposed():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet50", {"last_strid": 1}, "no option 'last_strid'; it has last_stride, neck"),
-        ("osnet_x0_25", {"width": 2.0}, "no option 'width'; it has none"),
+        ("resnet50", {"last_strid": 1}, "no option 'last_strid'; its options are: last_stride, neck"),
+        ("osnet_x0_25", {"width": 2.0}, "no option 'width'; its options are: none"),
         ("resnet50", {"last_stride": 3}, "last_stride = 3: must be 1 or 2"),
-        ("pcb", {"parts": 0}, "parts = 0: must be 1 or more"),
+        ("pcb", {"parts": 0}, "parts = 0: must be at least 1"),
         ("pcb", {"dropout": 1.0}, r"dropout = 1\.0: must be"),
     ],
 )
@@ -135,7 +135,7 @@ def test_resnet_without_neck_classifies_and_ranks_the_same_embedding():
 
 
 def parts_by_loops(network, batch):
-    """PCB as its paper draws it, part by part: unit vectors by channel then part, and each part's logits."""
+    """PCB written out from its paper, part by part: unit vectors by channel, then part, and each part's logits."""
     feature_map = network.feature_map(batch)
     height = feature_map.shape[2]
     vectors = []
@@ -155,7 +155,7 @@ def parts_by_loops(network, batch):
 def test_pcb_is_what_its_paper_draws(parts, size):
     torch.manual_seed(0)
     network = build_model("pcb", 5, parts=parts, dropout=0.0)
-    for module in network.modules():  # else a second training pass would move what the first one used
+    for module in network.modules():  # otherwise the second training pass would see updated statistics
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.0
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_pcb_is_what_its_paper_draws(parts, size):
     torch.testing.assert_close(embedding, expected, rtol=1e-3, atol=1e-5)
     for part in range(parts):
         torch.testing.assert_close(logits[:, :, part], expected_logits[part], rtol=1e-3, atol=1e-4)
-    # The published loss is the sum over parts; torch's is the mean of the same numbers.
+    # The published loss is the sum over parts; torch's is the mean of the same values.
     labels = torch.tensor([3])
     each = [F.cross_entropy(part, labels) for part in expected_logits]
     torch.testing.assert_close(F.cross_entropy(logits, labels[:, None].expand(1, parts)), sum(each) / parts)
@@ -205,7 +205,10 @@ def test_counts_of_a_network_worked_out_by_hand():
     network.wide.eval()
     modes = [module.training for module in network.modules()]
     assert count_parameters(network) == 8 * 3 * 9 + 8 + 8 * 25 + 8 * 7 + 7
-    assert count_parameters(network, without_classifier=False) == count_parameters(network) + 7 * 100 + 100
+    assert (
+        sum(parameter.numel() for parameter in network.parameters())
+        == count_parameters(network) + 7 * 100 + 100
+    )
     # An image of 20 × 13 becomes 10 × 7, then 6 × 3.
     assert count_macs(network, 20, 13) == 10 * 7 * 8 * 3 * 9 + 6 * 3 * 8 * 25 + 8 * 7
     assert [module.training for module in network.modules()] == modes

@@ -11,7 +11,7 @@ from autoreid.spaces import build_model
 
 
 def block_by_definition(block, x, in_inside, in_after):
-    """The block of the papers in evaluation mode, written out over its state dict."""
+    """The block of the papers in evaluation mode, computed from its state dict."""
     state = block.state_dict()
 
     def batch_norm(x, name):
@@ -59,7 +59,7 @@ def test_each_block_is_what_the_papers_define(kind, in_inside, in_after, channel
     block = OSBlock(*channels, *OSBLOCKS[kind]).double().eval()
     with torch.no_grad():
         for value in (*block.parameters(), *block.buffers()):
-            if value.is_floating_point():  # norms far from the identity, variances above zero
+            if value.is_floating_point():  # norms that are not the identity, with positive variances
                 value.add_(torch.rand_like(value))
         x = torch.randn(2, channels[0], 9, 7, dtype=torch.float64)
         expected = block_by_definition(block, x, in_inside, in_after)
@@ -124,7 +124,7 @@ def test_narrower_networks_have_the_same_layers_in_proportion(family, widths):
     "blocks", [("plain",) * 5, ("plain",) * 7, ("plain", "in", "plain", "plain", "plain", "plain")]
 )
 def test_other_than_six_known_blocks_are_refused(blocks):
-    with pytest.raises(ConfigError, match="expected six, each one of plain, in_inside, in_after, in_both"):
+    with pytest.raises(ConfigError, match="must be six names from plain, in_inside, in_after, in_both"):
         OSNet(blocks, True, 0.25, 5)
 
 

@@ -1,4 +1,4 @@
-"""The osnet_ain space: its supernet, what is read out of it, and the networks that come of it."""
+"""The osnet_ain space: its supernet, reading genotypes, and derived networks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_choices():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4), min_size=6, max_size=6))
-def test_the_genotype_holds_the_most_probable_block_of_each_place(rows):
+def test_the_genotype_has_the_most_probable_block_at_each_position(rows):
     genotype = space().genotype({"blocks": torch.tensor(rows)})
     assert genotype.blocks == tuple(OSNET_BLOCKS[row.index(max(row))] for row in rows)
 
@@ -108,7 +108,7 @@ def gradients(network, batch, *mixing, **sample):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_column_is_the_one_hot_vector_with_the_others_left_out(training):
+def test_a_sample_equals_a_one_hot_mixture_and_computes_no_other_block(training):
     batch, calls = images(), []
     network = supernet().train(training)
     expected = network(batch, one_hot(EVERY_BLOCK))
@@ -116,7 +116,7 @@ def test_a_column_is_the_one_hot_vector_with_the_others_left_out(training):
         if name.rpartition(".")[2] in OSNET_BLOCKS:
             module.register_forward_hook(lambda *_, name=name: calls.append(name.rpartition(".")[2]))
     found = network(batch, **columns(EVERY_BLOCK))
-    assert tuple(calls) == EVERY_BLOCK.blocks, "one candidate a place, and no other"
+    assert tuple(calls) == EVERY_BLOCK.blocks, "one candidate at each position, and no other"
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
     if training:
@@ -128,7 +128,7 @@ def test_a_column_is_the_one_hot_vector_with_the_others_left_out(training):
 
 
 def test_alphas_have_the_gradient_of_the_mixture():
-    """Against central differences along random directions, in steps that cross few of the ReLUs' kinks."""
+    """Compared with central differences along random directions. The steps are small, to cross few kinks of ReLUs."""
     network, batch = supernet(), images()
     weights = torch.rand(6, 4, dtype=torch.float64).softmax(-1).requires_grad_()
 
@@ -152,7 +152,7 @@ def build(genotype=PUBLISHED, identities=5, **options):
 def test_the_published_genotype_is_osnet_ain():
     network, published = build(identities=751), build_model("osnet_ain_x1_0", 751)
     assert isinstance(network, DerivedOSNet)
-    # Structure: every module but the root, with its settings.
+    # The structure: all modules with their settings, except the root.
     assert str(network).partition("\n")[2] == str(published).partition("\n")[2]
     shapes = {name: value.shape for name, value in published.state_dict().items()}
     assert {name: value.shape for name, value in network.state_dict().items()} == shapes
@@ -160,7 +160,7 @@ def test_the_published_genotype_is_osnet_ain():
     assert round(count_macs(network, 256, 128) / 1e9, 2) == 0.98
 
 
-def test_torchreids_weights_load_into_it_and_give_torchreids_features(tmp_path):
+def test_it_loads_torchreids_weights_and_gives_torchreids_features(tmp_path):
     fixture = fixtures()["osnet_ain_x1_0"]
     network = build(identities=fixture["num_classes"]).eval()
     torch.save(their_state("osnet_ain_x1_0"), tmp_path / "theirs.pth")
@@ -174,10 +174,10 @@ def test_torchreids_weights_load_into_it_and_give_torchreids_features(tmp_path):
 
 
 @pytest.mark.parametrize("genotype", [PUBLISHED, EVERY_BLOCK])
-def test_it_inherits_what_the_supernet_has_for_its_choices(genotype):
-    """With inherited weights a derived network is the supernet with everything else left out."""
+def test_it_inherits_the_weights_of_its_blocks(genotype):
+    """With inherited weights, a derived network equals the supernet that computes only the chosen blocks."""
     network, derived = supernet(), build(genotype, width=0.25).double()
-    for _ in range(3):  # statistics other than their first values
+    for _ in range(3):  # changes the running statistics from their initial values
         network(images(8), {"blocks": torch.rand(6, 4, dtype=torch.float64).softmax(-1)})
     inherited = space().inherited(network.state_dict(), genotype)
     missing, unexpected = derived.load_state_dict(inherited, strict=False)
@@ -194,7 +194,9 @@ def test_it_inherits_what_the_supernet_has_for_its_choices(genotype):
 
 
 def test_another_spaces_options_and_networks_are_refused():
-    with pytest.raises(ConfigError, match=r"derived \(osnet_ain\) has no option 'channels'; it has genotype"):
+    with pytest.raises(
+        ConfigError, match=r"derived \(osnet_ain\) has no option 'channels'; its options are: genotype"
+    ):
         build(channels=16)
     with pytest.raises(ConfigError, match=r"width = 0\.1: must be at least 0\.25"):
         build(width=0.1)
@@ -203,6 +205,6 @@ def test_another_spaces_options_and_networks_are_refused():
         build(CellGenotype(normal=cell, reduce=cell), width=1.0)
 
 
-def test_the_published_genotype_ships():
+def test_the_published_genotype_is_included():
     shipped = Path(__file__).parents[1] / "searched_genotypes/published/osnet_ain.json"
     assert Genotype.load(shipped) == PUBLISHED

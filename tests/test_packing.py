@@ -31,7 +31,7 @@ def test_tensors_come_back_as_they_were(seed, kinds, blank):
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
-    found["blank"].fill_(255)  # what is written there is nowhere else
+    found["blank"].fill_(255)  # must not change the other tensors
     assert packed.tensors()["blank"].shape == tuple(blank)
     assert torch.equal(packed.tensors()["blank"], found["blank"])
     assert all(torch.equal(packed.tensors()[name], tensor) for name, tensor in tensors.items())
@@ -54,10 +54,10 @@ def test_all_of_it_reaches_a_device_by_one_copy():
 
 
 def test_a_loader_pins_the_one_buffer(monkeypatch):
-    """As torch's DataLoader walks through what it pins; pinning itself needs a GPU."""
+    """Traverses a batch as torch's DataLoader does for pinning; pinning itself needs a GPU."""
     pinned = []
 
-    def pin(tensor, device=None):  # which older releases of torch give
+    def pin(tensor, device=None):  # older releases of torch pass a device
         pinned.append(tensor)
         return tensor.clone()
 

@@ -1,4 +1,4 @@
-"""Partial channels and edge weights: as published, beside today's search, and what a genotype reads of them."""
+"""Partial channels and edge weights: compared with the publication, and how genotypes are read from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def alphas_of(space, seed=0):
 
 
 def test_the_shuffle_is_the_published_one():
-    """As in the authors' code: (groups, channels a group), transposed."""
+    """As in the authors' code, which transposes (groups, channels per group)."""
     x = torch.arange(2 * 12 * 3 * 2.0).view(2, 12, 3, 2)
     published = x.view(2, 4, 3, 3, 2).transpose(1, 2).contiguous().view(2, 12, 3, 2)
     assert torch.equal(join(x[:, :3], x[:, 3:]), published)
@@ -53,7 +53,7 @@ def test_sums_of_half_precision_maps_are_not_rounded():
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 3)])
-def test_channels_bypass(height, width):
+def test_bypassing_channels_are_pooled_at_stride_2(height, width):
     x = torch.randn(2, 3, height, width)
     assert bypass(x, 1) is x
     found = bypass(x, 2)
@@ -64,14 +64,14 @@ def test_channels_bypass(height, width):
             assert torch.equal(found[:, :, row, column], window.amax((2, 3)))
 
 
-def test_all_channels_are_as_without_the_setting():
-    """The names of weights and alphas, and all that they are drawn from, since one checkpoint must fit both."""
+def test_the_default_is_a_search_without_partial_channels():
+    """The names and initial values of the alphas must not change, so that older checkpoints still load."""
     space, supernet = build()
     assert space.choices().keys() == {"normal", "reduce"}
     generator = torch.Generator().manual_seed(0)
     for kind in ("normal", "reduce"):
-        drawn = 1e-3 * torch.randn(14, 7, generator=generator)
-        assert torch.equal(alphas_of(space).groups[kind], drawn)
+        expected = 1e-3 * torch.randn(14, 7, generator=generator)
+        assert torch.equal(alphas_of(space).groups[kind], expected)
     images = torch.randn(2, 3, 32, 16)
     mixing = Softmax().mixture(alphas_of(space))
     stem = supernet.stem(images)
@@ -88,7 +88,7 @@ def test_betas_are_groups_of_alphas_named_by_node():
         "reduce",
         *(f"{k}_node{n}" for k in ("normal", "reduce") for n in range(3)),
     ]
-    assert choices["reduce_node2"] == (("node2",), ("c_k-2", "c_k-1", "node0", "node1"), "reduce_edges")
+    assert choices["reduce_node2"] == (("node2",), ("c_k-2", "c_k-1", "node0", "node1"), "reduce_edges", ())
     assert choices["normal"] == build(nodes=3)[0].choices()["normal"]
     alphas = alphas_of(space)
     embedding, logits = supernet(torch.randn(4, 3, 32, 16), Softmax().mixture(alphas))
@@ -99,7 +99,7 @@ def test_betas_are_groups_of_alphas_named_by_node():
 
 
 def test_each_kind_has_its_own_edge_weights():
-    """Edges decided for one input leave the others out: cells whose other inputs differ are alike."""
+    """With all weight on one input of each node, the output does not depend on the other inputs."""
     space, supernet = build(partial_channels=2)
     supernet.eval()
     mixing = Softmax().probabilities(alphas_of(space))
@@ -138,7 +138,7 @@ def test_half_precision_and_channels_last_are_about_the_same():
 
 
 def kept_bytes(settings, images):
-    """Of all storages that a forward pass keeps for the backward pass, weights left out."""
+    """The bytes that a forward pass saves for the backward pass, without weights."""
     torch.manual_seed(0)
     space = ReidCellSpace(Search(reid_cell=settings))
     supernet = space.build_supernet(5)
@@ -147,7 +147,7 @@ def kept_bytes(settings, images):
 
     def keep(tensor):
         if not isinstance(tensor, torch.nn.Parameter):
-            # The tensors too, so that no address is used twice.
+            # Keep the tensors alive, so that no address is reused.
             storages[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
@@ -168,7 +168,7 @@ def test_fewer_channels_keep_fewer_bytes():
 
 @st.composite
 def problems(draw):
-    """Operations, and probabilities of them and of each node's inputs; few different values make ties common."""
+    """Operations, their probabilities and those of the inputs, with few different values, so that ties are common."""
     operations = tuple(draw(st.permutations(CELL_OPERATIONS))[: draw(st.integers(2, len(CELL_OPERATIONS)))])
     nodes = draw(st.integers(2, 4))
     values = st.sampled_from([0.0, 0.25, 0.5]) if draw(st.booleans()) else st.floats(0, 1, width=32)
@@ -185,14 +185,14 @@ def problems(draw):
 
 
 def read_by_hand(operations, nodes, edges_EO, inputs):
-    """For each node: of all pairs of its edges that with the greatest strengths, earlier ones first."""
+    """The expected cell: for each node, its two strongest edges; earlier ones win ties."""
     cell, row = [], 0
     for node in range(nodes):
         edges = []
         for source in range(node + 2):
             names = {name: edges_EO[row][column] for column, name in enumerate(operations) if name != "none"}
             best = max(names.values())
-            # The operation is chosen by the alphas alone: an edge without weight has one too.
+            # The choice of the operation depends on the alphas only, even if the edge has weight 0.
             operation = next(name for name, value in names.items() if value == best)
             edges.append((best * inputs[node][0][source], operation, source))
             row += 1
@@ -215,7 +215,7 @@ def test_a_genotype_ranks_edges_by_their_weight_times_their_operations(problem):
         assert cell == read_by_hand(operations, nodes, values[kind], inputs)
 
 
-def test_an_edge_that_counts_beats_one_that_is_decided():
+def test_an_edge_with_a_large_weight_beats_one_with_a_probable_operation():
     space = ReidCellSpace(
         Search(
             reid_cell=ReidCell(
@@ -226,7 +226,7 @@ def test_an_edge_that_counts_beats_one_that_is_decided():
     values = {name: torch.full(group.shape, 1 / group.shape[1]) for name, group in space.choices().items()}
     values["normal"][2:] = torch.tensor([[0.0, 1.0, 0.0], [0.3, 0.3, 0.4], [0.2, 0.5, 0.3]])
     values["normal_node1"][0] = torch.tensor([0.1, 0.5, 0.4])
-    # Strengths 0.1, 0.2 and 0.2: of equal ones the first.
+    # The strengths are 0.1, 0.2 and 0.2. The first one wins the tie.
     assert space.genotype(values).normal[1] == (("sep_conv_3x3", 1), ("skip_connect", 2))
 
 
@@ -237,8 +237,13 @@ def test_signs_and_pictures_of_a_search_with_betas(tmp_path):
     signs = search_signs(probabilities, space.choices(), space.watched())
     kinds = ("normal", "reduce")
     shares = {f"{kind}/{name}" for kind in kinds for name in space.watched()}
-    assert signs.keys() == shares | {f"{kind}{of}/entropy" for kind in kinds for of in ("", "_edges")}
-    # Of 2, 3 and 5 inputs alike, and of 4 inputs two.
+    values = {f"{kind}{of}" for kind in kinds for of in ("", "_edges")}
+    assert signs.keys() == shares | {
+        f"{v}/{sign}" for v in values for sign in ("entropy", "margin", "undecided")
+    }
+    # Of four nodes with edges of equal weight, one has two of three others at 0; all of them are undecided.
+    assert signs["normal_edges/undecided"] == 1
+    # Nodes with 2, 3 and 5 inputs have equal weights; the node with 4 inputs uses two of them.
     expected = (math.log(2) + math.log(3) + math.log(2) + math.log(5)) / 4
     assert signs["normal_edges/entropy"] == pytest.approx(expected, abs=1e-4)
     assert signs["normal/skip_share"] == pytest.approx(1 / 7, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Where TF32 and bfloat16 are used, and that the alphas' second-order gradient has neither unless asked for."""
+"""Where TF32 and bfloat16 are used. The second-order gradient of the alphas is in float32 by default."""
 
 import warnings
 from contextlib import suppress
@@ -27,7 +27,7 @@ def flags():
 
 @pytest.fixture
 def torch_flags():
-    """torch's own defaults, as they must be found again."""
+    """torch's default flags, which must be restored."""
     before = flags()
     assert before == (True, False)
     yield before
@@ -47,7 +47,7 @@ def test_flags_are_set_and_restored(torch_flags, precision, allowed):
 
 
 class Probe:
-    """What holds while a network's forward passes and their backward passes are computed."""
+    """Records the flags and autocast during the forward and backward passes of a network."""
 
     def __init__(self, network):
         self.forward, self.backward = [], []
@@ -66,7 +66,7 @@ def search(folder, **changes):
 
 
 def on_gpu(task):
-    """A task whose passes take their CPU for a GPU."""
+    """A task whose passes set the flags as on a GPU, although they run on the CPU."""
     for owner in [task, *([task.architect] if hasattr(task, "architect") else [])]:
         owner.precision.device = GPU
     return task
@@ -75,7 +75,7 @@ def on_gpu(task):
 def probed_step(task):
     probe = Probe(task.state.network)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # autocast misses its GPU
+        warnings.simplefilter("ignore")  # autocast warns that there is no GPU
         task.step(StopSignal())
     return probe
 
@@ -97,7 +97,7 @@ def test_tf32_in_forward_and_backward_passes_of_a_search(tmp_path, torch_flags, 
     probe = probed_step(on_gpu(search(tmp_path, **changes)))
     of_weights = OFF if changes.get("training__precision") == "float32" else ON
     assert [seen for seen, _ in probe.forward] == [of_alphas] * passes + [of_weights]
-    # The exact gradient differentiates its first backward pass too.
+    # Exact order also differentiates the first backward pass.
     assert set(probe.backward[:-1]) == {of_alphas}
     assert len(probe.backward) > passes
     assert probe.backward[-1] == of_weights
@@ -113,11 +113,13 @@ def test_tf32_in_a_training(tmp_path, torch_flags, precision, expected):
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", OFF), ("tf32", ON)])
-def test_embeddings_are_measured_as_they_are_trained(tmp_path, torch_flags, monkeypatch, precision, expected):
+def test_embeddings_are_measured_in_the_training_precision(
+    tmp_path, torch_flags, monkeypatch, precision, expected
+):
     config = tiny_config(tmp_path, **OSNET_TRAINING, training__precision=precision)
     with distributed.setup("cpu") as world:
         data = build_training_data(config, world)
-    # Images stay on the CPU, which is taken for a GPU everywhere else.
+    # Images stay on the CPU, although the device is a GPU for everything else.
     monkeypatch.setattr(
         measure, "embedding_batches", lambda *given, **to: embedding_batches(*given, **(to | CPU))
     )
@@ -142,13 +144,13 @@ def test_embeddings_are_measured_as_they_are_trained(tmp_path, torch_flags, monk
         ({"search__order": "first"}, [True] * 2),
     ],
 )
-def test_bfloat16_where_it_is_asked_for(tmp_path, changes, expected):
+def test_bfloat16_is_used_where_the_config_says_so(tmp_path, changes, expected):
     probe = probed_step(search(tmp_path, **changes, training__precision="bfloat16"))
     assert [autocast for _, autocast in probe.forward] == expected
 
 
 @pytest.mark.parametrize("order", ["second", "exact"])
-def test_the_second_order_gradient_is_that_of_float32(tmp_path, order):
+def test_the_second_order_gradient_is_computed_in_float32(tmp_path, order):
     gradients = []
     for precision in ("float32", "bfloat16"):
         task = search(tmp_path, search__order=order, training__precision=precision)

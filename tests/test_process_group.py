@@ -1,4 +1,4 @@
-"""Who a process is, read from each launcher's variables."""
+"""Reading rank and address of a process from the variables of each launcher."""
 
 import stat
 
@@ -22,21 +22,21 @@ SLURM = {
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
-    """A stand-in for Slurm's own program that expands host lists; the real one is tested on a real cluster."""
+    """A fake scontrol that expands node lists; test_slurm.py uses the real one."""
     program = tmp_path / "scontrol"
     program.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[007-008]" ] && printf "gpu007\\ngpu008\\n"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
 
-def test_alone_without_any_launcher():
+def test_a_process_without_a_launcher_is_a_single_process():
     assert read_rendezvous({}) is None
     assert read_rendezvous({"MASTER_ADDR": "n1"}) is None
     with distributed.setup("cpu") as world:
         assert (world.rank, world.size, world.is_main, world.device.type) == (0, 1, True, "cpu")
 
 
-def test_torchrun_comes_before_slurm(scontrol):
+def test_torchrun_takes_precedence_over_slurm(scontrol):
     found = read_rendezvous(SLURM | TORCHRUN)
     assert (found.rank, found.size, found.local_rank, found.address, found.port) == (3, 4, 1, "n1", 29500)
 
@@ -50,24 +50,24 @@ def test_slurm_step(scontrol):
     assert read_rendezvous(SLURM | {"MASTER_ADDR": "x", "MASTER_PORT": "7"}).address == "x"
 
 
-def test_a_batch_script_outside_any_step_is_alone():
+def test_a_process_outside_any_job_step_is_a_single_process():
     assert read_rendezvous({"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None
 
 
 @pytest.mark.parametrize("name", sorted(TORCHRUN))
-def test_partial_torchrun_is_refused(name):
+def test_incomplete_variables_of_torchrun_are_an_error(name):
     if name in ("MASTER_ADDR", "MASTER_PORT"):
         partial = {key: value for key, value in TORCHRUN.items() if key != name}
     else:
         partial = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
         del partial[name]
-    with pytest.raises(ConfigError, match=f"incomplete: {name} missing"):
+    with pytest.raises(ConfigError, match=f"variables of torchrun are missing: {name};"):
         read_rendezvous(partial)
 
 
-def test_partial_slurm_is_refused():
+def test_incomplete_variables_of_slurm_are_an_error():
     partial = {key: value for key, value in SLURM.items() if key != "SLURM_LOCALID"}
-    with pytest.raises(ConfigError, match="SLURM_LOCALID missing"):
+    with pytest.raises(ConfigError, match="variables of srun are missing: SLURM_LOCALID;"):
         read_rendezvous(partial)
 
 
@@ -76,7 +76,7 @@ def test_not_a_number():
         read_rendezvous(TORCHRUN | {"RANK": "one"})
 
 
-def test_scontrol_that_fails_says_what_helps(monkeypatch, tmp_path):
+def test_the_error_of_a_failing_scontrol_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="set MASTER_ADDR"):
         read_rendezvous(SLURM)

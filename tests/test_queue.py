@@ -1,4 +1,4 @@
-"""What Slurm's commands print, read from stand-ins; test_slurm.py asks the real ones, which have no accounting."""
+"""Parsing the output of Slurm's commands, which are faked here; test_slurm.py uses real ones without accounting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from autoreid.slurm.queue import JobState, job_states
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """Gives the machine a program that prints a text, and counts its calls."""
+    """Return a function that installs a fake program, which prints a text and records its calls."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
     def make(name, text, status=0):
@@ -22,7 +22,7 @@ def programs(tmp_path, monkeypatch):
     return make
 
 
-def test_one_call_each_however_many_jobs(programs):
+def test_each_command_is_called_once_for_all_jobs(programs):
     queue = programs(
         "squeue", "7|RUNNING|n[1-2]|1-02:03:04\n8_0|PENDING|(Priority)|UNLIMITED\n99|RUNNING|n3|5:00\n"
     )
@@ -38,15 +38,15 @@ def test_one_call_each_however_many_jobs(programs):
     assert len(queue()) == len(accounts()) == 1
 
 
-def test_without_accounting_the_controller_is_asked(programs):
+def test_scontrol_is_used_without_accounting(programs):
     programs("squeue", "")
     programs("sacct", "Slurm accounting storage is disabled\n", status=1)
-    asked = programs("scontrol", "JobId=9 JobName=x UserId=a(1) JobState=FAILED Reason=NonZeroExitCode\n")
+    calls = programs("scontrol", "JobId=9 JobName=x UserId=a(1) JobState=FAILED Reason=NonZeroExitCode\n")
     assert job_states({"9"}) == {"9": JobState("FAILED")}
-    assert asked() == ["--oneliner show job 9"]
+    assert calls() == ["--oneliner show job 9"]
 
 
-def test_jobs_in_the_queue_are_not_asked_for_again(programs):
+def test_sacct_is_not_called_for_jobs_in_the_queue(programs):
     programs("squeue", "7|RUNNING|n1|1:00\n")
     accounts = programs("sacct", "")
     assert job_states({"7"})["7"].state == "RUNNING"
@@ -54,6 +54,6 @@ def test_jobs_in_the_queue_are_not_asked_for_again(programs):
         accounts()
 
 
-def test_without_slurm_nothing_is_known(monkeypatch, tmp_path):
+def test_there_are_no_states_without_slurm(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert job_states({"7"}) == {}

@@ -21,7 +21,7 @@ def people(identities, cameras, paths=None, D=2):
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 30), st.integers(1, 12))
-def test_lists_are_a_brute_force_sort_without_the_removed_images(seed, Q, G, top):
+def test_lists_equal_a_brute_force_sort_without_excluded_images(seed, Q, G, top):
     rng = np.random.default_rng(seed)
     query = people(rng.integers(0, 4, Q), rng.integers(1, 3, Q))
     gallery = people(rng.integers(JUNK, 4, G), rng.integers(1, 3, G))
@@ -40,7 +40,7 @@ def test_lists_are_a_brute_force_sort_without_the_removed_images(seed, Q, G, top
         assert lists[q].right.tolist() == [right for _, _, right in kept]
 
 
-def test_the_hardest_queries_come_first_and_those_without_a_match_never():
+def test_the_hardest_queries_come_first_and_those_without_a_match_are_excluded():
     precision = np.array([0.5, np.nan, 0.1, 0.9, 0.1])
     assert hardest_queries(precision, 3).tolist() == [2, 4, 0]
     assert hardest_queries(precision, 10).tolist() == [2, 4, 0, 3]
@@ -49,7 +49,7 @@ def test_the_hardest_queries_come_first_and_those_without_a_match_never():
 
 @pytest.fixture
 def drawn(tmp_path):
-    """Two queries, one with three images of a gallery of single colours in its list, one with two of them."""
+    """The drawing of two queries with three and two gallery images in their lists, all of a single colour."""
     colours = {"query": (0, 0, 255), "right": (200, 200, 0), "wrong": (0, 200, 200), "junk": (255, 255, 255)}
     files = {}
     for name, colour in colours.items():
@@ -64,7 +64,7 @@ def drawn(tmp_path):
 
 
 def pixels(sheet, row, column):
-    """The colours of a cell's border, on all four sides, and of its image."""
+    """Return the colours of the border of a cell, on all four sides, and of its image."""
     left = ranked_lists._left(column)
     top = ranked_lists.MARGIN + 2 * ranked_lists.HEADER + row * ranked_lists.CELL[1]
     width, height = (size + 2 * ranked_lists.BORDER for size in ranked_lists.IMAGE)
@@ -75,20 +75,20 @@ def pixels(sheet, row, column):
     return border, sheet.getpixel((x, y))
 
 
-def test_borders_are_green_around_right_images_and_red_around_wrong_ones(drawn):
+def test_borders_of_matches_are_green_and_others_red(drawn):
     sheet, colours = drawn
     green, red, grey = (34, 160, 70), (214, 39, 40), (70, 80, 90)
     assert pixels(sheet, 0, 0) == ({grey}, colours["query"])
     assert pixels(sheet, 0, 1) == ({red}, colours["wrong"])
     assert pixels(sheet, 0, 2) == ({green}, colours["right"])
     assert pixels(sheet, 0, 3) == ({red}, colours["wrong"])
-    # Of the second query's list, its own camera's image and junk are removed: places 1 and 2 are other people.
+    # The image by the second query's camera and junk are excluded from its list: places 1 and 2 are other people.
     assert pixels(sheet, 1, 1) == ({red}, colours["right"])
     assert pixels(sheet, 1, 2) == ({red}, colours["wrong"])
     assert pixels(sheet, 1, 3) == ({(255, 255, 255)}, (255, 255, 255))
 
 
-def test_captions_are_written_under_the_images(drawn):
+def test_captions_are_drawn_below_the_images(drawn):
     sheet, _ = drawn
     under = ranked_lists.MARGIN + 2 * ranked_lists.HEADER + ranked_lists.CELL[1] - ranked_lists.CAPTION
     left = ranked_lists._left(1)
@@ -97,9 +97,9 @@ def test_captions_are_written_under_the_images(drawn):
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("", "without the paths"), ("nowhere.jpg", r"nowhere\.jpg: cannot read")]
+    ("path", "message"), [("", "no image paths"), ("nowhere.jpg", r"nowhere\.jpg: cannot read")]
 )
-def test_images_that_cannot_be_shown_are_an_error(path, message):
+def test_unreadable_images_are_an_error(path, message):
     query, gallery = people([1], [1], [path]), people([1], [2], [path])
     lists = rank_lists(np.zeros((1, 1), np.float32), query, gallery)
     with pytest.raises(DataError, match=message):

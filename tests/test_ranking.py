@@ -21,7 +21,7 @@ RANKS = (1, 2, 5, 10, 20, 50, 1000)
 
 
 def brute_force(distance, query_ids, gallery_ids, query_cameras, gallery_cameras):
-    """mAP, CMC, mINP and valid queries from their definitions, one query and one image at a time."""
+    """Compute mAP, CMC, mINP and the number of valid queries from their definitions, one image at a time."""
     precisions, firsts, penalties = [], [], []
     for q in range(len(query_ids)):
         ranking = []
@@ -44,7 +44,7 @@ def brute_force(distance, query_ids, gallery_ids, query_cameras, gallery_cameras
 
 @st.composite
 def retrieval_problems(draw):
-    """Few identities and cameras and tiny integer features, so that ties and junk abound."""
+    """Few identities and cameras and small integer features, so that there are many ties and much junk."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     Q, G, D = draw(st.integers(1, 150)), draw(st.integers(1, 40)), draw(st.integers(1, 3))
     identities, cameras = draw(st.integers(1, 12)), draw(st.integers(1, 3))
@@ -65,7 +65,7 @@ def test_euclidean_agrees_with_the_definitions(problem):
     distance = [[float(((q - g) ** 2).sum()) for g in gallery] for q in query]
     expected = brute_force(distance, *numbers)
     if expected is None:
-        with pytest.raises(RunError, match="has a match"):
+        with pytest.raises(RunError, match="from another camera"):
             evaluate_retrieval(*problem, ranks=RANKS)
         return
     result = evaluate_retrieval(*problem, ranks=RANKS)
@@ -76,7 +76,7 @@ def test_euclidean_agrees_with_the_definitions(problem):
 
 
 def recorded(name):
-    """Features and numbers as `evaluate_retrieval` takes them, re-ranked distances, and the figures."""
+    """Arguments of `evaluate_retrieval`, re-ranked distances, and the recorded figures."""
     names = [
         "query_features",
         "gallery_features",
@@ -104,7 +104,7 @@ def test_agrees_with_recorded_figures(name, metric):
     assert result.valid_queries == expected["valid_queries"]
     precision = result.average_precision[~np.isnan(result.average_precision)]
     assert precision.tolist() == pytest.approx(expected["average_precision_of_valid_queries"], abs=1e-12)
-    if name == "basic":  # on ties, the Cython figure depends on the processor
+    if name == "basic":  # with ties, the Cython figure depends on the processor
         assert result.map == pytest.approx(expected["torchreid_cython_map_unstable_sort_float32"], abs=5e-6)
 
 
@@ -137,7 +137,7 @@ def large_galleries(draw):
 def test_given_distances_agree_with_the_definitions(problem):
     expected = brute_force(*problem)
     if expected is None:
-        with pytest.raises(RunError, match="has a match"):
+        with pytest.raises(RunError, match="from another camera"):
             evaluate_distances(*problem)
         return
     result = evaluate_distances(*problem, ranks=RANKS)
@@ -148,7 +148,7 @@ def test_given_distances_agree_with_the_definitions(problem):
 @settings(max_examples=60, deadline=None)
 @given(retrieval_problems())
 def test_ranks_by_comparison_are_those_by_sorting(problem):
-    """The way of other devices, run on the CPU."""
+    """The code path of other devices, run on the CPU."""
     query, gallery, *numbers = problem
     protocol = Protocol(*numbers)
     for block in ranking.match_blocks(Distances(query, gallery).blocks(), protocol):
@@ -158,7 +158,7 @@ def test_ranks_by_comparison_are_those_by_sorting(problem):
 
 def test_average_precision_is_of_each_query_and_the_size_of_blocks_does_not_matter(monkeypatch):
     problem, _, _ = recorded("ties")
-    problem[2][5] = 10**6  # an identity that the gallery lacks
+    problem[2][5] = 10**6  # an identity that is not in the gallery
     result = evaluate_retrieval(*problem)
     assert np.isnan(result.average_precision[5])
     assert np.nanmean(result.average_precision) == pytest.approx(result.map, abs=1e-12)
@@ -235,5 +235,5 @@ def test_distances_that_are_not_finite_or_do_not_fit_are_refused():
             evaluate_distances(blocks, *numbers)
     for value in (np.nan, np.inf):
         distances[1, 2] = value
-        with pytest.raises(RunError, match="queries 0 to 2 hold NaN"):
+        with pytest.raises(RunError, match="queries 0 to 2 contain NaN"):
             evaluate_distances(distances, *numbers)

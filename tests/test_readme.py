@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/, run as they stand there, on smaller data and for fewer epochs."""
+"""Run the commands of README.md and docs/ as written, with smaller data and fewer epochs."""
 
 import os
 import re
@@ -24,25 +24,25 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page in one language."""
+    """Return the code blocks of a page in one language."""
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-#: Each command once, however many pages have it.
+#: All commands, without duplicates.
 COMMANDS = list(
     dict.fromkeys(line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines())
 )
 _INSTALLS = "installs packages from the network; `make demo` and `make test` do so on a fresh machine"
 _CLUSTER = "the fixture slurm_cluster and tests/test_local_slurm.py run it"
-#: Commands that no test here runs, and why.
+#: Commands that no test in this module runs, with the reason.
 NOT_RUN = {
     "python3 -m venv .venv": _INSTALLS,
     "source .venv/bin/activate": _INSTALLS,
-    "pip install --editable '.[tensorboard,export,mat]'": _INSTALLS,
+    "pip install --editable '.[tensorboard,plots,export,mat]'": _INSTALLS,
     "scripts/local_slurm.sh start": _CLUSTER,
     "scripts/local_slurm.sh stop": _CLUSTER,
 }
-#: Commands that a test here has run.
+#: Commands that a test in this module has run.
 ran: set[str] = set()
 
 SMALL = [
@@ -58,7 +58,7 @@ SMALL = [
     "search.reid_cell.parts=2",
     "evaluation.every_epochs=1",
 ]
-#: The same for a search of the other space, whose supernet has no cells.
+#: The same for a search in the osnet_ain space, which has no cells.
 SMALL_OSNET = [
     *(key for key in SMALL if not key.startswith("search.") and key != "data.width=16"),
     "data.width=32",
@@ -80,7 +80,7 @@ SMALL_DERIVED = ["model.options.channels=2", "model.options.cells_per_stage=[1, 
 
 
 def check_out(folder: Path) -> Path:
-    """Makes a folder like a fresh checkout."""
+    """Turn a folder into a fresh checkout, and return it."""
     for name in ("configs", "scripts", "autoreid", "jobs", "Makefile", "setup.cfg", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("README.md", "LICENSE", "docs", "benchmarks"):
@@ -125,17 +125,18 @@ def the_command(beginning: str, ending: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(place) -> str:
-    """What the demo printed: what make would run, with the environment that runs this test for its own."""
+    """The output of the demo: the command of `make demo`, with the Python environment of this test."""
     printed = run(["make", "-n", *the_command("make demo")[1:]], place)
     (command,) = [line for line in printed.splitlines() if "scripts/demo.sh" in line]
     _, *words = shlex.split(command)
     return run(["env", f"PYTHON={sys.executable}", *words, *SMALL], place)
 
 
-def test_make_demo_goes_the_whole_way_and_says_where_everything_is(place, demo):
-    for line in demo.splitlines():
-        if line.startswith(("genotypes: ", "result: ")):
-            assert (place / line.split(": ")[1]).exists()
+def test_make_demo_runs_the_whole_pipeline_and_prints_the_paths_of_its_results(place, demo):
+    paths = re.findall(r"^(?:genotypes|result): (.*)$", demo, re.MULTILINE)
+    assert len(paths) == 5, "genotypes and result of the search, and three trainings"
+    for path in paths:
+        assert (place / path).exists()
     assert (place / "searched_genotypes/quickstart/EP01-normal.png").exists()
     assert shlex.join(the_command("tensorboard")) in demo
     for name in ("derived/quickstart_found/network.png", "runs/quickstart_evaluation/result.json"):
@@ -289,7 +290,7 @@ def test_the_cluster_commands_from_submission_to_cancellation(login_node, slurm_
     assert "run folder: " in trained
     assert "darts_triplet" in call("status")
     slurm_cluster.wait_for(job, "COMPLETED", timeout=300)
-    assert "no job in the queue (finished)" in call("cancel")
+    assert "no job in the queue (the run is finished)" in call("cancel")
     assert "global batch" in call("logs", rank="0")
     pipeline = call("submit_pipeline", "--dry-run", *small, gpus="1")
     assert "# ---- evaluate ----" in pipeline

@@ -58,7 +58,7 @@ def test_a_mixed_operation_is_the_weighted_sum(operations, stride):
 
 
 @pytest.mark.parametrize("column", range(len(OPERATIONS)))
-def test_mixing_by_one_operation_alone_is_that_operation(column):
+def test_mixing_weight_on_one_operation_gives_that_operation(column):
     torch.manual_seed(0)
     mixed = MixedOperation(OPERATIONS, 6, 2, parts=4).double()
     x = torch.randn(2, 6, 8, 6, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_a_cell_is_the_sum_over_each_nodes_edges(reduction, after_reduction, nod
 
 
 def shapes_of(net, x, mixing):
-    """(channels, height, width) of what the stem and each cell put out."""
+    """The output shapes (channels, height, width) of the stem and of each cell."""
     shapes = []
     hooks = [
         module.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape[1:])))
@@ -132,19 +132,19 @@ def test_macro_structure(cells_per_stage, kinds, stem, divisor):
     assert logits.shape == (2, 5)
 
 
-def test_odd_sizes_fit_together():
+def test_odd_image_sizes_are_supported():
     net = build(cells_per_stage=(1, 1, 1), stem="resnet", parts=2)
     assert shapes_of(net, images(67, 45), random_mixing())[-1] == (64, 5, 3)
 
 
-def test_the_re_implementations_macro_structure():
+def test_the_macro_structure_of_auto_reid_fast():
     """Auto-ReID-Fast: a stem of 3C at full resolution, then a normal and two reduction cells, C = 16."""
     net = build(channels=16, cells_per_stage=(1, 1, 1), identities=751).float()
     mixing = {kind: weights.float() for kind, weights in random_mixing().items()}
     with torch.no_grad():
         shapes = shapes_of(net, torch.randn(2, 3, 256, 128), mixing)
     assert shapes == [(48, 256, 128), (64, 256, 128), (128, 128, 64), (256, 64, 32)]
-    # Theirs has 0.83 M weights, with another part-aware operation; ours 0.67 M, of which the classifier has 0.19.
+    # Theirs has 0.83 M weights, with a different part-aware operation. Ours has 0.67 M, 0.19 M in the classifier.
     weights = sum(weight.numel() for weight in net.parameters())
     classifier = net.neck.classifier.weight.numel()
     assert classifier == 256 * 751
@@ -152,7 +152,7 @@ def test_the_re_implementations_macro_structure():
 
 
 def test_embedding_and_logits():
-    """The embedding is the mean over pixels, before the neck; the alphas' kind goes to its own cells."""
+    """The embedding is the mean over pixels, before the neck. Each cell uses the mixing weights of its kind."""
     net, mixing = build(), random_mixing()
     stem = net.stem(images())
     first = net.cells[0](stem, stem, mixing["normal"])
@@ -174,7 +174,7 @@ def test_none_everywhere_gives_zero_nodes():
     assert not any(output.any() for output in [*outputs, embedding])
 
 
-def test_one_image_in_evaluation_is_as_in_a_batch():
+def test_the_embedding_of_an_image_does_not_depend_on_its_batch_in_evaluation():
     net, mixing = build(), random_mixing()
     net(images(), mixing)
     net.eval()
@@ -188,13 +188,13 @@ def test_every_weight_and_every_mixing_weight_gets_a_gradient():
     mixing = {kind: weights.requires_grad_() for kind, weights in random_mixing().items()}
     embedding, logits = net(images(batch=8), mixing)
     (embedding.square().sum() + F.cross_entropy(logits, torch.arange(8) % 5)).backward()
-    silent = [
+    without_gradient = [
         name
         for name, weight in net.named_parameters()
-        # One shift of all keys leaves a softmax over them as it is.
+        # Adding a constant to all keys does not change the softmax.
         if weight.requires_grad and not name.endswith("key.bias") and not weight.grad.any()
     ]
-    assert silent == []
+    assert without_gradient == []
     for weights in mixing.values():
         for column, operation in enumerate(OPERATIONS):
             assert weights.grad[:, column].all() == (operation != "none")
@@ -221,7 +221,7 @@ def test_the_space_names_its_choices():
 
 @st.composite
 def problems(draw):
-    """Operations in any order, and probabilities; few different values make ties common."""
+    """Operations in any order, and probabilities with few different values, so that ties are common."""
     count = draw(st.integers(2, len(CELL_OPERATIONS)))
     operations = tuple(draw(st.permutations(CELL_OPERATIONS))[:count])
     nodes = draw(st.integers(2, 5))
@@ -235,7 +235,7 @@ def problems(draw):
 
 
 def read_by_hand(rows, operations, nodes):
-    """For each node: all pairs of its edges, the pair with the greatest probabilities, earlier ones first."""
+    """The expected cell: for each node, the two edges with the largest probabilities; earlier ones win ties."""
     cell, row = [], 0
     for node in range(nodes):
         edges = []
@@ -273,12 +273,12 @@ def test_the_genotype_holds_the_two_strongest_edges_of_each_node(problem):
 
 
 def test_edges_are_ranked_by_probabilities_not_by_alphas():
-    """An edge with high alphas all round is undecided; one with a clear winner beats it (and `none` counts)."""
+    """An edge with one probable operation beats an edge whose alphas are all large. The softmax includes `none`."""
     operations = ("none", "skip_connect", "sep_conv_3x3")
     alphas = torch.zeros(5, 3)
-    alphas[2] = torch.tensor([5.0, 5.0, 5.1])  # from c_k-2: the highest alphas, a third each
-    alphas[3] = torch.tensor([9.0, 1.0, 0.0])  # from c_k-1: `none` takes nearly all
-    alphas[4] = torch.tensor([-3.0, 2.0, -3.0])  # from node 0: decided
+    alphas[2] = torch.tensor([5.0, 5.0, 5.1])  # from c_k-2: the largest alphas, about a third each
+    alphas[3] = torch.tensor([9.0, 1.0, 0.0])  # from c_k-1: `none` has almost all of the probability
+    alphas[4] = torch.tensor([-3.0, 2.0, -3.0])  # from node 0: one probable operation
     space = ReidCellSpace(Search(reid_cell=ReidCell(operations=operations, nodes=2)))
     probabilities = alphas.softmax(-1)
     genotype = space.genotype({"normal": probabilities, "reduce": probabilities})
@@ -288,7 +288,7 @@ def test_edges_are_ranked_by_probabilities_not_by_alphas():
 
 
 def test_one_hot_probabilities_are_read_as_they_are():
-    """Of each node's edges two are decided and the others say `none`."""
+    """Two edges of each node have an operation, and the others have `none`."""
     space = ReidCellSpace(Search())
     chosen = {
         "normal": ((("part_aware", 0), ("sep_conv_3x3", 1)), (("skip_connect", 2), ("max_pool_3x3", 0))),
@@ -301,7 +301,7 @@ def test_one_hot_probabilities_are_read_as_they_are():
         rows = []
         for node, edges in enumerate(cell):
             decided = {source: operation for operation, source in edges}
-            # A little less for the second keeps the order that is written above.
+            # A smaller value for the second edge gives the order of `chosen`.
             for source in range(node + 2):
                 row = torch.zeros(len(OPERATIONS))
                 row[OPERATIONS.index(decided.get(source, "none"))] = 0.9 if edges[1][1] == source else 1.0

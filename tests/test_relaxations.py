@@ -35,7 +35,7 @@ def test_mixing_is_the_softmax_of_each_row(row):
 
 
 def test_the_gradient_is_that_of_a_softmax():
-    """dp/da = diag(p) - p·pᵀ within an edge, nothing between edges."""
+    """dp/da = diag(p) - p·pᵀ within an edge, and zero between edges."""
     alphas = make_alphas(shapes={"a": (3, 5)}).double()
     torch.manual_seed(0)
     alphas.groups["a"].data.normal_()
@@ -53,7 +53,7 @@ def test_the_gradient_is_that_of_a_softmax():
         assert not jacobian[:, others].any()
 
 
-def test_probabilities_are_the_mixing_without_gradient():
+def test_probabilities_are_the_detached_mixing_weights():
     alphas = make_alphas()
     mixing, probabilities = Softmax().mixture(alphas), Softmax().probabilities(alphas)
     assert mixing.keys() == probabilities.keys() == {"normal", "reduce"}
@@ -63,7 +63,7 @@ def test_probabilities_are_the_mixing_without_gradient():
         assert not probabilities[name].requires_grad
 
 
-def test_alphas_start_small_and_follow_from_the_generator():
+def test_initial_alphas_are_small_and_depend_on_the_generator_only():
     alphas = make_alphas(shapes={"normal": (200, 50)})
     values = alphas.groups["normal"].detach()
     assert values.dtype == torch.float32
@@ -128,12 +128,12 @@ def soft_samples(relaxation, alphas, count=4000):
 
 
 def test_gumbel_samples_follow_the_softmax():
-    """The Gumbel-max trick: the argmax of alpha + noise is a sample of softmax(alpha), whatever the temperature."""
+    """The Gumbel-max trick: argmax(alpha + noise) is a sample from softmax(alpha), at any temperature."""
     rows = [[0.0, 1.0, -1.0, 0.3], [2.0, 0.0, 0.0, 0.0]]
     hard, alphas = gumbel(hard=True, temperature=5.0), logits(*rows)
     columns = torch.tensor([hard.sample(alphas, step, "weights", False)["a"] for step in range(4000)])
     soft = soft_samples(gumbel(temperature=5.0), logits(*rows))
-    assert torch.equal(soft.argmax(-1), columns), "one draw, soft or hard"
+    assert torch.equal(soft.argmax(-1), columns), "the same sample, soft or hard"
     for row, values in enumerate(rows):
         weights = np.exp(values) / np.exp(values).sum()
         for column, probability in enumerate(weights):
@@ -142,13 +142,16 @@ def test_gumbel_samples_follow_the_softmax():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0])
-def test_soft_weights_are_distributed_as_defined(temperature):
-    """Of two candidates the log-odds are (a0 - a1 + logistic noise) / temperature: the difference of two Gumbels."""
+def test_soft_weights_have_the_defined_distribution(temperature):
+    """The log-odds of two candidates are (a0 - a1 + noise) / temperature.
+
+    The noise is a difference of two Gumbel variables, so it has a logistic distribution.
+    """
     soft = soft_samples(gumbel(temperature=temperature), logits([0.7, -0.4]))[:, 0]
     torch.testing.assert_close(soft.sum(-1), torch.ones(len(soft), dtype=torch.float64))
     noise = temperature * (soft[:, 0] / soft[:, 1]).log() - 1.1
     expected = torch.arange(1, len(noise) + 1) / len(noise)
-    # Kolmogorov and Smirnov's distance from the logistic distribution, at a level of about 1e-6.
+    # Kolmogorov-Smirnov test against the logistic distribution, at a significance level of about 1e-6.
     assert (torch.sigmoid(noise.sort().values) - expected).abs().max() < 2.7 / math.sqrt(len(noise))
 
 
@@ -160,7 +163,7 @@ def test_noise_is_independent_between_rows_and_steps():
     assert abs(np.corrcoef(odds[1:, 0], odds[:-1, 0])[0, 1]) < bound
 
 
-def test_a_draw_belongs_to_seed_step_and_level_alone():
+def test_a_sample_depends_on_seed_step_and_level_only():
     alphas = make_alphas()
     before = torch.get_rng_state()
     first = gumbel().mixture(alphas, 3, "weights")
@@ -182,7 +185,10 @@ def test_a_draw_belongs_to_seed_step_and_level_alone():
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_the_gradient_is_that_of_the_soft_weights(hard):
-    """dp/da = (diag(p) - p·pᵀ) / temperature; hard, forward is one-hot and backward the same (straight-through)."""
+    """dp/da = (diag(p) - p·pᵀ) / temperature.
+
+    Hard samples are one-hot in the forward pass and have the same gradient (straight-through).
+    """
     alphas = logits([0.3, -0.2, 1.0, 0.0], [0.0, 0.5, 0.0, -2.0])
     soft = gumbel(temperature=2.5).mixture(alphas, 0, "alphas")["a"]
     mixing = gumbel(hard, 2.5).mixture(alphas, 0, "alphas")["a"]
@@ -197,7 +203,7 @@ def test_the_gradient_is_that_of_the_soft_weights(hard):
         assert torch.equal(mixing.detach(), torch.eye(4, dtype=torch.float64)[soft.argmax(-1)])
 
 
-def test_a_hard_sample_names_the_columns_of_the_one_hot_mixture():
+def test_a_hard_sample_has_the_columns_of_the_one_hot_mixture():
     alphas = make_alphas()
     one_hot = gumbel(hard=True).mixture(alphas, 9, "weights")
     sample = gumbel(hard=True).sample(alphas, 9, "weights", False)
@@ -206,7 +212,7 @@ def test_a_hard_sample_names_the_columns_of_the_one_hot_mixture():
     assert {len(columns) for columns in sample.values()} == {shape[0] for shape in SHAPES.values()}
 
 
-def test_soft_relaxations_sample_nothing():
+def test_soft_relaxations_have_no_sample():
     for relaxation in (Softmax(), gumbel()):
         assert relaxation.sample(make_alphas(), 9, "weights", False) is None
 
@@ -281,13 +287,13 @@ def test_gdas_computes_one_candidate_in_every_pass():
     ],
 )
 def test_temperatures(settings, expected):
-    """By the epoch, of 120 with 7 steps each."""
+    """At the given epochs of 120, with 7 steps each."""
     for epoch, value in expected.items():
         assert TemperatureSchedule(Temperature(**settings), 7, 120).at(7 * epoch) == pytest.approx(value)
     assert gumbel(temperature=3.0).scheduled(5) == {"temperature": 3.0}
 
 
-def test_halving_waits_for_the_epochs_end_and_others_do_not():
+def test_halving_changes_between_epochs_and_linear_in_every_step():
     halved, linear = (
         [
             TemperatureSchedule(Temperature(schedule=schedule, every_epochs=1), 5, 4).at(step)

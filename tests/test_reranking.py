@@ -18,18 +18,23 @@ RANKING_DATA = Path(__file__).parent / "data" / "ranking"
 NUMBERS = ("query_ids", "gallery_ids", "query_cameras", "gallery_cameras")
 
 
+def full(reranked):
+    """Concatenate all blocks to a (Q, G) matrix."""
+    return torch.cat([block.clone() for block in reranked])
+
+
 @pytest.mark.parametrize(
     ("name", "k1", "k2", "lambda_"), [("basic", 20, 6, 0.3), ("basic", 10, 1, 0.5), ("ties", 20, 6, 0.3)]
 )
 def test_agrees_with_recorded_distances(name, k1, k2, lambda_):
-    """Recorded from torchreid's re-ranking, with a stable sort."""
+    """Recorded from torchreid's re-ranking with a stable sort."""
     key = f"rerank_k1_{k1}_k2_{k2}_l_{lambda_}"
     with np.load(RANKING_DATA / f"{name}.npz") as data:
         query, gallery, expected = data["query_features"], data["gallery_features"], data[key]
         numbers = [data[number] for number in NUMBERS]
     reranked = rerank(query, gallery, k1, k2, lambda_)
-    assert np.abs(reranked.full().numpy() - expected).max() < 1e-6
-    if name == "basic":  # ties of re-ranked distances depend on the last bit
+    assert np.abs(full(reranked).numpy() - expected).max() < 1e-6
+    if name == "basic":  # ties between re-ranked distances depend on the last bit
         recorded = json.loads((RANKING_DATA / f"{name}.json").read_text())[key]
         result = evaluate_distances(reranked, *numbers, ranks=range(1, 51))
         assert result.map == pytest.approx(recorded["map"], abs=1e-5)
@@ -38,12 +43,12 @@ def test_agrees_with_recorded_distances(name, k1, k2, lambda_):
 
 
 def neighbours_of(order, i, k):
-    """Images among the k + 1 nearest of i that have i among theirs."""
+    """Return the images among the k + 1 nearest of i that also have i among theirs."""
     return {int(j) for j in order[i][: k + 1] if i in order[j][: k + 1]}
 
 
 def from_the_definition(query, gallery, k1, k2, lambda_):
-    """Re-ranked distances by sets and dense rows in float64, as the paper writes them."""
+    """Compute re-ranked distances as in the paper, with sets and dense rows in float64."""
     images = np.concatenate([query, gallery]).astype(np.float64)
     fourth = ((images[:, None] - images) ** 2).sum(2) ** 2
     largest = fourth.max(1, keepdims=True)
@@ -65,7 +70,7 @@ def from_the_definition(query, gallery, k1, k2, lambda_):
     Q = len(query)
     smaller = np.minimum(encoding[:Q, None], encoding[None, Q:]).sum(2)
     larger = np.maximum(encoding[:Q, None], encoding[None, Q:]).sum(2)
-    # An image that duplicates crowd out of its own neighbours is encoded as nothing.
+    # If duplicates displace an image from its own neighbours, its encoding is empty.
     both = np.where(larger > 0, larger, 1)
     return (1 - smaller / both) * (1 - lambda_) + original[:Q, Q:] * lambda_, encoding
 
@@ -86,10 +91,10 @@ def clustered_problems(draw):
 @given(clustered_problems())
 def test_agrees_with_the_definition(problem):
     expected, encoding = from_the_definition(*problem)
-    found = rerank(*problem).full().numpy()
+    found = full(rerank(*problem)).numpy()
     full_rows = np.isclose(encoding.sum(1), 1)
     Q = len(problem[0])
-    # The published code takes every row to add up to 1; compare where it does.
+    # The published code assumes that every row sums to 1; compare only where it does.
     compared = full_rows[:Q, None] & full_rows[None, Q:]
     assert np.abs(found - expected)[compared].max(initial=0) < 1e-5
     assert np.isfinite(found).all()
@@ -109,7 +114,7 @@ def nearest(block, size):
 def test_the_nearest_are_those_of_a_stable_sort(rows, columns, values, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     shape = (rows, columns)
-    numbers = rng.random(shape) if values is None else rng.choice(values, shape)  # few values: many ties
+    numbers = rng.random(shape) if values is None else rng.choice(values, shape)  # few values give many ties
     size = data.draw(st.integers(1, columns))
     expected = np.argsort(numbers.astype(np.float32), axis=1, kind="stable")[:, :size]
     assert nearest(torch.from_numpy(numbers.astype(np.float32)), size).tolist() == expected.tolist()
@@ -130,7 +135,7 @@ def some_features(Q=23, G=57, D=4):
 
 def test_result_does_not_depend_on_the_size_of_blocks(monkeypatch):
     query, gallery = some_features()
-    whole = rerank(query, gallery).full()
+    whole = full(rerank(query, gallery))
     monkeypatch.setattr(distances_module, "BLOCK_ELEMENTS", 1)
     monkeypatch.setattr(distances_module, "MIN_BLOCK_ROWS", 5)
     monkeypatch.setattr(reranking, "VALUES_AT_ONCE", 100)
@@ -139,19 +144,19 @@ def test_result_does_not_depend_on_the_size_of_blocks(monkeypatch):
     blocks = [block.clone() for block in reranked]
     assert [len(block) for block in blocks] == [5, 5, 5, 5, 3]
     assert torch.allclose(torch.cat(blocks), whole, atol=1e-6)
-    assert torch.equal(reranked.full(), torch.cat(blocks))
+    assert torch.equal(full(reranked), torch.cat(blocks)), "it can be iterated over again"
 
 
 def test_cosine_is_euclidean_of_unit_features():
     query, gallery = some_features()
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery)]
-    assert torch.allclose(rerank(query, gallery, metric="cosine").full(), rerank(*unit).full(), atol=1e-5)
+    assert torch.allclose(full(rerank(query, gallery, metric="cosine")), full(rerank(*unit)), atol=1e-5)
 
 
 def test_lambda_1_keeps_the_original_order():
     query, gallery = some_features()
     order = torch.cdist(torch.from_numpy(query), torch.from_numpy(gallery)).argsort(1)
-    assert torch.equal(rerank(query, gallery, lambda_=1).full().argsort(1), order)
+    assert torch.equal(full(rerank(query, gallery, lambda_=1)).argsort(1), order)
 
 
 @pytest.mark.parametrize("parameter", [{"k1": 0}, {"k2": 0}, {"lambda_": 1.5}, {"metric": "manhattan"}])
@@ -171,9 +176,9 @@ def test_features_that_are_not_finite_are_refused():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_agrees_with_cpu():
     features = [torch.from_numpy(x) for x in some_features(40, 900, 16)]
-    on_gpu = rerank(*(x.cuda() for x in features)).full()
+    on_gpu = full(rerank(*(x.cuda() for x in features)))
     assert on_gpu.is_cuda
-    assert torch.allclose(on_gpu.cpu(), rerank(*features).full(), atol=1e-5)
+    assert torch.allclose(on_gpu.cpu(), full(rerank(*features)), atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -82,7 +82,7 @@ def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
     assert str(caught.value) == (
         f"{folder.root} belongs to a run of another config: data.batch_size was 64, is now 32; "
         "losses.margin was 0.3, is now null; model.options was {}, is now not set and 2 more; "
-        "give another task_name, or delete the folder to start anew"
+        "give another task_name, or delete the folder to start over"
     )
     assert load_config(folder.config) == config_of()
 
@@ -171,7 +171,7 @@ def test_claim_of_a_folder_with_a_broken_config_says_so(tmp_path, text):
 def test_a_folder_that_cannot_be_made_is_named_with_its_key(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        ConfigError, match=r"file/demo: cannot make the folder: Not a directory; set output_dir"
+        ConfigError, match=r"file/demo: cannot create the folder: Not a directory; set output_dir"
     ):
         RunFolder(tmp_path / "file" / "demo").create()
 

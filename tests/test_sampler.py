@@ -16,7 +16,7 @@ MAX_WORLD = 4
 
 @st.composite
 def training_sets(draw):
-    """(identities, batch size, K, seed): one to many images an identity, batches of up to all of them."""
+    """(identities, batch size, K, seed), with one to many images per identity and batches of up to all of them."""
     identities = draw(st.integers(1, 40))
     most = draw(st.sampled_from([1, 3, 7, 60]))
     counts = draw(st.lists(st.integers(1, most), min_size=identities, max_size=identities))
@@ -28,7 +28,7 @@ def training_sets(draw):
 
 
 def finish_epoch(sampler):
-    """All remaining batches of the epoch, each marked as used."""
+    """Return all remaining batches of the epoch, marking each as used."""
     batches = list(sampler)
     for _ in batches:
         sampler.advance()
@@ -46,7 +46,7 @@ def test_every_epoch_keeps_the_rules(problem):
     for epoch in range(3):
         assert (sampler.epoch, sampler.batch) == (epoch, 0)
         batches = np.array(finish_epoch(sampler))
-        # As few batches as can hold every image with no identity twice in one.
+        # The smallest number of batches that can contain every image, with no identity twice in a batch.
         assert len(sampler) == len(batches) == max(-(-groups // P), *(-(-n // K) for n in counts.values()), 1)
         assert np.array_equal(np.unique(batches), np.arange(len(identities)))
         for batch in batches:
@@ -73,7 +73,7 @@ def test_ranks_share_the_batches_of_one_process(problem, world_size, stop):
     shares = [finish_epoch(sampler) for sampler in ranks]
     assert np.hstack(shares).tolist() == first
 
-    # Interrupted in the second epoch, resumed on one process.
+    # Interrupted in the second epoch, resumed with a single process.
     for _ in range(stop % len(alone)):
         ranks[1].advance()
     resumed = IdentityBalancedSampler(*problem)
@@ -112,10 +112,10 @@ def test_order_changes_with_epoch_and_seed():
 
 
 def test_identities_meet_in_about_equal_measure():
-    """Over many epochs of equal identities, each pair shares a batch as often as chance would have it.
+    """Over many epochs of identities with equally many images, each pair shares a batch as often as by chance.
 
-    One identity's groups, or neighbours in the random order, must not be bound to the same batches: over
-    the epochs every pair's meetings follow a Poisson-like spread around the mean.
+    Neither the groups of one identity nor neighbours in the random order may be tied to the same batches:
+    the number of batches that a pair shares must have a Poisson-like spread around the mean.
     """
     identities, P, epochs = 24, 4, 300
     numbers = np.repeat(np.arange(identities), 10)
@@ -130,16 +130,16 @@ def test_identities_meet_in_about_equal_measure():
         meetings += once
         within_epoch.append(once[np.triu_indices(identities, 1)].var())
     pairs = meetings[np.triu_indices(identities, 1)]
-    # Each batch of 30 holds 6 of the 276 pairs.
+    # Each batch of 30 contains 6 of the 276 pairs.
     mean = epochs * 30 * 6 / 276
     assert pairs.mean() == pytest.approx(mean)
     assert np.abs(pairs - mean).max() < 5 * np.sqrt(mean)
-    # Within an epoch, too: were pairs bound together, meetings would cluster (variance above the mean).
+    # Within an epoch, too: tied pairs would cluster (variance above the mean).
     assert np.mean(within_epoch) < 1.1 * mean / epochs
 
 
 def test_image_positions_within_an_epoch_are_even():
-    """An image is as likely to come early as late."""
+    """An image appears early as often as late."""
     numbers = market_like(12)
     sampler = IdentityBalancedSampler(numbers, 12, 3, seed=0)
     when = np.zeros(len(numbers))

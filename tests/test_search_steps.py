@@ -1,4 +1,4 @@
-"""What a step of a search does to alphas and weights, in turn or together, in any space."""
+"""The steps of a search: single-level and bilevel updates of alphas and weights, in both spaces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SINGLE = [
 
 
 @pytest.mark.parametrize("changes", SINGLE, ids=["osnet_ain", "osnet_ain hard", "reid_cell"])
-def test_single_level_moves_alphas_and_weights_by_the_gradients_of_one_loss(tmp_path, changes):
+def test_single_level_updates_alphas_and_weights_with_the_gradients_of_one_loss(tmp_path, changes):
     task = build_search_task(tmp_path, **changes)
     config, state = task.config, task.state
     batch = state.stream.preview()
@@ -38,21 +38,21 @@ def test_single_level_moves_alphas_and_weights_by_the_gradients_of_one_loss(tmp_
 
     before, after = list(alphas.parameters()), list(state.alphas.parameters())
     for old, new, gradient in zip(before, after, wanted, strict=False):
-        # SGD's first step; the weights' decay is not in it.
+        # The first step of SGD, without the weight decay of the weights.
         expected = old - config.search.alpha_learning_rate * (
             gradient + config.search.alpha_weight_decay * old
         )
         torch.testing.assert_close(new, expected)
         assert not torch.equal(new, old)
-    moved = [weight for weight in state.network.parameters() if weight.requires_grad]
-    both = zip(weights, moved, wanted[len(before) :], strict=True)
+    updated = [weight for weight in state.network.parameters() if weight.requires_grad]
+    both = zip(weights, updated, wanted[len(before) :], strict=True)
     rest = [(old, new, gradient) for old, new, gradient in both if gradient is not None]
     norm = flat([gradient for *_, gradient in rest]).norm()
     scale = min(1.0, config.training.gradient_clip / norm.item())
     decay, rate = config.training.weight_decay, config.training.learning_rate
-    moves = flat([new - old for old, new, _ in rest])
+    updates = flat([new - old for old, new, _ in rest])
     expected = flat([-rate * (scale * gradient + decay * old) for old, _, gradient in rest])
-    assert (moves - expected).norm() < 1e-3 * expected.norm()
+    assert (updates - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_single_level_trains_both_on_all_images(tmp_path):
@@ -64,7 +64,7 @@ def test_single_level_trains_both_on_all_images(tmp_path):
     assert "alpha_stream" not in task.state.state_dict()
 
 
-def test_the_weights_decay_never_reaches_the_alphas(tmp_path):
+def test_the_weight_decay_of_the_weights_is_not_applied_to_the_alphas(tmp_path):
     for level in ("single", "bilevel"):
         changes = OSNET | {"search__level": level, "search__order": "first"}
         task = build_search_task(tmp_path, **changes, training__weight_decay=0.9)
@@ -75,7 +75,7 @@ def test_the_weights_decay_never_reaches_the_alphas(tmp_path):
 
 
 @pytest.mark.parametrize("level", ["single", "bilevel"])
-def test_alphas_wait_for_the_warm_up(tmp_path, level):
+def test_alphas_are_not_updated_during_the_warm_up(tmp_path, level):
     changes = OSNET | {"search__level": level, "search__relaxation": "gumbel_hard"}
     task = build_search_task(tmp_path, **changes, search__warmup_epochs=1)
     alphas, weights = task.state.alphas.digest(), flat(task.state.network.parameters())
@@ -106,7 +106,7 @@ def test_sgd_of_the_alphas_follows_the_weights_schedule_and_adam_does_not(tmp_pa
 
 
 @pytest.mark.parametrize("space", ["osnet_ain", "reid_cell"])
-def test_hard_weight_steps_compute_and_move_the_sampled_candidates_only(tmp_path, space):
+def test_hard_weight_steps_compute_and_update_the_sampled_candidates_only(tmp_path, space):
     changes = OSNET | {"search__level": "bilevel"} if space == "osnet_ain" else {}
     task = build_search_task(
         tmp_path, **changes | {"search__relaxation": "gumbel_hard", "search__order": "first"}
@@ -115,9 +115,9 @@ def test_hard_weight_steps_compute_and_move_the_sampled_candidates_only(tmp_path
     statistics = {name: value.clone() for name, value in task.state.network.named_buffers()}
     alphas = copy.deepcopy(task.state.alphas)
     task.step(StopSignal())
-    # The alphas' step is no larger than the noise.
-    chosen = task.relaxation.sample(task.state.alphas, 0, "weights")
-    moved = {
+    # The step of the alphas is too small to change the sample.
+    chosen = task.relaxation.sample(task.state.alphas, 0, "weights", alphas_learn=False)
+    updated = {
         name
         for name, weight in task.state.network.named_parameters()
         if not torch.equal(weight, before[name])
@@ -127,11 +127,11 @@ def test_hard_weight_steps_compute_and_move_the_sampled_candidates_only(tmp_path
         for name, value in task.state.network.named_buffers()
         if name.endswith("running_mean") and not torch.equal(value, statistics[name])
     }
-    for names in (moved, normalised):
+    for names in (updated, normalised):
         seen = task.space.inherited({name: torch.zeros(()) for name in names}, _all_chosen(task, chosen))
         assert names
         if space == "osnet_ain":
-            assert len(seen) == len(names), "nothing else has moved"
+            assert len(seen) == len(names), "nothing else has been updated"
     assert task.state.alphas.digest() != alphas.digest()
 
 
@@ -140,7 +140,7 @@ def _all_chosen(task, columns):
     return task.space.genotype(hot)
 
 
-def test_the_epochs_end_measures_the_most_probable_network(tmp_path):
+def test_the_most_probable_network_is_measured_after_an_epoch(tmp_path):
     task = build_search_task(tmp_path, **OSNET)
     with torch.no_grad():
         task.state.alphas.groups["blocks"][:, 2] += 1.0

@@ -1,6 +1,6 @@
 """Searches, trainings and evaluations as jobs of a real Slurm cluster.
 
-However a search was started and stopped, its alphas are those of the undisturbed one, bit for bit.
+However a search is started and stopped, its alphas equal those of an uninterrupted search bit for bit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_two_nodes_and_four_tasks_search_together_through_jobs_and_srun(lab):
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
-def test_peoples_own_batch_scripts_find_the_same_and_come_back(lab, undisturbed, launcher):
+def test_users_batch_scripts_give_the_same_result_and_requeue(lab, undisturbed, launcher):
     name = f"by_{launcher}"
     script = shutil.copy(ROOT / "scripts" / f"sbatch_{launcher}.sh", lab.folder)
     resources = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--time=20"]
@@ -56,14 +56,14 @@ def test_peoples_own_batch_scripts_find_the_same_and_come_back(lab, undisturbed,
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[-1]
     lab.wait_for_step(name, 10)
-    # What Slurm sends ahead of the time limit.
+    # The signal that Slurm sends before the time limit.
     lab.cluster.run("scancel", "--signal=USR2", job)
     result = lab.finish(job, name)
     assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
     assert lab.kinds(name) == ["started", "stopped", "requeued", "started", "finished"]
 
 
-def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, undisturbed):
+def test_a_requeue_within_an_epoch_loses_at_most_the_current_step(lab, undisturbed):
     name = "requeued"
     job = lab.search(name, checkpoint__every_steps=1000)
     lab.wait_for_step(name, 10)
@@ -79,25 +79,25 @@ def test_a_requeue_in_mid_epoch_loses_at_most_the_step_in_flight(lab, undisturbe
     assert (started.job, started.restart) == (job, 1)
     for log in (lab.run(name) / "slurm").glob("*_log.out"):
         assert log.read_text().count("Starting with JobEnvironment") == 2, (
-            "the second life goes on in the same log"
+            "the second start appends to the same log"
         )
 
 
-def test_a_second_search_of_the_same_name_is_refused_while_the_first_is_queued(lab):
+def test_a_second_search_with_the_same_name_is_rejected_while_the_first_is_queued(lab):
     (job,) = lab.submit(*TWO_RANKS, "--slurm", "begin=now+1hour", "--config", lab.recipe("twice"))
     again = lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("twice"))
     assert again.returncode == 2
-    assert f"job {job} of this run is PENDING" in again.stderr
+    assert f"job {job} of this run is still PENDING" in again.stderr
     rows = json.loads(lab.call("status", "--json", "twice").stdout)
     assert (rows[0]["state"], rows[0]["job"]) == ("PENDING", job)
     assert "cancelled job" in lab.call("cancel", job).stdout
     assert lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("twice"), "--dry-run").returncode == 0
 
 
-def test_a_cancelled_search_saves_and_goes_on_when_submitted_again(lab, undisturbed):
+def test_a_cancelled_search_saves_and_resumes_when_submitted_again(lab, undisturbed):
     job = lab.search("cancelled")
     lab.wait_for_step("cancelled", 10)
-    # Held, or it would be finished before the commands have been tried.
+    # Paused, so that it does not finish before the commands have run.
     lab.cluster.signal_task(job, 0, "STOP")
     row = json.loads(lab.call("status", "--json", "cancelled").stdout)[0]
     assert (row["state"], row["task"], row["steps"], row["job"]) == ("RUNNING", "search", 64, job)
@@ -111,7 +111,7 @@ def test_a_cancelled_search_saves_and_goes_on_when_submitted_again(lab, undistur
     assert result["restarts"] == 1
 
 
-def test_what_would_fail_again_does_not_come_back(lab):
+def test_a_run_that_would_fail_again_is_not_requeued(lab):
     job = lab.search("exploding", training__learning_rate=1e30, training__final_learning_rate=0.0)
     lab.cluster.wait_for(job, "FAILED", timeout=PATIENCE)
     assert lab.kinds("exploding") == ["submitted", "started", "failed"]
@@ -120,7 +120,7 @@ def test_what_would_fail_again_does_not_come_back(lab):
     assert "not finite" in row["reason"]
 
 
-def test_slurm_validates_without_queueing(lab):
+def test_slurm_validates_a_script_without_submitting_it(lab):
     accepted = lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("tested"), "--test-only")
     assert accepted.returncode == 0, accepted.stderr
     assert "Job" in accepted.stdout
@@ -131,11 +131,11 @@ def test_slurm_validates_without_queueing(lab):
     assert "partition" in refused.stderr
     queued = lab.call("submit_search", *TWO_RANKS, "--config", lab.recipe("tested"), "--partition", "no")
     assert queued.returncode == 1
-    assert "sbatch refused the job" in queued.stderr
+    assert "sbatch rejected the job" in queued.stderr
     assert "partition" in queued.stderr
 
 
-def test_the_pipeline_is_a_chain_of_jobs(lab):
+def test_the_pipeline_is_a_chain_of_dependent_jobs(lab):
     (lab.folder / "way").mkdir()
     recipe = lab.recipe("way", training__epochs=1, data__batch_size=32)
     training = write_tiny(

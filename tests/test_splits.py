@@ -18,7 +18,7 @@ def make_split(views: list[tuple[int, int]]) -> Split:
     return Split("train", paths, identities, cameras)
 
 
-# (identity, camera) of each image, in any order, with identities of one image and of many
+# (identity, camera) of each image, in any order; identities have one or many images
 @st.composite
 def splits(draw) -> Split:
     cameras = draw(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=12), min_size=1, max_size=12))
@@ -49,12 +49,12 @@ def test_hold_out_sets_whole_identities_aside_that_can_be_found_again(train, fra
     assert len(held) == wanted
     assert held <= seen_twice(train)
     assert held.isdisjoint(rest.identities.tolist())
-    assert set(query.identities.tolist()) == held, "each held-out identity is asked for at least once"
+    assert set(query.identities.tolist()) == held, "each held-out identity has a query"
     views = list(zip(query.identities.tolist(), query.cameras.tolist(), strict=True))
-    assert len(views) == len(set(views)), "one query for an identity and camera"
+    assert len(views) == len(set(views)), "at most one query per identity and camera"
     for identity, camera in views:
         assert np.any((gallery.identities == identity) & (gallery.cameras != camera))
-    # a view is missing from the queries only where its own camera alone could have answered it
+    # a view has no query only if all other images of its identity are from the same camera
     for identity, camera in set(
         zip(gallery.identities.tolist(), gallery.cameras.tolist(), strict=True)
     ) - set(views):
@@ -79,9 +79,9 @@ def test_hold_out_depends_on_the_seed_alone():
 def test_hold_out_says_what_is_wrong():
     with pytest.raises(ConfigError, match=r"1\.0"):
         hold_out(make_split([(1, 1)]), 1.0, 0)
-    with pytest.raises(DataError, match="two cameras see 2"):
+    with pytest.raises(DataError, match="2 are seen by two cameras"):
         hold_out(make_split([(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1)]), 0.75, 0)
-    with pytest.raises(DataError, match="one more to train on"):
+    with pytest.raises(DataError, match="at least one must be left for training"):
         hold_out(make_split([(1, 1), (1, 2), (2, 1), (2, 2)]), 0.1, 0)
 
 
@@ -109,7 +109,7 @@ def test_bilevel_depends_on_the_seed_alone():
 
 def test_bilevel_says_what_is_wrong():
     train = make_split([(1, 1)] * 7 + [(2, 1)] * 3)
-    with pytest.raises(DataError, match=r"no identity has 8 images.*one has is 7"):
+    with pytest.raises(DataError, match=r"no identity has 8 images.*the largest has 7"):
         bilevel(train, 0.5, 4, 0)
     with pytest.raises(ConfigError, match="alpha fraction 0"):
         bilevel(train, 0.0, 1, 0)

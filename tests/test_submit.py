@@ -1,4 +1,4 @@
-"""Submitting without a cluster: the script's text, what is checked before anything is queued, and --local."""
+"""Submitting without a cluster: the batch script, the checks before submission, and --local."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.recipes import load_config
-from autoreid.slurm.request import JobRequest
+from autoreid.slurm.job_options import JobOptions
 from autoreid.slurm.submit import plan_run
 from tests.helpers.commands import ROOT, run_job_script
 from tests.helpers.tiny import write_tiny
@@ -28,9 +28,9 @@ def submit(folder, script, *line, path=None, here=True):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """A search whose people are drawn: enough of them for 16 ranks."""
+    """A search whose synthetic data exist, with enough people for 16 ranks."""
     path = write_tiny(tmp_path, data__synthetic__people__train_identities=20)
-    draw_people(load_config(path).data)
+    generate_people(load_config(path).data)
     return path
 
 
@@ -62,7 +62,7 @@ ALL_OPTIONS = """
         ),
     ],
 )
-def test_the_script_is_the_recorded_one_and_nothing_is_left_behind(recipe, tmp_path, name, line):
+def test_a_dry_run_prints_the_recorded_script_and_writes_nothing(recipe, tmp_path, name, line):
     python = [] if "--python" in line else ["--python", "python3"]
     before = contents(tmp_path)
     shown = submit(
@@ -93,11 +93,11 @@ def test_the_script_is_the_recorded_one_and_nothing_is_left_behind(recipe, tmp_p
         (["--nodes", "3"], "batch"),  # 16 images over 6 ranks
         (["--nodes", "8", "--tasks", "4"], "batch"),
         (["data.images_per_identity=16", "data.batch_size=32"], "images"),
-        (["task=train"], "jobs/submit_train.py"),
+        (["task=train"], "task = train, expected search; submit it with jobs/submit_train.py"),
         (["--time", "soon"], "--time"),
     ],
 )
-def test_mistakes_do_not_wait_in_a_queue(recipe, tmp_path, line, message):
+def test_errors_are_found_before_submission(recipe, tmp_path, line, message):
     before = contents(tmp_path)
     tasks = [] if "--tasks" in line else ["--tasks", "2"]
     refused = submit(tmp_path, "submit_search", "--gpus", "0", *tasks, "--config", recipe, *line)
@@ -107,24 +107,24 @@ def test_mistakes_do_not_wait_in_a_queue(recipe, tmp_path, line, message):
     assert contents(tmp_path) == before
 
 
-def test_without_slurm_submitting_says_so(recipe, tmp_path):
+def test_submitting_without_slurm_is_an_error(recipe, tmp_path):
     refused = submit(tmp_path, "submit_search", "--gpus", "0", "--config", recipe, path="/nowhere")
     assert refused.returncode == 2
-    assert "sbatch: no such program" in refused.stderr
+    assert "sbatch: command not found" in refused.stderr
     assert "--local" in refused.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_job_that_asks_for_gpus_will_not_fall_back_to_cpus(tmp_path):
+def test_a_job_with_gpus_does_not_fall_back_to_cpus(tmp_path):
     recipe = write_tiny(tmp_path, distributed__device="auto")
     with_gpus, without = (
-        plan_run(recipe, [], "search", JobRequest(gpus=gpus), draw=True).config for gpus in (2, 0)
+        plan_run(recipe, [], "search", JobOptions(gpus=gpus), may_generate=True).config for gpus in (2, 0)
     )
     assert (with_gpus.distributed.device, without.distributed.device) == ("cuda", "auto")
 
 
 @pytest.mark.slow
-def test_local_runs_the_same_here_and_status_logs_and_cancel_know_it(recipe, tmp_path):
+def test_local_runs_on_this_machine_and_status_logs_and_cancel_find_the_run(recipe, tmp_path):
     line = ["--gpus", "0", "--tasks", "2", "--local", "--config", recipe, "training.epochs=1"]
     done = submit(tmp_path, "submit_search", *line, here=False)
     assert done.returncode == 0, done.stderr
@@ -146,14 +146,14 @@ def test_local_runs_the_same_here_and_status_logs_and_cancel_know_it(recipe, tmp
     assert log.stdout == "".join((tmp_path / "runs/tiny/logs/rank1.log").read_text().splitlines(True)[-3:])
     missing = submit(tmp_path, "logs", "tiny", "--rank", "2")
     assert missing.returncode == 2
-    assert "rank0.log, rank1.log" in missing.stderr
+    assert "existing logs: rank0.log, rank1.log" in missing.stderr
     assert "no job in the queue" in submit(tmp_path, "cancel", "tiny").stdout
     unknown = submit(tmp_path, "status", "tinny")
     assert unknown.returncode == 2
     assert "tinny: no run" in unknown.stderr
 
 
-def test_a_pipeline_whose_data_to_evaluate_on_is_missing_is_refused(recipe, tmp_path):
+def test_a_pipeline_with_missing_evaluation_data_is_rejected(recipe, tmp_path):
     line = ["--config", recipe, "--train-config", ROOT / "configs" / "quickstart_train.yaml", "--gpus", "0"]
     refused = submit(tmp_path, "submit_pipeline", *line, "--data", tmp_path / "nowhere")
     assert refused.returncode == 2
@@ -163,7 +163,7 @@ def test_a_pipeline_whose_data_to_evaluate_on_is_missing_is_refused(recipe, tmp_
 
 
 @pytest.mark.slow
-def test_the_pipeline_goes_from_searches_to_a_table(tmp_path):
+def test_the_pipeline_searches_derives_trains_and_evaluates(tmp_path):
     recipe = write_tiny(tmp_path, training__epochs=1)
     options = {"channels": 4, "cells_per_stage": [1, 1]}
     (tmp_path / "other").mkdir()

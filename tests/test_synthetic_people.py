@@ -73,9 +73,7 @@ def test_reads_back_as_a_benchmark(root):
     views = zip(dataset.query.identities.tolist(), dataset.query.cameras.tolist(), strict=True)
     assert sorted(views) == [(identity, camera) for identity in (4, 5) for camera in (1, 2, 3)]
     assert Counter(dataset.gallery.identities.tolist()) == {DISTRACTOR: 4, 4: 5, 5: 5}
-    assert len(list((root / "bounding_box_test").glob("-1_*.jpg"))) == 5, (
-        "junk is there for the reader to drop"
-    )
+    assert len(list((root / "bounding_box_test").glob("-1_*.jpg"))) == 5, "the reader drops junk"
     for path in (*dataset.train.paths, *dataset.query.paths, *dataset.gallery.paths):
         with Image.open(path) as image:
             assert (image.format, image.size, image.mode) == ("JPEG", (64, 128), "RGB")
@@ -112,7 +110,7 @@ def test_an_identity_looks_more_like_itself_in_another_pose_than_like_others():
     )
     distance = np.linalg.norm(first[:, None] - second[None], axis=2)
     own = np.diag(distance)
-    assert np.mean(distance > own[:, None]) > 0.8, "by chance it would be half"
+    assert np.mean(distance > own[:, None]) > 0.8, "0.5 by chance"
     assert len(set(people)) == len(people)
 
 
@@ -130,7 +128,7 @@ def test_identities_share_their_colours_and_not_their_pattern_and_placement():
     ]
     assert all(any(colours <= set(wardrobe) for wardrobe in wardrobes) for colours in worn)
     placements = {(nearest(p.upper), nearest(p.lower)) for p in people}
-    assert all((lower, upper) in placements for upper, lower in placements), "worn the other way round too"
+    assert all((lower, upper) in placements for upper, lower in placements), "also with exchanged colours"
     assert {p.pattern for p in people} == set(PATTERNS)
 
 

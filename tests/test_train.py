@@ -1,4 +1,4 @@
-"""The train command: what it prints, leaves behind and refuses, in real runs."""
+"""The train command in real runs: its output, files and errors."""
 
 import hashlib
 import io
@@ -25,13 +25,13 @@ from tests.helpers.tiny import OSNET, TINY, tiny_config, write_tiny
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A folder in which the tiny search has run by itself."""
+    """A folder in which the tiny search has finished in a single process."""
     folder = tmp_path_factory.mktemp("finished")
     assert train.main(["--config", str(write_tiny(folder))]) == 0
     return folder
 
 
-def test_the_run_folder_holds_what_the_contract_says(finished):
+def test_the_content_of_the_run_folder(finished):
     run = finished / "runs" / "tiny"
     result = json.loads((run / "result.json").read_text())
     state = load_checkpoint(run / "checkpoints" / "step-00000006.pt")["state"]
@@ -49,7 +49,10 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
     environment = json.loads((run / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert load_config(run / "config.yaml") == load_config(finished / "tiny.yaml")
-    assert "epoch 2/2" in (run / "logs" / "rank0.log").read_text()
+    log = (run / "logs" / "rank0.log").read_text()
+    assert "epoch 2/2" in log
+    for line in (f"run folder: {run}", "search in reid_cell: 2 epochs of 3 steps", "device: CPU"):
+        assert f"INFO {line}\n" in log
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["step"]) for line in metrics] == [(1, 3), (2, 6)]
     assert metrics[-1]["map"] == result["map"]
@@ -90,7 +93,7 @@ def test_tensorboard_shows_pictures_curves_and_config(finished):
     assert "task_name: tiny" in config
 
 
-def test_targets_are_ranked_apart_and_reported_with_their_mean(tmp_path):
+def test_targets_are_evaluated_separately_and_reported_with_their_mean(tmp_path):
     people = TINY["data"]["synthetic"]["people"]
     changes = {
         "data__synthetic": {
@@ -117,7 +120,7 @@ def test_targets_are_ranked_apart_and_reported_with_their_mean(tmp_path):
             assert line[f"retrieval/{figure}/{name}"] == value
             (event,) = events.Scalars(f"retrieval/{figure}/{name}")
             assert event.value == pytest.approx(value)
-    # The galleries are not one: each target alone comes to the same.
+    # The galleries are separate: each target alone gives the same result.
     alone = [f"task_name={name}" for name in of_each]
     for override, name in zip(alone, of_each, strict=True):
         words = ["--config", str(tmp_path / "tiny.yaml"), override, f"data.targets=[{name}]"]
@@ -127,20 +130,20 @@ def test_targets_are_ranked_apart_and_reported_with_their_mean(tmp_path):
         assert "targets" not in alone_result
 
 
-def test_a_finished_search_is_left_as_it_is(finished, capsys):
+def test_a_finished_search_is_not_changed(finished, capsys):
     before = (finished / "runs/tiny/result.json").stat().st_mtime_ns
     assert train.main(["--config", str(finished / "tiny.yaml")]) == 0
     assert (finished / "runs/tiny/result.json").stat().st_mtime_ns == before
     assert "finished" in capsys.readouterr().err
 
 
-def test_another_config_under_the_same_name_is_refused(finished, capsys):
+def test_another_config_with_the_same_name_is_rejected(finished, capsys):
     assert train.main(["--config", str(finished / "tiny.yaml"), "training.epochs=3"]) == 2
     assert "training.epochs was 2, is now 3" in capsys.readouterr().err
 
 
 def assert_same_search(one: Path, two: Path) -> None:
-    """Two finished runs of one search, on one and on two processes, agree."""
+    """Compare two finished runs of a search, with one and with two processes."""
     assert {file.name for file in (two / "logs").iterdir()} == {"rank0.log", "rank1.log"}
     alone, shared = (json.loads((run / "result.json").read_text()) for run in (one, two))
     assert alone["genotype"] == shared["genotype"]
@@ -152,14 +155,14 @@ def assert_same_search(one: Path, two: Path) -> None:
 
 
 def two_recipes(folder: Path, **changes: Any) -> list[Path]:
-    """The config files of two runs of one search, in folders of their own."""
+    """Write the config files of two runs of a search in separate folders."""
     for name in ("one", "two"):
         (folder / name).mkdir()
     return [write_tiny(folder / name, **changes) for name in ("one", "two")]
 
 
 @pytest.mark.slow
-def test_torchrun_finds_what_one_process_finds(tmp_path):
+def test_torchrun_gives_the_result_of_one_process(tmp_path):
     one, two = two_recipes(tmp_path)
     assert run_processes(run_train, one, float64=True) == [0]
     environment = os.environ | {
@@ -172,13 +175,13 @@ def test_torchrun_finds_what_one_process_finds(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "8 on each of 2 ranks" in done.stderr
-    assert done.stderr.count("retrieval measured on") == 1, "rank 0 alone talks"
+    assert done.stderr.count("; evaluated on ") == 1, "rank 0 alone talks"
     assert_same_search(one.parent / "runs/tiny", two.parent / "runs/tiny")
 
 
 @pytest.mark.slow
-def test_two_ranks_find_what_one_process_finds_in_the_other_space(tmp_path):
-    # Few steps, for instance norm over four pixels multiplies what is rounded a hundredfold in each.
+def test_two_ranks_give_the_result_of_one_process_in_osnet_ain(tmp_path):
+    # Few steps, because instance norm over four pixels multiplies rounding errors by a hundred in each.
     few = {"training__epochs": 1, "data__synthetic__people__train_identities": 6}
     one, two = two_recipes(tmp_path, **OSNET | few)
     assert run_processes(run_train, one, float64=True) == [0]
@@ -186,7 +189,7 @@ def test_two_ranks_find_what_one_process_finds_in_the_other_space(tmp_path):
     assert_same_search(one.parent / "runs/tiny", two.parent / "runs/tiny")
 
 
-def test_print_config_resolves_overrides_and_reads_back(tmp_path, capsys):
+def test_print_config_prints_a_loadable_config_with_overrides(tmp_path, capsys):
     path = write_tiny(tmp_path)
     assert (
         train.main(["--config", str(path), "training.epochs=7", "losses.margin=null", "--print-config"]) == 0
@@ -197,7 +200,7 @@ def test_print_config_resolves_overrides_and_reads_back(tmp_path, capsys):
     assert config.training.epochs == 7
     assert config.losses.margin is None
     assert yaml.safe_load(text)["data"]["images_per_identity"] == 4
-    assert not (tmp_path / "runs").exists(), "nothing is run"
+    assert not (tmp_path / "runs").exists(), "the run must not start"
 
 
 def test_help_names_every_key(capsys):
@@ -237,7 +240,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, overrides, message
     complaint = capsys.readouterr().err.splitlines()[-1]
     assert complaint.startswith("autoreid: ")
     assert message in complaint
-    assert not list(tmp_path.glob("runs/*/checkpoints/*")), "nothing half done"
+    assert not list(tmp_path.glob("runs/*/checkpoints/*")), "no partial run"
 
 
 def test_a_missing_config_and_a_bad_option_are_status_2(tmp_path, capsys):
@@ -251,10 +254,10 @@ def test_a_missing_config_and_a_bad_option_are_status_2(tmp_path, capsys):
 def test_a_truncated_jpeg_is_named_and_the_last_checkpoint_stays(tmp_path, capsys):
     config = tiny_config(tmp_path, data__held_out_fraction=0.0, evaluation__split="test")
     assert train.main(["--config", str(tmp_path / "tiny.yaml"), "training.epochs=1", "task_name=good"]) == 0
-    # Every training image but the first of each name: whichever comes first is named.
+    # All training images are truncated: the first one that is read is named.
     for path in sorted((config.data.root / "people/bounding_box_train").iterdir()):
         path.write_bytes(path.read_bytes()[:300])
-    # While the cache is made, and without one in the first step.
+    # While the cache is created, and without a cache in the first step.
     for cache in (".image_cache", "null"):
         assert train.main(["--config", str(tmp_path / "tiny.yaml"), f"data.cache={cache}"]) == 2
         complaint = capsys.readouterr().err.splitlines()[-1]
@@ -290,7 +293,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint_from_which_the_run_resumes(tmp_path):
     path = write_tiny(tmp_path, checkpoint__every_steps=1)
     stopped = train.main(["--config", str(path), "training.epochs=2", "search.reid_cell.stop_at_skips=null"])
     assert stopped == 0
@@ -316,7 +319,7 @@ def test_the_stop_rule_ends_a_search_that_collapses(tmp_path):
     assert json.loads((tmp_path / "runs/tiny/result.json").read_text())["epochs"] == 2
 
 
-def test_a_search_goes_on_without_dot(tmp_path, monkeypatch, capsys):
+def test_a_search_runs_without_dot(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert train.main(["--config", str(write_tiny(tmp_path))]) == 0
     drawn = {file.suffix for file in (tmp_path / "genotypes/tiny").iterdir()}
@@ -324,7 +327,7 @@ def test_a_search_goes_on_without_dot(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("autoreid.render") == 1
 
 
-def test_bfloat16_and_channels_last_learn_about_the_same(finished, tmp_path):
+def test_bfloat16_and_channels_last_give_similar_losses(finished, tmp_path):
     changes = {"training__precision": "bfloat16", "training__channels_last": True}
     assert train.main(["--config", str(write_tiny(tmp_path, **changes))]) == 0
     exact, rough = (
@@ -339,7 +342,7 @@ def test_bfloat16_and_channels_last_learn_about_the_same(finished, tmp_path):
     assert kinds == {torch.float32, torch.int64}, "weights, alphas and statistics stay float32"
 
 
-def test_the_cache_changes_nothing_and_the_wait_for_data_is_told(tmp_path, caplog):
+def test_the_cache_changes_no_results_and_the_wait_for_data_is_logged(tmp_path, caplog):
     tiny_config(tmp_path)
     results = []
     for name, cache in (("cached", ".image_cache"), ("decoded", "null")):
@@ -363,4 +366,4 @@ def test_broken_images_may_be_skipped(tmp_path):
     line = ["--config", str(tmp_path / "tiny.yaml"), "data.on_broken_image=skip", "training.epochs=1"]
     assert train.main(line) == 0
     log = (tmp_path / "runs/tiny/logs/rank0.log").read_text()
-    assert f"WARNING left out: {broken}: cannot read this image: the file is empty" in log
+    assert f"WARNING skipped: {broken}: cannot read this image: the file is empty" in log

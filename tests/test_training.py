@@ -1,4 +1,4 @@
-"""Training fixed networks with the search's loop: schedules, frozen backbones, averages, ranks, resume."""
+"""Training fixed networks: schedules, frozen backbones, moving averages, ranks, resuming."""
 
 import math
 import signal
@@ -18,8 +18,8 @@ from tests.helpers.tiny import OSNET_TRAINING, tiny_config, write_tiny
 
 
 @pytest.mark.slow
-def test_a_killed_training_ends_bit_for_bit_the_same(tmp_path):
-    folders = [tmp_path / "calm", tmp_path / "killed"]
+def test_a_killed_training_resumes_bit_for_bit(tmp_path):
+    folders = [tmp_path / "uninterrupted", tmp_path / "killed"]
     changes = OSNET_TRAINING | {
         "training__ema_decay": 0.9,
         "training__frozen_epochs": 1,
@@ -30,14 +30,16 @@ def test_a_killed_training_ends_bit_for_bit_the_same(tmp_path):
         write_tiny(folder, **changes)
     assert run_processes(run_train, folders[0] / "tiny.yaml") == [0]
     path = folders[1] / "tiny.yaml"
-    struck = run_processes(run_train_with_signal, path, 4, signal.SIGKILL, 0, TrainTask)
-    assert struck == [-signal.SIGKILL]
+    exit_codes = run_processes(run_train_with_signal, path, 4, signal.SIGKILL, 0, TrainTask)
+    assert exit_codes == [-signal.SIGKILL]
     assert run_processes(run_train, path) == [0]
-    calm, killed = (training_outcome(folder) for folder in folders)
-    assert_equal(killed, calm)
-    assert calm["result"]["network"] == "osnet_x0_25"
-    assert calm["result"]["parameters"] == pytest.approx(0.2e6, rel=0.1)
-    assert calm["result"]["macs"] == pytest.approx(0.08e9 / 16, rel=0.1), "64×32 is a sixteenth of 256×128"
+    uninterrupted, killed = (training_outcome(folder) for folder in folders)
+    assert_equal(killed, uninterrupted)
+    assert uninterrupted["result"]["network"] == "osnet_x0_25"
+    assert uninterrupted["result"]["parameters"] == pytest.approx(0.2e6, rel=0.1)
+    assert uninterrupted["result"]["macs"] == pytest.approx(0.08e9 / 16, rel=0.1), (
+        "64×32 is a sixteenth of 256×128"
+    )
 
 
 def test_ranks_train_what_one_process_trains(tmp_path):
@@ -53,30 +55,32 @@ def test_a_frozen_backbone_keeps_weights_and_statistics(tmp_path):
     task = build_training_task(tmp_path, training__frozen_epochs=1)
     before = {name: value.clone() for name, value in task.state.network.state_dict().items()}
     task.step(StopSignal())
-    moved = {name for name, value in task.state.network.state_dict().items() if not value.equal(before[name])}
-    assert moved == {"classifier.weight", "classifier.bias"}
+    changed = {
+        name for name, value in task.state.network.state_dict().items() if not value.equal(before[name])
+    }
+    assert changed == {"classifier.weight", "classifier.bias"}
     task.state.epoch = 1
     task.step(StopSignal())
     after = task.state.network.state_dict()
     assert all(not after[name].equal(before[name]) for name in before if name.endswith("weight"))
 
 
-def test_the_moving_average_is_the_average(tmp_path):
+def test_the_moving_average_follows_its_definition(tmp_path):
     task = build_training_task(tmp_path, training__ema_decay=0.75)
     name = "classifier.weight"
     average = task.state.network.state_dict()[name].clone()
     for step in range(3):
         task.step(StopSignal())
         now = task.state.network.state_dict()[name]
-        # The first update copies: there is nothing to average yet.
+        # The first update copies the weights.
         average = now.clone() if step == 0 else 0.75 * average + 0.25 * now
     torch.testing.assert_close(task.state.ema.module.state_dict()[name], average)
     for name, buffer in task.state.network.named_buffers():
-        assert task.state.ema.module.get_buffer(name).equal(buffer), "statistics are the network's own"
+        assert task.state.ema.module.get_buffer(name).equal(buffer), "buffers are copied, not averaged"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "amsgrad"])
-def test_the_backbone_moves_at_its_share_of_the_learning_rate(tmp_path, optimizer):
+def test_the_learning_rate_of_the_backbone_is_scaled(tmp_path, optimizer):
     rate = 1e-3
     task = build_training_task(
         tmp_path,
@@ -103,7 +107,7 @@ def test_other_networks_take_a_step(tmp_path, name, options):
     _, metrics = task.step(StopSignal())
     assert torch.isfinite(metrics).all()
     assert metrics[0] == pytest.approx(0.5 * (metrics[1] + metrics[2]).item())
-    assert metrics[1] == pytest.approx(math.log(12), abs=2.5), "twelve identities, hardly told apart yet"
+    assert metrics[1] == pytest.approx(math.log(12), abs=2.5), "near chance level for twelve identities"
 
 
 def test_schedules_by_their_formulas():
@@ -126,7 +130,7 @@ def test_schedules_by_their_formulas():
         ("model.weights=/nowhere.pth", "/nowhere.pth"),
     ],
 )
-def test_a_wrong_network_is_one_line_and_status_2(tmp_path, capsys, override, message):
+def test_an_invalid_network_is_reported_in_one_line_with_status_2(tmp_path, capsys, override, message):
     tiny_config(tmp_path, **OSNET_TRAINING)
     path = write_tiny(tmp_path, **OSNET_TRAINING)
     assert train.main(["--config", str(path), "model.name=resnet50", override]) == 2

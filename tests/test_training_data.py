@@ -10,19 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from autoreid import train
 from autoreid.config import Config, Data, Evaluation, ReidCell, Search, SyntheticPeople
 from autoreid.data import training_data
 from autoreid.data.datasets import read_dataset
 from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
-from autoreid.data.training_data import build_search_data, build_training_data, draw_people, run_images
-from autoreid.distributed import World
+from autoreid.data.training_data import (
+    build_search_data,
+    build_training_data,
+    generate_people,
+    read_datasets,
+    run_images,
+)
+from autoreid.distributed import StopSignal, World
 from autoreid.errors import DataError
+from autoreid.recipes import load_config
 from tests.helpers import miniatures
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import OSNET_TRAINING, write_tiny
 
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
-    """12 identities with 8 images by 4 cameras to train on; 3 others as query and gallery."""
+    """12 training identities with 8 images from 4 cameras; 2 others as query and gallery."""
     root = tmp_path_factory.mktemp("data") / "market"
     root.mkdir()
     rng = np.random.default_rng(0)
@@ -55,7 +65,7 @@ def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_se
 
 
 def paths_of(stream):
-    """Which files an epoch shows, read off the sampler."""
+    """Return the files that an epoch contains, according to the sampler."""
     split = stream.split
     return set(split.paths[stream.sampler.global_batches()].ravel())
 
@@ -157,7 +167,7 @@ def test_combined_sources_share_neither_identity_nor_camera(sources):
 
 @pytest.fixture(scope="module")
 def seasons(tmp_path_factory):
-    """Two synthetic domains of 6 identities to train on and 4 to find, by 2 cameras, in Market-1501's layout."""
+    """Two synthetic domains with 6 training and 4 test identities and 2 cameras, in Market-1501's layout."""
     root = tmp_path_factory.mktemp("seasons")
     small = {
         "train_identities": 6,
@@ -170,7 +180,7 @@ def seasons(tmp_path_factory):
         name: SyntheticPeople(domain=domain, width=16, distractors=2, junk=1, **small)
         for domain, name in enumerate(("summer", "winter"))
     }
-    draw_people(Data(root=root, sources=("summer",), targets=("winter",), synthetic=people))
+    generate_people(Data(root=root, sources=("summer",), targets=("winter",), synthetic=people))
     return root
 
 
@@ -235,23 +245,22 @@ def test_a_target_without_queries_is_refused(seasons, monkeypatch):
 def test_a_missing_data_set_is_answered_with_the_nearest(seasons, name, expected):
     with pytest.raises(DataError) as error:
         of_seasons(seasons, sources=(name,))
-    assert str(error.value).startswith(
-        f"{seasons / name}: no such folder; expected the data set {name} there"
-    )
+    assert str(error.value).startswith(f"{seasons / name}: no such folder; expected the data set {name}")
     assert expected in str(error.value)
 
 
 def test_images_that_two_sources_share_are_refused(tmp_path):
     miniatures.market1501_500k(tmp_path / "market1501")
     with pytest.raises(
-        DataError, match="is a duplicate: it appears twice among the images of market1501 and market1501_500k"
+        DataError,
+        match=r"duplicate image: it appears twice in the training data \(market1501 and market1501_500k",
     ):
         of_seasons(tmp_path, sources=("market1501", "market1501_500k"))
 
 
 def test_images_that_are_trained_on_are_not_measured(tmp_path):
     miniatures.grid(tmp_path / "grid")
-    with pytest.raises(DataError, match=r"jpeg: is trained on, and measured as grid_1's"):
+    with pytest.raises(DataError, match=r"jpeg: is used both for training and for evaluation on grid_1"):
         of_seasons(tmp_path, sources=("grid",), targets=("grid", "grid_1"), batch_size=2)
 
 
@@ -262,7 +271,7 @@ def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
 
 
 def own_people(root, people):
-    """A data set of one's own: folders SPLIT/IDENTITY/CAMERA with as many images as the table says."""
+    """A user data set: folders SPLIT/IDENTITY/CAMERA with the given numbers of images."""
     for place, count in people.items():
         folder = root / "own" / place
         folder.mkdir(parents=True)
@@ -275,25 +284,27 @@ TRAIN = {f"train/p{person}/a": 2 for person in range(4)}
 
 
 def test_queries_that_nobody_in_the_gallery_matches_are_told(tmp_path):
-    """q1 is found by camera b; q2 is in the gallery by the query's own camera only, q3 not at all."""
+    """q1 has a match from camera b; q2 is in the gallery from the query's camera only, q3 not at all."""
     queries = {f"query/q{person}/a": 1 for person in (1, 2, 3)}
     gallery = {"gallery/q1/b": 1, "gallery/q2/a": 1, "gallery/distractor/b": 1}
     own_people(tmp_path, TRAIN | queries | gallery)
     (note,) = of_seasons(tmp_path, sources=("own",)).notes
-    assert note.startswith("own: 2 of 3 queries do not count")
+    assert note.startswith("own: 2 of 3 queries are ignored")
     assert note.endswith(f"such as {tmp_path / 'own/query/q2/a/0.jpg'}")
 
 
 def test_a_gallery_that_matches_no_query_is_refused(tmp_path):
     own_people(tmp_path, TRAIN | {"query/q1/a": 1, "gallery/q1/a": 2, "gallery/q2/b": 1})
-    with pytest.raises(DataError, match="own: the gallery shows no query's identity by another camera"):
+    with pytest.raises(
+        DataError, match="own: no query has a gallery image of its identity from another camera"
+    ):
         of_seasons(tmp_path, sources=("own",))
 
 
 def test_identities_with_one_image_are_told_and_repeated(tmp_path):
     own_people(tmp_path, TRAIN | {"train/p4/a": 1, "query/q/a": 1, "gallery/q/b": 1})
     data = of_seasons(tmp_path, sources=("own",), batch_size=10)
-    assert data.notes == ("1 identities have one image, which a batch then shows 2 times",)
+    assert data.notes == ("1 identities have a single image, which is repeated 2 times in a batch",)
     batch = next(data.stream)
     assert sorted(batch.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
@@ -313,7 +324,7 @@ def test_broken_images_of_every_part_are_left_out_alike_with_and_without_a_cache
         data = Data(root=tmp_path, sources=("own",), held_out_fraction=0.0, workers=0, **sizes | options)
         config = Config(task="train", task_name="t", data=data, evaluation=Evaluation(split="test"))
         alone = World(0, 1, 0, torch.device("cpu"))
-        found = build_training_data(config, alone, run_images(config, alone))
+        found = build_training_data(config, alone, run_images(config, alone, read_datasets(config)))
         for path in lost:
             assert sum(str(path) in note for note in found.notes) == 1
         (target,) = found.targets
@@ -322,3 +333,24 @@ def test_broken_images_of_every_part_are_left_out_alike_with_and_without_a_cache
         batches.append([next(found.stream).images for _ in range(4)])
     for cached, decoded in zip(*batches, strict=True):
         assert torch.equal(cached, decoded)
+
+
+def listings_at_a_start(world, path):
+    """Return the names of the data sets that this rank reads at the start of a run."""
+    calls, read = [], training_data.read_dataset
+
+    def counted(root, name):
+        calls.append(name)
+        return read(root, name)
+
+    training_data.read_dataset = counted
+    with StopSignal() as stop:
+        train.run(load_config(path), world, stop)
+    return calls
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_start_lists_each_data_set_once_on_rank_0_alone(tmp_path, ranks):
+    path = write_tiny(tmp_path, **OSNET_TRAINING, training__epochs=1)
+    names = list(load_config(path).data.sources)
+    assert run_ranks(listings_at_a_start, ranks, path) == [names, *[[]] * (ranks - 1)]

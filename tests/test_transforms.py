@@ -33,10 +33,10 @@ def picture(size=(30, 50)):
 
 
 def see(augmentation, count, seed=0, share=None, pixels=None):
-    """Views of one image, as a batch is made of them."""
+    """Crop the views of one image, as for a batch."""
     pixels = resize(picture(), HEIGHT, WIDTH) if pixels is None else pixels
     share = share or slice(0, count)
-    views = augmentation.draw(seed, share, *pixels.shape[1:])
+    views = augmentation.sample(seed, share, *pixels.shape[1:])
     out = np.zeros((share.stop - share.start, *pixels.shape), np.uint8)
     for place, image in enumerate(out):
         views.crop(place, pixels, image)
@@ -64,7 +64,7 @@ def test_without_anything_random_all_views_are_the_image():
 
 
 def test_crops_are_windows_of_a_padded_image_and_mirrored_half_the_time():
-    """Every window of the image in a black frame comes, as often as any other."""
+    """Every window of the padded image occurs, with equal frequency."""
     padding, count = 2, 4000
     inner = normalise(torch.from_numpy(resize(picture(), HEIGHT, WIDTH))[None])[0]
     black = (-torch.tensor(MEAN) / torch.tensor(DEVIATION))[:, None, None]
@@ -79,20 +79,20 @@ def test_crops_are_windows_of_a_padded_image_and_mirrored_half_the_time():
                 windows[(seen * 1000).round().numpy().tobytes()] = (top, left, mirrored)
     assert len(windows) == 50
     views = see(Augmentation(padding=padding, flip=0.25), count)
-    # Which window each is; any other view is a KeyError.
+    # Maps pixels to windows; any other view is a KeyError.
     found = [windows[(view * 1000).round().numpy().tobytes()] for view in views]
     assert np.mean([mirrored for *_, mirrored in found]) == pytest.approx(0.25, abs=0.03)
     corners, counts = np.unique([place[:2] for place in found], axis=0, return_counts=True)
     assert len(corners) == 25
-    # Five deviations of a binomial count.
+    # Five standard deviations of a binomial count.
     np.testing.assert_allclose(counts, count / 25, atol=5 * np.sqrt(count / 25))
 
 
 def test_padding_may_be_wider_than_the_image():
-    """torchvision's crops of the same windows; some see nothing of the image."""
+    """torchvision's crops of the same windows; some contain no part of the image."""
     pixels = resize(picture(), 6, 4)
     augmentation = Augmentation(padding=9)
-    views = augmentation.draw(0, slice(0, 60), 6, 4)
+    views = augmentation.sample(0, slice(0, 60), 6, 4)
     framed = F.pad(torch.from_numpy(pixels), [9, 9, 9, 9])
     for (down, right), found in zip(views.shift, see(augmentation, 60, pixels=pixels), strict=True):
         expected = F.crop(framed, int(down) + 9, int(right) + 9, 6, 4)
@@ -103,7 +103,7 @@ def test_padding_may_be_wider_than_the_image():
 def test_jitter_is_torchvisions_with_factors_of_each_images_own(brightness, contrast):
     rng = np.random.default_rng(2)
     pixels = torch.from_numpy(rng.integers(0, 256, (40, 3, 12, 8), dtype=np.uint8))
-    views = Augmentation(brightness=brightness, contrast=contrast).draw(3, slice(0, 40), 12, 8)
+    views = Augmentation(brightness=brightness, contrast=contrast).sample(3, slice(0, 40), 12, 8)
     found = views.finish(pixels)
     factors = views.finish.jitter
     for image, (light, spread, first), seen in zip(pixels, factors.tolist(), found, strict=True):
@@ -123,7 +123,7 @@ def test_jitter_is_torchvisions_with_factors_of_each_images_own(brightness, cont
 
 
 def rectangles(augmentation, count, height, width):
-    erased = augmentation.draw(7, slice(0, count), height, width).finish.erased.double()
+    erased = augmentation.sample(7, slice(0, count), height, width).finish.erased.double()
     top, left, bottom, right = erased.T
     return top, left, bottom - top, right - left
 
@@ -149,7 +149,7 @@ def test_erasing_sets_the_rectangle_to_the_mean_colour_with_its_probability():
     augmentation = Augmentation(erasing=0.3)
     pixels = resize(picture(), HEIGHT, WIDTH)
     plain, found = see(Augmentation(), 1, pixels=pixels)[0], see(augmentation, 400, pixels=pixels)
-    top, left, bottom, right = augmentation.draw(0, slice(0, 400), HEIGHT, WIDTH).finish.erased.T
+    top, left, bottom, right = augmentation.sample(0, slice(0, 400), HEIGHT, WIDTH).finish.erased.T
     hit = 0
     for image, y, x, y_end, x_end in zip(found, top, left, bottom, right, strict=True):
         expected = plain.clone()
@@ -163,7 +163,7 @@ def test_erasing_sets_the_rectangle_to_the_mean_colour_with_its_probability():
 def test_erasing_by_a_mask_is_erasing_by_slices(data, count, height, width):
     images = torch.rand(count, 3, height, width) - 0.5
     sides = [st.lists(st.integers(0, size), min_size=2, max_size=2).map(sorted) for size in (height, width)]
-    chosen = [[data.draw(side) for side in sides] for _ in range(count)]  # with empty and whole ones
+    chosen = [[data.draw(side) for side in sides] for _ in range(count)]  # includes empty and full ones
     rectangles = torch.tensor([[rows[0], columns[0], rows[1], columns[1]] for rows, columns in chosen])
     masked, sliced = images.clone(), images.clone()
     _erase_masked(masked, rectangles)
@@ -177,8 +177,8 @@ def test_erasing_by_a_mask_is_erasing_by_slices(data, count, height, width):
 
 
 def test_a_device_finishes_without_the_host():
-    normalise(torch.zeros(1, 3, 8, 6, dtype=torch.uint8, device=META))  # makes the constants
-    finish = Augmentation(erasing=0.5, brightness=0.4, contrast=0.4).draw(0, slice(0, 4), 8, 6).finish
+    normalise(torch.zeros(1, 3, 8, 6, dtype=torch.uint8, device=META))  # fills the cache of constants
+    finish = Augmentation(erasing=0.5, brightness=0.4, contrast=0.4).sample(0, slice(0, 4), 8, 6).finish
     there = Finish(*(tensor.to(META) for tensor in finish))
     pixels = torch.zeros(4, 3, 8, 6, dtype=torch.uint8, device=META)
     with traffic() as found:
@@ -188,7 +188,7 @@ def test_a_device_finishes_without_the_host():
 
 
 def test_statistics_made_while_embedding_serve_training():
-    """What is made in inference mode may not be everywhere else."""
+    """Tensors created in inference mode cannot be used everywhere."""
     transforms._statistics.cache_clear()
     with torch.inference_mode():
         normalise(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
@@ -216,9 +216,9 @@ def test_another_seed_gives_other_views():
     augmentation = Augmentation(padding=3, flip=0.5)
     assert torch.equal(see(augmentation, 8, seed=1), see(augmentation, 8, seed=1))
     assert not torch.equal(see(augmentation, 8, seed=1), see(augmentation, 8, seed=2))
-    # One kind of chance does not move another: turning erasing on leaves crops and mirrors as they were.
+    # Augmentations use independent random numbers: enabling erasing does not change crops and flips.
     erased = replace(augmentation, erasing=0.5)
-    mine, other = (one.draw(5, slice(0, 8), HEIGHT, WIDTH) for one in (augmentation, erased))
+    mine, other = (one.sample(5, slice(0, 8), HEIGHT, WIDTH) for one in (augmentation, erased))
     np.testing.assert_array_equal(mine.shift, other.shift)
     np.testing.assert_array_equal(mine.mirrored, other.mirrored)
 
@@ -227,7 +227,7 @@ def test_another_seed_gives_other_views():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_a_gpu_finishes_as_the_cpu():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 3, 64, 32), dtype=np.uint8))
-    finish = Augmentation(erasing=0.5, brightness=0.4, contrast=0.4).draw(0, slice(0, 16), 64, 32).finish
+    finish = Augmentation(erasing=0.5, brightness=0.4, contrast=0.4).sample(0, slice(0, 16), 64, 32).finish
     for one in (finish, Finish(None, None)):
         there = Finish(*(None if tensor is None else tensor.cuda() for tensor in one))
         found = there(pixels.cuda())

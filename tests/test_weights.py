@@ -8,11 +8,11 @@ import torch
 import torchvision
 
 from autoreid.errors import DataError
-from autoreid.models import count_parameters, load_weights
+from autoreid.models import load_weights
 from autoreid.spaces import build_model
 from tests.helpers.torchreid import fixtures, their_images, their_state
 
-# torchreid's network -> ours with the same layers.
+# torchreid's network -> the same network here.
 OURS = {
     "osnet_x1_0": ("osnet_x1_0", {}),
     "osnet_ibn_x1_0": ("osnet_ibn_x1_0", {}),
@@ -31,8 +31,8 @@ def test_torchreids_weights_give_torchreids_features(name, tmp_path):
     report = load_weights(network, tmp_path / "theirs.pth")
     assert report.skipped == {}
     assert report.missing == ()
-    assert list(report.loaded) == list(network.state_dict())  # one for one, in the same order
-    assert count_parameters(network, without_classifier=False) == fixture["parameters"]
+    assert list(report.loaded) == list(network.state_dict())  # one to one, in the same order
+    assert sum(parameter.numel() for parameter in network.parameters()) == fixture["parameters"]
     with torch.no_grad():
         feature = network(their_images(fixture["input"])).double()
     assert list(feature.shape) == fixture["feature_shape"]
@@ -55,7 +55,7 @@ def test_resnet_with_a_neck_ranks_torchreids_feature_too(tmp_path):
 
 
 def changed(state):
-    """Other values of the same shapes, so that what was loaded can be told from what was there."""
+    """Return different values of the same shapes, so that loaded entries can be recognised."""
     return {
         key: value + 0.25 if value.is_floating_point() else value.clone() + 7 for key, value in state.items()
     }
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_wrapped_weights_and_another_number_of_identities(tmp_pa
     assert all(torch.equal(state[key], other[key]) for key in report.loaded)
     assert all(torch.equal(network.classifier.state_dict()[key], value) for key, value in classifier.items())
     assert "module.classifier.bias (shape (7,), not (10,))" in str(report)
-    assert f"{len(report.loaded)} entries loaded; 2 stay as they were" in str(report)
+    assert f"{len(report.loaded)} entries loaded; 2 not in the file" in str(report)
 
 
 @pytest.mark.parametrize("scalars_of", ["numpy._core", "numpy.core"])
@@ -125,13 +125,13 @@ def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path):
 def test_a_file_with_nothing_for_this_network_is_named(tmp_path):
     torch.save({"encoder.weight": torch.zeros(3, 3)}, tmp_path / "alien.pth")
     with pytest.raises(
-        DataError, match=r"alien\.pth: no weights of this network: the file has encoder\.weight"
+        DataError, match=r"alien\.pth: no weights for this network: the file has encoder\.weight"
     ):
         load_weights(build_model("osnet_x0_25", 5), tmp_path / "alien.pth")
-    # A classifier that happens to fit is not the network either.
+    # A matching classifier does not make it the right network either.
     network = build_model("osnet_x0_25", 5)
     torch.save({"classifier.weight": torch.zeros(5, 512)}, tmp_path / "head.pth")
-    with pytest.raises(DataError, match=r"head\.pth: no weights of this network"):
+    with pytest.raises(DataError, match=r"head\.pth: no weights for this network"):
         load_weights(network, tmp_path / "head.pth")
     assert network.classifier.weight.abs().max() > 0
 
@@ -151,12 +151,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         assert "\n" not in str(caught.value)
     for name, thing in (("list", [torch.zeros(2)]), ("numbers", {"epoch": 3}), ("nested", {"state_dict": 5})):
         torch.save(thing, tmp_path / f"{name}.pth")
-        with pytest.raises(DataError, match=rf"{name}\.pth: holds no weights: expected tensors by name"):
+        with pytest.raises(DataError, match=rf"{name}\.pth: contains no weights: expected tensors by name"):
             load_weights(network, tmp_path / f"{name}.pth")
 
 
 class Runs:
-    """A pickle that would write a file when it is read."""
+    """A pickle that would create a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -167,6 +167,6 @@ class Runs:
 
 def test_code_in_a_file_is_refused_not_run(tmp_path):
     torch.save({"state_dict": Runs(tmp_path / "touched")}, tmp_path / "evil.pth")
-    with pytest.raises(DataError, match=r"evil\.pth: not a file of weights that torch can read safely"):
+    with pytest.raises(DataError, match=r"evil\.pth: not a weights file that torch can read safely"):
         load_weights(build_model("osnet_x0_25", 5), tmp_path / "evil.pth")
     assert not (tmp_path / "touched").exists()

@@ -1,1 +1,1 @@
-"""Data sets, synthetic people, transforms, the identity-balanced sampler and loaders."""
+"""Data sets, synthetic people, transforms, the identity-balanced sampler and data loaders."""

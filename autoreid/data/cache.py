@@ -1,9 +1,9 @@
-"""The image cache: all images of a split, decoded and resized, in one file that every process maps into memory.
+"""The image cache: all images of a split, decoded and resized, in one file that all processes memory-map.
 
-A cache is a folder `NAME-HEIGHTxWIDTH-FINGERPRINT` with `images.npy`, (N, 3, H, W) uint8, and `broken.npy`, the rows
-of images that could not be read. It appears whole or not at all. The fingerprint is that of the files' names, sizes
-and times of change, so a cache of files that have changed is never taken; nothing removes it, though, since a run
-may still read it.
+A cache is a folder `NAME-HEIGHTxWIDTH-FINGERPRINT` with `images.npy`, (N, 3, H, W) uint8, and `broken.npy`, the
+row numbers of images that could not be read. It is created atomically. The fingerprint covers the names, sizes
+and modification times of the image files, so a cache of files that have changed is never used. Old caches are
+not removed, because another run may still be reading them.
 
 Shape letters: N images, H height, W width.
 """
@@ -27,11 +27,11 @@ from autoreid.data.decoding import decode, resize
 from autoreid.errors import DataError, RunError
 from autoreid.files import make_folder
 
-#: Raised when the same files give other pixels than before.
+#: Increase this when the same files give different pixels than before.
 _FORMAT = 1
-#: Images that wait to be written, at once.
-_AT_ONCE = 256
-#: Seconds after which a cache that nobody goes on writing is taken for a killed run's.
+#: Number of images decoded before they are written.
+_CHUNK = 256
+#: Seconds without a write after which an unfinished cache is considered abandoned by a killed run.
 _ABANDONED = 3600.0
 _IMAGES, _BROKEN = "images.npy", "broken.npy"
 
@@ -39,27 +39,30 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def fingerprint(paths: Sequence[str], root: Path) -> str:
-    """Changes when a file comes, goes or changes; the same wherever the data sets' folder lies."""
+    """Return a digest that changes if a file is added, removed or modified.
+
+    Paths are taken relative to `root`, so moving the whole folder does not change it.
+    """
 
     def line(path: str) -> str:
         try:
-            found = os.stat(path)  # noqa: PTH116  # of up to a million files
+            found = os.stat(path)  # noqa: PTH116  # faster than pathlib, for up to a million files
         except OSError as error:
             return f"{path} {error.errno}\n"
         return f"{os.path.relpath(path, root)} {found.st_size} {found.st_mtime_ns}\n"
 
     def lines(first: int) -> str:
-        return "".join(map(line, paths[first : first + _AT_ONCE]))
+        return "".join(map(line, paths[first : first + _CHUNK]))
 
     digest = hashlib.sha256(f"{_FORMAT}\n".encode())
-    # File systems over a network take their time for each.
+    # In threads, because each request to a network file system has a high latency.
     with ThreadPoolExecutor(4 * cores()) as pool:
-        for text in pool.map(lines, range(0, len(paths), _AT_ONCE)):
+        for text in pool.map(lines, range(0, len(paths), _CHUNK)):
             digest.update(text.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
@@ -67,9 +70,10 @@ def fingerprint(paths: Sequence[str], root: Path) -> str:
 def decode_all(
     paths: Sequence[str], height: int, width: int
 ) -> Iterator[tuple[list[Pixels], dict[int, DataError]]]:
-    """All images in order, on all cores, some at a time: their pixels, and the errors of those that are broken.
+    """Decode and resize all images in order, in chunks, on all cores.
 
-    Broken images are black, and their places count from the first of all images.
+    Yields:
+        The pixels of a chunk, and the errors of its broken images by index in `paths`. Broken images are black.
     """
 
     def read(path: str) -> Pixels | DataError:
@@ -80,17 +84,17 @@ def decode_all(
 
     black = np.zeros((3, height, width), np.uint8)
     with ThreadPoolExecutor(cores()) as pool:
-        for first in range(0, len(paths), _AT_ONCE):
-            found = list(pool.map(read, paths[first : first + _AT_ONCE]))
+        for first in range(0, len(paths), _CHUNK):
+            found = list(pool.map(read, paths[first : first + _CHUNK]))
             broken = {first + i: one for i, one in enumerate(found) if isinstance(one, DataError)}
             yield [black if isinstance(one, DataError) else one for one in found], broken
 
 
 def open_cache(folder: Path, shape: tuple[int, int, int, int]) -> tuple[Pixels, list[int]]:
-    """Maps a cache's images, and lists the rows of broken ones.
+    """Memory-map the images of a cache, and list the rows of broken images.
 
     Raises:
-        RunError: it is damaged, or cannot be read.
+        RunError: the cache is damaged or cannot be read.
     """
     try:
         images = np.load(folder / _IMAGES, mmap_mode="r")
@@ -98,21 +102,21 @@ def open_cache(folder: Path, shape: tuple[int, int, int, int]) -> tuple[Pixels, 
     except (OSError, ValueError, EOFError) as error:
         raise RunError(f"{folder}: cannot read the image cache: {error}") from error
     if images.shape != shape or images.dtype != np.uint8:
-        raise RunError(f"{folder}: holds {images.dtype} {images.shape}, not images of {shape}")
-    # A plain array: a memmap's own indexing is slow.
+        raise RunError(f"{folder}: contains {images.dtype} {images.shape}, expected uint8 images {shape}")
+    # Converted to a plain array, because indexing a memmap is slow.
     return np.asarray(images), broken.tolist()
 
 
 def write_cache(
     folder: Path, paths: Sequence[str], height: int, width: int
 ) -> Generator[None, None, dict[int, DataError]]:
-    """Decodes images into a new cache, and gives the errors of those that are broken; yields between pieces.
+    """Decode images into a new cache, and return the errors of broken images; yields after each chunk.
 
     Raises:
-        RunError: the disk is short, or a file cannot be written; nothing is left on it.
-        ConfigError: there is no writing where caches go.
+        RunError: the disk is full or a file cannot be written; nothing is left behind.
+        ConfigError: the folder that holds the caches is not writable.
     """
-    make_folder(folder.parent, "set data.cache to a folder that can be written, or to null")
+    make_folder(folder.parent, "set data.cache to a writable folder, or to null")
     _remove_abandoned(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     broken: dict[int, DataError] = {}
@@ -123,7 +127,7 @@ def write_cache(
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, height, width)}
             np.lib.format.write_array_header_1_0(file, header)
             for images, problems in decode_all(paths, height, width):
-                # Written and not mapped: a full disk is then an error and no signal.
+                # Written rather than memory-mapped: a full disk then raises an error instead of SIGBUS.
                 file.writelines(image.data for image in images)
                 broken |= problems
                 yield
@@ -134,7 +138,7 @@ def write_cache(
             partial.rename(folder)
         except OSError:
             if not folder.exists():
-                raise  # else another run was faster
+                raise  # otherwise another run finished first
     except OSError as error:
         raise RunError(f"{folder}: cannot write the image cache: {error.strerror or error}") from error
     finally:
@@ -146,13 +150,13 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"{folder.parent}: no room for the image cache: {needed / 1e9:,.2f} GB are needed, {free / 1e9:,.2f} GB "
-            f"are free"
+            f"{folder.parent}: not enough disk space for the image cache: needs {needed / 1e9:,.2f} GB, "
+            f"{free / 1e9:,.2f} GB available"
         )
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes what runs that were killed have left of the same cache."""
+    """Remove unfinished copies of the same cache that killed runs have left behind."""
     for partial in folder.parent.glob(f".{folder.name}.*.partial"):
         with contextlib.suppress(OSError):
             written = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))

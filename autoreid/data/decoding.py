@@ -1,4 +1,4 @@
-"""Image files to pixels."""
+"""Decoding and resizing image files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from autoreid.errors import DataError
 
 
 def decode(path: str | Path) -> Image.Image:
-    """The whole image in RGB.
+    """Return the decoded image in RGB.
 
     Raises:
-        DataError: it cannot be read; names the file and the reason.
+        DataError: the image cannot be read; the message names the file and the reason.
     """
     try:
         with Image.open(path) as file:
             return file.convert("RGB")
-    except Exception as error:  # in broken files PIL's readers meet, and raise, nearly anything
+    except Exception as error:  # on broken files, PIL's decoders raise almost any exception
         raise DataError(f"{path}: cannot read this image: {_reason(path, error)}") from error
 
 
 def resize(picture: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The picture's pixels at a size (bicubic), (3, H, W) uint8."""
+    """Resize a picture (bicubic); returns (3, H, W) uint8."""
     resized = picture.resize((width, height), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 def _reason(path: str | Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "of no known format" if Path(path).stat().st_size else "the file is empty"
+        return "unknown image format" if Path(path).stat().st_size else "the file is empty"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Where a run's pixels come from: caches that one process a node makes, and image files where there is no cache."""
+"""The pixels of a run's images: from caches that one process per node creates, or else from the image files."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from autoreid.distributed import World, gather_objects
 from autoreid.distributed.shared_work import work_while_others_wait
 from autoreid.errors import AutoreidError, DataError, RunError
 
-#: Broken images that a run names; those beyond are counted.
+#: Maximum number of broken images that are named; further ones are only counted.
 _NAMED = 50
 
 
 class Cached(NamedTuple):
-    """A cache, and whose images it has, row by row."""
+    """A cache folder and the paths of its images, row by row."""
 
     folder: Path
     paths: Sequence[str]
 
 
 class Images:
-    """Pixels of image files at one size, the same whether they come from a cache or not.
+    """The pixels of image files, resized; the same whether they come from a cache or from the files.
 
     Attributes:
-        height, width: what images are resized to.
-        broken: what is wrong with images that must be left out, by path; the same on every rank.
-        notes: what the user should hear of, a line each.
+        height, width: the size in pixels.
+        broken: path -> reason, for broken images that are skipped; the same on every rank.
+        notes: warnings for the user, one line each.
 
     Raises:
         RunError: a cache cannot be read.
@@ -64,14 +64,14 @@ class Images:
         self._numbers = {path: number for number, path in enumerate(every)}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A process that is sent this maps the files itself.
+        # The receiving process opens the caches itself.
         return type(self), (self.height, self.width, self._caches, self.broken, self.notes)
 
     def __call__(self, path: str) -> Pixels:
-        """The image's pixels, (3, H, W) uint8, not to be written to.
+        """Return the pixels of an image, (3, H, W) uint8; read-only.
 
         Raises:
-            DataError: it cannot be read; names the file and the reason.
+            DataError: the image cannot be read; the message names the file and the reason.
         """
         number = self._numbers.get(path)
         if number is None:
@@ -81,16 +81,16 @@ class Images:
         return pixels
 
     def readable(self, split: Split) -> Split:
-        """The split without images that must be left out."""
+        """Return the split without its broken images."""
         return split.select(np.array([path not in self.broken for path in split.paths], dtype=bool))
 
 
 @dataclass
 class _Prepared:
-    """What a node has found and made.
+    """The caches and broken images that a process has found.
 
     Attributes:
-        folders: of the splits' caches, by name; those that are missing have none.
+        folders: split name -> cache folder; splits without a cache are missing.
     """
 
     folders: dict[str, Path] = field(default_factory=dict)
@@ -99,40 +99,41 @@ class _Prepared:
 
 
 def prepare_images(data: Data, splits: Mapping[str, Split], world: World) -> Images:
-    """Makes the caches of splits that have none yet, and finds the broken images, as the config wants it.
+    """Create missing caches and find broken images, as configured.
 
-    The first rank makes them, and then the first one of each node that does not see them: caches may lie on a disk
-    that nodes share, or on one of each node's own. The others wait. Where there is no room, images are decoded each
-    time, and a note says so. Broken images are those that any node cannot read.
+    Rank 0 creates the caches first; then the first rank of each node where they are not visible does the same,
+    because caches may be on a shared disk or on each node's local disk. The other ranks wait. If there is not
+    enough disk space, images are decoded each time they are used, and a note says so. An image is broken if any
+    node cannot read it.
 
     Args:
-        splits: what the run reads, by names that tell them apart.
+        splits: the splits that the run reads, by unique names.
 
     Raises:
-        DataError: images are broken, and the config does not say to skip them.
+        DataError: images are broken and `data.on_broken_image` is not "skip".
     """
     hosts = gather_objects(socket.gethostname())
     first = hosts.index(hosts[world.rank])
     prepared: _Prepared | None = None
-    for mine in (world.rank == 0, world.rank == first != 0):
-        prepared = work_while_others_wait(_prepare(data, splits) if mine else None) or prepared
+    for my_turn in (world.rank == 0, world.rank == first != 0):
+        prepared = work_while_others_wait(_prepare(data, splits) if my_turn else None) or prepared
     everyone = gather_objects(prepared)
     broken = {path: reason for one in everyone if one for path, reason in one.broken.items()}
-    _judge(broken, data.on_broken_image)
+    _check_broken(broken, data.on_broken_image)
     here = everyone[first] or _Prepared()
-    notes = here.notes + _left_out(broken)
+    notes = here.notes + _skipped(broken)
     caches = [Cached(folder, splits[name].paths.tolist()) for name, folder in here.folders.items()]
     try:
         return Images(data.height, data.width, caches, broken, notes)
-    except RunError as error:  # another process of this node could
+    except RunError as error:  # although the process that created the cache could read it
         return Images(data.height, data.width, (), broken, [*notes, f"{error}; {_DECODED}"])
 
 
-_DECODED = "images are decoded each time that they are used"
+_DECODED = "images are decoded each time they are used"
 
 
 def _prepare(data: Data, splits: Mapping[str, Split]) -> Generator[None, None, _Prepared]:
-    """Makes what is missing, split by split."""
+    """Create the missing caches, split by split; yields between pieces of work."""
     found = _Prepared()
     for name, split in splits.items():
         paths = split.paths.tolist()
@@ -146,7 +147,7 @@ def _prepare(data: Data, splits: Mapping[str, Split]) -> Generator[None, None, _
         except AutoreidError as error:
             found.notes.append(f"{error}; {_DECODED}")
         if name not in found.folders and data.on_broken_image == "skip":
-            problems = yield from _look_at(paths, data.height, data.width)
+            problems = yield from _find_broken(paths, data.height, data.width)
         found.broken |= {paths[row]: str(problem) for row, problem in problems.items()}
     return found
 
@@ -154,12 +155,12 @@ def _prepare(data: Data, splits: Mapping[str, Split]) -> Generator[None, None, _
 def _cache(
     folder: Path, paths: Sequence[str], height: int, width: int
 ) -> Generator[None, None, Mapping[int, DataError]]:
-    """Makes a cache if there is none that is whole; its broken images."""
+    """Create a cache unless a valid one exists; returns the errors of broken images by row."""
     if folder.exists():
         with contextlib.suppress(RunError):
             _, rows = open_cache(folder, (len(paths), 3, height, width))
             problems = dict(zip(rows, _problems([paths[row] for row in rows]), strict=True))
-            # One that can be read after all, for a permission or a disk was restored, is not in the cache.
+            # If one of them has become readable, after a permission or a disk was fixed, create the cache again.
             if all(problems.values()):
                 return {row: problem for row, problem in problems.items() if problem}
         shutil.rmtree(folder, ignore_errors=True)
@@ -177,8 +178,10 @@ def _problems(paths: Sequence[str]) -> list[DataError | None]:
     return found
 
 
-def _look_at(paths: Sequence[str], height: int, width: int) -> Generator[None, None, Mapping[int, DataError]]:
-    """The broken ones of all images."""
+def _find_broken(
+    paths: Sequence[str], height: int, width: int
+) -> Generator[None, None, Mapping[int, DataError]]:
+    """Decode all images and return the errors of broken ones by index."""
     broken: dict[int, DataError] = {}
     for _, problems in decode_all(paths, height, width):
         broken |= problems
@@ -186,15 +189,15 @@ def _look_at(paths: Sequence[str], height: int, width: int) -> Generator[None, N
     return broken
 
 
-def _judge(broken: Mapping[str, str], policy: str) -> None:
+def _check_broken(broken: Mapping[str, str], policy: str) -> None:
     if not broken or policy == "skip":
         return
     first, others = next(iter(broken.values())), len(broken) - 1
-    more = f", nor {others} more of the run's" if others else ""
-    raise DataError(f"{first}{more}; data.on_broken_image=skip leaves out what is broken")
+    more = f" (and {others} more)" if others else ""
+    raise DataError(f"{first}{more}; set data.on_broken_image=skip to train without broken images")
 
 
-def _left_out(broken: Mapping[str, str]) -> list[str]:
-    lines = [f"left out: {reason}" for reason in list(broken.values())[:_NAMED]]
+def _skipped(broken: Mapping[str, str]) -> list[str]:
+    lines = [f"skipped: {reason}" for reason in list(broken.values())[:_NAMED]]
     more = len(broken) - len(lines)
-    return [*lines, f"left out: {more} more images that cannot be read"] if more else lines
+    return [*lines, f"skipped: {more} more images that cannot be read"] if more else lines

@@ -1,4 +1,4 @@
-"""Batches of images: endless training batches that can be resumed at any one, and a pass over a split."""
+"""Batches of images: an endless, resumable stream for training, and one pass over a split for evaluation."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ from autoreid.seeding import derive_seed
 
 
 class Batch(NamedTuple):
-    """Images with their identities' labels.
-
-    A loader's batches are on its device already, both tensors.
+    """Images with their labels; a loader's batches are already on its device.
 
     Attributes:
         images: (B, 3, H, W) float32.
-        labels: (B,) int64; for a split that is only embedded, the images' indices.
-        broken: what is wrong with an image that could not be read (a black one stands in for it), else None. It travels
-            with the batch because one rank must not fail alone: the loop agrees on it first.
+        labels: (B,) int64 class labels; for a split that is only embedded, the indices of the images.
+        broken: why an image could not be read (a black image replaces it), else None. The error travels with
+            the batch because one rank must not fail alone: the training loop agrees on it first.
     """
 
     images: Tensor
@@ -42,13 +40,13 @@ class Batch(NamedTuple):
     broken: str | None
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
-        """The batch on a device, in a memory format; what is there in that format already is not copied."""
+        """Move the batch to a device and memory format; tensors that are already there are not copied."""
         images = self.images.to(device, non_blocking=True, memory_format=memory_format)
         return self._replace(images=images, labels=self.labels.to(device, non_blocking=True))
 
 
 class _Key(NamedTuple):
-    """Which images make a batch, the seed of the whole batch's views, and the images' places in it."""
+    """The images of a batch, the seed of the whole global batch's views, and the images' positions in it."""
 
     images: list[int]
     seed: int
@@ -56,21 +54,21 @@ class _Key(NamedTuple):
 
 
 class _Raw(NamedTuple):
-    """A batch as workers hand it over: cropped pixels and what is needed to finish them, in one buffer."""
+    """A batch as workers return it: cropped pixels and the parameters of the remaining transforms, in one buffer."""
 
     packed: Packed
     broken: str | None
 
     def finished(self, device: torch.device) -> Batch:
-        """The batch, copied to the device by one transfer and finished there."""
+        """Copy the batch to the device in one transfer and apply the remaining transforms there."""
         tensors = self.packed.to(device).tensors()
         finish = Finish(tensors.get("jitter"), tensors.get("erased"))
-        # A view of the labels would keep the pixels alive for as long as the batch.
+        # Cloned, because a view of the labels would keep the pixels' memory alive.
         return Batch(finish(tensors["pixels"]), tensors["labels"].clone(), self.broken)
 
 
 class _Batches(Dataset[_Raw]):
-    """Makes a whole batch at a time."""
+    """Load whole batches."""
 
     def __init__(
         self, split: Split, labels: npt.NDArray[np.int64], images: Images, augmentation: Augmentation
@@ -79,7 +77,7 @@ class _Batches(Dataset[_Raw]):
 
     def __getitem__(self, key: _Key) -> _Raw:
         height, width = self.images.height, self.images.width
-        views = self.augmentation.draw(key.seed, key.share, height, width)
+        views = self.augmentation.sample(key.seed, key.share, height, width)
         small = {"labels": torch.from_numpy(self.labels[key.images]), **views.finish._asdict()}
         packed = Packed.of(small, pixels=(len(key.images), 3, height, width))
         pixels = packed.tensors()["pixels"].numpy()
@@ -92,18 +90,18 @@ class _Batches(Dataset[_Raw]):
         return _Raw(packed, broken)
 
 
-def _as_it_is(raw: _Raw) -> _Raw:
+def _identity(raw: _Raw) -> _Raw:
     return raw
 
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001
     ignore_stop_signals()
-    # But when Python exits it sends SIGTERM to workers that are left, and waits for them.
+    # At exit, however, Python sends SIGTERM to the remaining workers and waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _leave_with_parent(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
     os._exit(0)
@@ -115,17 +113,17 @@ def _loader(batches: _Batches, keys: Iterable[_Key], workers: int, device: torch
         batch_size=None,
         sampler=keys,
         num_workers=workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]  # made whole already
+        collate_fn=_identity,  # type: ignore[arg-type]  # the data set returns whole batches
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        # Else each pass over the data would draw from torch's own generator, which a checkpoint restores.
+        # Otherwise each pass would consume numbers from torch's global generator, which checkpoints restore.
         generator=torch.Generator(),
     )
 
 
 class _Keys:
-    """A sampler's batches, each with a seed of its own, by its place in the global sequence of batches."""
+    """The batches of a sampler, each with a seed that depends on its position in the global sequence."""
 
     def __init__(self, sampler: IdentityBalancedSampler) -> None:
         self.sampler = sampler
@@ -140,11 +138,11 @@ class _Keys:
 class BatchStream:
     """Identity-balanced batches without end, epoch after epoch, resumable at any batch.
 
-    What the workers have loaded ahead does not count: the position is that of the batches handed out. An image's
-    view depends on its place in the global batch alone, so any number of workers and ranks gives the same ones.
+    The position counts the batches returned, not those that workers have prefetched. An image's view depends
+    only on its position in the global batch, so it is the same for any number of workers and ranks.
 
     Attributes:
-        waited: seconds that its user has waited for batches.
+        waited: seconds that the caller has waited for batches.
     """
 
     def __init__(
@@ -165,7 +163,7 @@ class BatchStream:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Equal on every rank."""
+        """Number of batches in an epoch; the same on every rank."""
         return len(self.sampler)
 
     def __iter__(self) -> BatchStream:
@@ -181,15 +179,15 @@ class BatchStream:
         return batch
 
     def preview(self) -> Batch:
-        """The batch that comes next, loaded here and now; the position stays."""
+        """Load the next batch in this process, without advancing the position."""
         return self._batches[next(iter(_Keys(self.sampler)))].finished(self._device)
 
     def state_dict(self) -> dict[str, int]:
-        """The sampler's position."""
+        """Return the sampler's position."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from a saved position, on any number of ranks."""
+        """Resume at a saved position, on any number of ranks."""
         self.sampler.load_state_dict(state)
         self._iterator = None
 
@@ -202,7 +200,7 @@ def embedding_batches(
     workers: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """The chosen images of a split in order, as they are; a batch's labels are the images' indices."""
+    """Yield the chosen images of a split in order, without augmentation; labels are the image indices."""
     starts = range(0, len(indices), batch_size)
     chosen = [indices[start : start + batch_size].tolist() for start in starts]
     keys = [_Key(some, 0, slice(0, len(some))) for some in chosen]

@@ -1,4 +1,4 @@
-"""From the archives that a user downloaded to a data set below `data.root`, with every image looked at."""
+"""Prepare a data set from downloaded archives, and check that every image can be read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from autoreid.data.unpack import unpack
 from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.files import make_folder, write_atomically
 
-#: Images that wait to be looked at, at once.
-_AT_ONCE = 4096
+#: Number of images checked in one batch of work.
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A data set after all of its images were looked at.
+    """A data set and the result of checking its images.
 
     Attributes:
-        images: how many there are.
-        broken: what is wrong with each one that cannot be read, with its path.
+        images: number of images.
+        broken: a message for each broken image, with its path.
     """
 
     dataset: ReidDataset
@@ -39,7 +39,7 @@ class Findings:
     broken: list[str]
 
     def lines(self) -> Iterator[str]:
-        """The data set's size, what differs from the published one, and what is broken, in words."""
+        """Yield lines of text: sizes, differences from the published sizes, and broken images."""
         for split in (self.dataset.train, self.dataset.query, self.dataset.gallery):
             people, images, cameras = Counts.of(split)
             yield f"{split.name:8}{people:>8,} identities {images:>9,} images {cameras:>4} cameras"
@@ -50,23 +50,25 @@ class Findings:
 
 
 def prepare_dataset(name: str, archives: Sequence[Path], root: Path) -> Findings:
-    """Unpacks archives, lays the data set out, looks at every image, and only then gives the folder its name.
+    """Unpack archives, lay out the data set and check every image.
 
-    Until then all is below a hidden folder beside it. Interrupted, the same call goes on there: what was unpacked
-    stays, unless the archives are other ones. With broken images the data set does not get its name.
+    All of this happens in a hidden folder next to the final one, which is renamed if no image is broken. If it
+    is interrupted, the same call resumes there, unless the archives are different ones.
 
     Raises:
-        ConfigError: the data set is there already, the folder cannot be written, or a package is missing.
-        DataError: an archive is broken or not to be trusted, or does not hold the data set.
+        ConfigError: the data set already exists, the folder is not writable, or a package is missing.
+        DataError: an archive is broken or unsafe, or does not contain the data set.
         RunError: the disk is full.
     """
     benchmark = BENCHMARKS.get(name)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise ConfigError(f"{name!r}: not a name of a data set; expected one such as market1501 or my_people")
+        raise ConfigError(
+            f"{name!r}: not a valid data set name; expected one such as market1501 or my_people"
+        )
     target = root / (benchmark.folders[0] if benchmark else name)
     if target.exists():
         raise ConfigError(
-            f"{target}: is there already; look at it with --check, or remove it to prepare it anew"
+            f"{target}: already exists; use --check to check it, or remove it to prepare it again"
         )
     work = root / f".{target.name}.partial"
     _begin(work, archives)
@@ -82,7 +84,7 @@ def prepare_dataset(name: str, archives: Sequence[Path], root: Path) -> Findings
         except OSError as error:
             raise RunError(f"{error.filename or work}: cannot lay out {name}: {error.strerror}") from error
     ready = next(folder for folder in (work / "laid out", work / "unpacked") if folder.exists())
-    findings = look_at(read_folder(ready, name))
+    findings = check_images(read_folder(ready, name))
     if not findings.broken:
         ready.rename(target)
         shutil.rmtree(work)
@@ -90,21 +92,21 @@ def prepare_dataset(name: str, archives: Sequence[Path], root: Path) -> Findings
 
 
 def check_dataset(name: str, root: Path) -> Findings:
-    """Reads a data set that is there and looks at every image; raises DataError if its layout is wrong."""
-    return look_at(read_dataset(root, name))
+    """Read an existing data set and check every image; raises DataError if its layout is wrong."""
+    return check_images(read_dataset(root, name))
 
 
-def look_at(dataset: ReidDataset) -> Findings:
-    """Decodes every image of a data set, on all cores."""
+def check_images(dataset: ReidDataset) -> Findings:
+    """Decode every image of a data set, on all cores."""
     splits = (dataset.train, dataset.query, dataset.gallery)
     paths = np.unique(np.concatenate([split.paths for split in splits]).astype(str)).tolist()
     broken: list[str] = []
     with (
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-        tqdm(total=len(paths), desc="looking at images", unit="image", disable=None) as bar,
+        tqdm(total=len(paths), desc="checking images", unit="image", disable=None) as bar,
     ):
-        for first in range(0, len(paths), _AT_ONCE):
-            for problem in pool.map(_problem, paths[first : first + _AT_ONCE]):
+        for first in range(0, len(paths), _CHUNK):
+            for problem in pool.map(_problem, paths[first : first + _CHUNK]):
                 bar.update()
                 if problem:
                     broken.append(problem)
@@ -120,7 +122,7 @@ def _problem(path: str) -> str | None:
 
 
 def _begin(work: Path, archives: Sequence[Path]) -> None:
-    """Makes the hidden folder, or keeps the one that was begun with the same archives."""
+    """Create the hidden folder, or keep it if it was created for the same archives."""
     missing = [archive for archive in archives if not archive.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: no such file; expected an archive")
@@ -129,5 +131,5 @@ def _begin(work: Path, archives: Sequence[Path]) -> None:
     begun = work / "archives.json"
     if not begun.exists() or begun.read_bytes() != content:
         shutil.rmtree(work, ignore_errors=True)
-    make_folder(work, "give another --root")
+    make_folder(work, "choose another --root")
     write_atomically(begun, content)

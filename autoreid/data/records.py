@@ -1,4 +1,4 @@
-"""What every data set is read into: parallel arrays, one entry an image."""
+"""The records of a data set: parallel arrays with one entry per image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-#: Identity of gallery images that show none of the benchmark's people (Market-1501 calls them 0000).
+#: Identity of gallery images that show none of the data set's people (0000 in Market-1501).
 DISTRACTOR = 0
-#: Identity of images that must not influence a ranking (Market-1501 calls them -1).
+#: Identity of images that are ignored in a ranking (-1 in Market-1501).
 JUNK = -1
 
 
@@ -19,9 +19,9 @@ class Split:
     """The images of one part of a data set.
 
     Attributes:
-        name: what messages call it, such as "train" or "query".
-        paths: (N,) file names, as an array of str objects.
-        identities: (N,) int64, the data set's own numbers (not classifier labels).
+        name: the name in messages, such as "train" or "query".
+        paths: (N,) file names, an object array of str.
+        identities: (N,) int64, numbered by the data set (not classifier labels).
         cameras: (N,) int64.
     """
 
@@ -35,22 +35,22 @@ class Split:
 
     @property
     def num_identities(self) -> int:
-        """How many different people the images show."""
+        """Number of different identities."""
         return len(np.unique(self.identities))
 
     def select(self, chosen: npt.NDArray[np.int64] | npt.NDArray[np.bool_], name: str | None = None) -> Split:
-        """The images at the chosen indices or mask, in that order."""
+        """Return the images at the chosen indices or mask, in that order."""
         return Split(name or self.name, self.paths[chosen], self.identities[chosen], self.cameras[chosen])
 
 
 @dataclass(frozen=True)
 class ReidDataset:
-    """A benchmark: images to train on, queries, and the gallery they are ranked against.
+    """A data set: training images, queries, and the gallery that is ranked for them.
 
-    A number stands for the same person in all three. A data set may have nothing to train on, or no queries.
+    An identity number means the same person in all three. The training set or the queries may be empty.
 
     Attributes:
-        notes: what its user should hear of, a line each.
+        notes: warnings for the user, one line each.
     """
 
     name: str
@@ -60,13 +60,13 @@ class ReidDataset:
     notes: tuple[str, ...] = ()
 
     def all_people(self) -> Split:
-        """All images that show one of the data set's people, as images to train on."""
+        """Return the images of all identities as one training split, without distractors and junk."""
         everything = join([self.train, self.query, self.gallery], self.train.name)
         return everything.select(~np.isin(everything.identities, (DISTRACTOR, JUNK)))
 
 
 def join(splits: Sequence[Split], name: str) -> Split:
-    """The images of several splits of the same data set, one after the other."""
+    """Concatenate splits of the same data set."""
     return Split(
         name,
         np.concatenate([split.paths for split in splits]),
@@ -76,10 +76,10 @@ def join(splits: Sequence[Split], name: str) -> Split:
 
 
 def combine(splits: Sequence[Split]) -> Split:
-    """The images of several data sets as one split, in which no two share an identity or a camera.
+    """Concatenate splits of different data sets, renumbered so that no two share an identity or a camera.
 
-    The first keeps its numbers; those of each further one begin after the last so far. Distractors and junk stay
-    what they are.
+    The first split keeps its numbers; those of each further split start after the highest so far. Distractors
+    and junk keep theirs.
     """
     parts: list[Split] = []
     people = cameras = 0

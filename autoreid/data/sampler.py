@@ -1,4 +1,4 @@
-"""Batches of P identities with K images each, shared out among ranks without overlap."""
+"""Batches of P identities with K images each, divided among the ranks without overlap."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ IntArray = npt.NDArray[np.int64]
 
 
 class IdentityBalancedSampler(Sampler[list[int]]):
-    """A batch sampler: yields this rank's image indices of each batch, identity after identity.
+    """A batch sampler: yields this rank's image indices of each batch, grouped by identity.
 
-    A global batch holds P distinct identities with K images each; rank r takes the r-th of `world_size`
-    equal runs of identities. The sequence of global batches depends on (seed, epoch, batch size) only, so
-    a run may continue on another number of ranks. Every epoch has the same number of batches, shows every
-    image at least once, and comes in a new order. An identity whose number of images is not a multiple of
-    K is filled up with its own images; no image comes twice in a batch unless its identity has fewer than K.
+    A global batch has P different identities with K images each; it is cut into `world_size` equal parts, and
+    rank r takes part r. The sequence of global batches depends only on (seed, epoch, batch size), so a run may
+    be resumed on a different number of ranks. Every epoch has the same number of batches, contains every image
+    at least once, and has a new random order. If an identity's number of images is not a multiple of K, some of
+    its images are repeated; an image is repeated within a batch only if its identity has fewer than K images.
 
-    Iterating does not move the position, because loaders fetch ahead of what is used: the consumer calls
-    `advance` for every batch that it has used.
+    Iterating does not change the position, because loaders prefetch: the consumer calls `advance` after using
+    a batch.
 
     Attributes:
-        epoch: the current epoch, from 0.
-        batch: the next batch of it; iteration starts here.
-        share: this rank's places in a global batch.
+        epoch: the current epoch, counted from 0.
+        batch: index of the next batch in the epoch, where iteration starts.
+        share: this rank's slice of a global batch.
 
     Raises:
         ConfigError: batch_size is not divisible by images_per_identity * world_size, there are fewer
-            identities than a batch needs, or none with images_per_identity images.
+            identities than a batch needs, or none has images_per_identity images.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Take `identities` (N,), one number an image, and the global batch size."""
+        """Take `identities` (N,), the identity of each image, and the global batch size."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not one of {world_size} ranks")
         _, self._labels, counts = np.unique(identities, return_inverse=True, return_counts=True)
@@ -60,7 +60,7 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         self._plan: tuple[int, IntArray] | None = None
 
     def __len__(self) -> int:
-        """Batches of an epoch, the same in every epoch and on every rank."""
+        """Number of batches in an epoch; the same in every epoch and on every rank."""
         return self._length
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -69,44 +69,44 @@ class IdentityBalancedSampler(Sampler[list[int]]):
             yield batch.tolist()
 
     def advance(self) -> None:
-        """Mark one batch as used; after the last, the position is the start of the next epoch."""
+        """Mark one batch as used; after the last one, move to the start of the next epoch."""
         self.batch += 1
         if self.batch == len(self):
             self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """The position, and the settings it is valid for."""
+        """Return the position, and the settings for which it is valid."""
         names = ("seed", "batch_size", "images_per_identity", "epoch", "batch")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue where `state` was taken, on any number of ranks.
+        """Resume at a saved position, on any number of ranks.
 
         Raises:
-            ConfigError: it was taken with another seed, batch size, images per identity or data set.
+            ConfigError: it was saved with another seed, batch size, images per identity or data set.
         """
         for name in ("seed", "batch_size", "images_per_identity"):
             if state[name] != getattr(self, name):
                 raise ConfigError(
-                    f"the sampler's state is of {name} {state[name]}, but {name} is {getattr(self, name)}: "
+                    f"the saved sampler state has {name} {state[name]}, but {name} is {getattr(self, name)}: "
                     "resume with the settings of the run that saved it"
                 )
         if not 0 <= state["batch"] < len(self):
             raise ConfigError(
-                f"the sampler's state is at batch {state['batch']}, but an epoch has {len(self)} batches: "
+                f"the saved sampler state is at batch {state['batch']}, but an epoch has {len(self)} batches: "
                 "resume with the training set of the run that saved it"
             )
         self.epoch, self.batch = state["epoch"], state["batch"]
 
     def global_batches(self) -> IntArray:
-        """The current epoch's image indices, (batches, batch_size); identities come in runs of K."""
+        """Return the current epoch's image indices, (batches, batch_size); each K in a row share an identity."""
         if self._plan is None or self._plan[0] != self.epoch:
             rng = np.random.default_rng([self.seed, self.epoch, self.batch_size])
-            self._plan = self.epoch, self._draw(rng)
+            self._plan = self.epoch, self._sample_epoch(rng)
         return self._plan[1]
 
-    def _draw(self, rng: np.random.Generator) -> IntArray:
-        """Draw an epoch: groups of K images, dealt to batches so that each holds P distinct identities."""
+    def _sample_epoch(self, rng: np.random.Generator) -> IntArray:
+        """Form groups of K images and deal them to batches so that each batch has P different identities."""
         T, P, K = self._length, self._slots, self.images_per_identity
         groups = self._groups + _extra_groups(self._groups, T * P - int(self._groups.sum()), rng)
         order = rng.permutation(len(groups))
@@ -114,8 +114,8 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         identity = np.repeat(order, runs)
         number = np.arange(T * P) - np.repeat(np.cumsum(runs) - runs, runs)
 
-        # Images by identity, in a fresh order within each; group k of an identity is the k-th K of these,
-        # going round when they run out.
+        # Images sorted by identity, shuffled within each; group k of an identity takes its k-th K images,
+        # starting over when there are no more.
         shuffled = rng.permutation(len(self._labels))
         shuffled = shuffled[np.argsort(self._labels[shuffled], kind="stable")]
         first_image = np.cumsum(self._counts) - self._counts
@@ -129,10 +129,10 @@ class IdentityBalancedSampler(Sampler[list[int]]):
 
 
 def _extra_groups(groups: IntArray, missing: int, rng: np.random.Generator) -> IntArray:
-    """How many groups each identity gets beyond its own, `missing` in all.
+    """Return how many extra groups each identity gets, `missing` in total.
 
-    Those with the fewest groups get them first, so that none ends with more groups than there are batches;
-    what is left over goes to a random choice of the lowest.
+    Identities with the fewest groups get them first, so that none ends up with more groups than there are
+    batches; the remainder goes to a random choice of identities at the lowest level.
     """
     ascending = np.sort(groups)
     cost = np.arange(len(groups)) * ascending - (np.cumsum(ascending) - ascending)
@@ -145,10 +145,10 @@ def _extra_groups(groups: IntArray, missing: int, rng: np.random.Generator) -> I
 
 
 def _columns_to_positions(identity_PT: IntArray, rng: np.random.Generator) -> IntArray:
-    """For each row a permutation of its T entries after which no column holds an identity twice.
+    """Return for each row a permutation of its T entries such that no column contains an identity twice.
 
-    An identity's run of at most T entries lies within one row or ends in the next one, so an entry only
-    has to keep clear of the columns that its own identity was given in the row above.
+    An identity's run has at most T entries, so it is within one row or continues in the next; an entry only has
+    to avoid the columns that its identity was given in the row above.
     """
     P, T = identity_PT.shape
     result = np.empty((P, T), np.int64)
@@ -160,7 +160,7 @@ def _columns_to_positions(identity_PT: IntArray, rng: np.random.Generator) -> In
             continued = int(np.count_nonzero(here == above[-1]))
             taken = np.zeros(T, bool)
             taken[columns_above[above == above[-1]]] = True
-            # Free columns first, for the run that continues; the others in any order.
+            # Free columns first, for the run that continues; the other entries in any order.
             columns = columns[np.argsort(taken[columns], kind="stable")]
             columns[continued:] = rng.permutation(columns[continued:])
         result[row, columns] = np.arange(T)
@@ -168,9 +168,9 @@ def _columns_to_positions(identity_PT: IntArray, rng: np.random.Generator) -> In
 
 
 def _check(counts: IntArray, batch_size: int, images_per_identity: int, world_size: int) -> None:
-    """Raise ConfigError unless batches can be made of these images per identity."""
+    """Raise ConfigError if batches cannot be formed from these numbers of images per identity."""
     if len(counts) == 0:
-        raise ConfigError("the training set is empty: there is nothing to sample batches from")
+        raise ConfigError("the training set is empty")
     sizes = f"data.batch_size {batch_size} with data.images_per_identity {images_per_identity}"
     unit = images_per_identity * world_size
     if batch_size < 1 or batch_size % unit:
@@ -183,10 +183,10 @@ def _check(counts: IntArray, batch_size: int, images_per_identity: int, world_si
     if needed > len(counts):
         right = f"data.batch_size at most {largest}" if largest else f"at most {len(counts)} ranks"
         raise ConfigError(
-            f"{sizes} needs {needed} identities a batch, but the training set has {len(counts)}: use {right}"
+            f"{sizes} needs {needed} identities per batch, but the training set has {len(counts)}: use {right}"
         )
     if images_per_identity > counts.max():
         raise ConfigError(
-            f"data.images_per_identity is {images_per_identity}, but no identity of the training set has "
-            f"more than {counts.max()} images: use at most that many"
+            f"data.images_per_identity is {images_per_identity}, but no identity in the training set has "
+            f"more than {counts.max()} images: use at most {counts.max()}"
         )

@@ -1,8 +1,8 @@
-"""Divides the training images for a search.
+"""Splits of the training images for a search.
 
-`hold_out` sets whole identities aside, for measuring retrieval on people that the search has not seen;
-`bilevel` divides the images that remain between the two levels of DARTS (arXiv 1806.09055): weights are
-trained on one part, alphas on the other.
+`hold_out` sets whole identities aside, to measure retrieval on people that the search has not seen; `bilevel`
+divides the remaining images between the two levels of DARTS (arXiv 1806.09055): weights are trained on one
+part, alphas on the other.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from autoreid.errors import ConfigError, DataError
 
 
 def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split, Split]:
-    """Set aside a share of the identities as queries and gallery, chosen by the seed.
+    """Set a fraction of the identities aside as queries and gallery, chosen by the seed.
 
-    That share is rounded and at least 2 identities, unless it is 0; only identities seen by two cameras or
-    more are chosen, since no other can be found again. Of each, one image a camera becomes a query and the
-    rest gallery. A query that nothing in the gallery matches (same identity, another camera) goes to the
-    gallery instead; each held-out identity keeps at least one query.
+    The number of identities is rounded, and at least 2 unless the fraction is 0. Only identities seen by two or
+    more cameras are chosen, because others cannot be retrieved. For each camera of an identity, one image
+    becomes a query and the rest gallery. A query without a match in the gallery (same identity, another camera)
+    is moved to the gallery; each held-out identity keeps at least one query.
 
     Returns:
         The remaining training images, the queries and the gallery, each in the order of `train`.
 
     Raises:
         ConfigError: the fraction is not in [0, 1).
-        DataError: too few identities are seen by two cameras, or none would remain.
+        DataError: too few identities are seen by two cameras, or none would be left for training.
     """
     if not 0 <= fraction < 1:
-        raise ConfigError(f"held-out fraction {fraction}: expected at least 0 and less than 1")
+        raise ConfigError(f"held-out fraction {fraction}: must be at least 0 and less than 1")
     rng = np.random.default_rng(seed)
     chosen = np.isin(train.identities, _choose_identities(train, fraction, rng))
     held = np.flatnonzero(chosen)
@@ -51,8 +51,8 @@ def _choose_identities(train: Split, fraction: float, rng: np.random.Generator) 
     wanted = max(2, round(fraction * len(identities))) if fraction else 0
     if wanted > len(eligible) or (wanted and wanted >= len(identities)):
         raise DataError(
-            f"{train.name}: holding out {wanted} of {len(identities)} identities (fraction {fraction}) needs"
-            f" as many that two cameras see, and one more to train on; two cameras see {len(eligible)}"
+            f"{train.name}: holding out {wanted} of {len(identities)} identities (fraction {fraction}) is not"
+            f" possible: {len(eligible)} are seen by two cameras or more, and at least one must be left for training"
         )
     return rng.choice(eligible, wanted, replace=False)
 
@@ -60,7 +60,7 @@ def _choose_identities(train: Split, fraction: float, rng: np.random.Generator) 
 def _choose_queries(
     identities: npt.NDArray[np.int64], cameras: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """(N,) which of the images are queries; the others are the gallery."""
+    """Return (N,) bool: which images are queries; the others are the gallery."""
     order = rng.permutation(len(identities))
     is_query = np.zeros(len(identities), dtype=bool)
     if not len(identities):
@@ -70,23 +70,23 @@ def _choose_queries(
     view = view.reshape(-1)
     _, first = np.unique(view[order], return_index=True)
     is_query[order[first]] = True
-    # An identity with one image a camera would leave its gallery empty: one of its queries goes there.
+    # If an identity has one image per camera, its gallery would be empty: move one of its queries there.
     without_gallery = np.bincount(person, ~is_query) == 0
     _, first = np.unique(person[order], return_index=True)
     is_query[order[first[without_gallery]]] = False
-    # A gallery of one camera cannot answer that camera's own query.
+    # If all gallery images of an identity are from one camera, that camera's query has no match.
     from_other_cameras = np.bincount(person, ~is_query)[person] - np.bincount(view, ~is_query)[view]
     return is_query & (from_other_cameras > 0)
 
 
 @dataclass(frozen=True)
 class BilevelSplit:
-    """Training images divided between the two levels; no image is on both sides.
+    """Training images divided between the two levels; no image is in both.
 
     Attributes:
-        weights: the images that the weights are trained on.
-        alphas: the images that the alphas are trained on.
-        identities_without_alphas: how many identities have too few images and are in `weights` alone.
+        weights: the images for training the weights.
+        alphas: the images for training the alphas.
+        identities_without_alphas: number of identities that have too few images and are only in `weights`.
     """
 
     weights: Split
@@ -95,30 +95,30 @@ class BilevelSplit:
 
 
 def bilevel(train: Split, alpha_fraction: float, images_per_identity: int, seed: int) -> BilevelSplit:
-    """Divide the images of each identity between weights and alphas, chosen by the seed.
+    """Divide each identity's images between weights and alphas, chosen by the seed.
 
-    Of an identity's n images the alphas get alpha_fraction * n, rounded and clipped so that both sides hold
-    at least K = images_per_identity. Identities with fewer than 2 K images go to the weights' side.
+    Of an identity's n images, alpha_fraction * n are for the alphas, rounded and clipped so that both sides get
+    at least K = images_per_identity. Identities with fewer than 2 K images are used for the weights only.
 
     Raises:
         ConfigError: alpha_fraction is not in (0, 1), or images_per_identity not positive.
         DataError: no identity has 2 K images.
     """
     if not 0 < alpha_fraction < 1:
-        raise ConfigError(f"alpha fraction {alpha_fraction}: expected more than 0 and less than 1")
+        raise ConfigError(f"alpha fraction {alpha_fraction}: must be more than 0 and less than 1")
     K = images_per_identity
     if K < 1:
-        raise ConfigError(f"images per identity {K}: expected at least 1")
+        raise ConfigError(f"images per identity {K}: must be at least 1")
     _, first, counts = np.unique(np.sort(train.identities), return_index=True, return_counts=True)
     enough = counts >= 2 * K
     if not enough.any():
         raise DataError(
-            f"{train.name}: no identity has {2 * K} images, {K} for the weights and {K} for the alphas;"
-            f" the most that one has is {counts.max(initial=0)}: lower the images per identity"
+            f"{train.name}: no identity has {2 * K} images, {K} for the weights and {K} for the alphas; the"
+            f" largest has {counts.max(initial=0)}: reduce data.images_per_identity"
         )
     share = np.rint(alpha_fraction * counts).astype(np.int64)
     share = np.where(enough, np.minimum(np.maximum(share, K), counts - K), 0)
-    # Each identity's images, shuffled; the first of them are the alphas'.
+    # Each identity's images, shuffled; the first ones are for the alphas.
     shuffled = np.lexsort((np.random.default_rng(seed).random(len(train)), train.identities))
     rank = np.arange(len(train)) - np.repeat(first, counts)
     for_alphas = np.zeros(len(train), dtype=bool)

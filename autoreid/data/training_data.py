@@ -1,9 +1,9 @@
-"""The data of a run: streams of training batches, and query and gallery to measure on."""
+"""The data of a run: streams of training batches, and the queries and galleries for evaluation."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,15 +26,15 @@ from autoreid.seeding import derive_seed
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a network learns from and is measured on.
+    """The data for training a network and for evaluating it.
 
     Attributes:
-        stream: batches that train the weights.
-        targets: whose queries and galleries are measured, each by itself.
-        images: the pixels of all that is trained on or measured.
-        num_identities: classes of the classifier.
-        summary: how the images were divided, in a line.
-        notes: what the user should hear of the data sets, a line each.
+        stream: batches for training the weights.
+        targets: data sets for evaluation; the queries of each are ranked against its own gallery.
+        images: the pixels of all images for training and evaluation.
+        num_identities: number of classes of the classifier.
+        summary: one line about how the images were divided.
+        notes: warnings about the data sets, one line each.
     """
 
     stream: BatchStream
@@ -47,23 +47,40 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class SearchData(TrainingData):
-    """What a search learns from and is measured on.
+    """The data for searching a network and for evaluating it.
 
     Attributes:
-        alpha_stream: batches of other images of the same identities, that train the alphas; None where the
-            alphas learn from the weights' batches.
+        alpha_stream: batches of other images of the same identities, for training the alphas; None if the
+            alphas are trained on the batches of the weights.
     """
 
     alpha_stream: BatchStream | None
 
 
-def run_images(config: Config, world: World) -> Images:
-    """The pixels of a run: from caches, which are made now if need be, and without the broken images to be skipped.
+def generate_people(data: Data) -> None:
+    """Write those data sets of synthetic people that are used and do not exist yet."""
+    for name in dict.fromkeys(data.sources + data.targets):
+        if name in data.synthetic:
+            write_synthetic_people(data.root / name, data.synthetic[name])
+
+
+def read_datasets(config: Config) -> dict[str, ReidDataset]:
+    """Read the data sets that the run uses, by name; lists their folders, opens no image.
 
     Raises:
-        DataError: a data set cannot be read, or images that the config does not say to skip.
+        DataError: a folder is missing or has an unknown layout.
     """
-    datasets = _datasets(config)
+    data = config.data
+    wanted = data.sources if config.evaluation.split == "held_out" else data.sources + data.targets
+    return {name: read_dataset(data.root, name) for name in dict.fromkeys(wanted)}
+
+
+def run_images(config: Config, world: World, datasets: Mapping[str, ReidDataset]) -> Images:
+    """Prepare the pixels of a run: create missing caches, and find broken images that are to be skipped.
+
+    Raises:
+        DataError: images are broken and `data.on_broken_image` is not "skip".
+    """
     data = config.data
     parts = ("train", "query", "gallery")
     used = {(name, part) for name in data.sources for part in (parts if data.combine_all else parts[:1])}
@@ -73,38 +90,49 @@ def run_images(config: Config, world: World) -> Images:
     return prepare_images(data, {name: split for name, split in splits.items() if len(split)}, world)
 
 
-def build_training_data(config: Config, world: World, images: Images | None = None) -> TrainingData:
-    """Reads the data sets for a training.
+def build_training_data(
+    config: Config,
+    world: World,
+    images: Images | None = None,
+    datasets: Mapping[str, ReidDataset] | None = None,
+) -> TrainingData:
+    """Build the data for a training.
 
     Args:
-        images: the run's pixels; None decodes every image each time, and expects none to be broken.
+        images: the run's pixels; None decodes each image every time, and assumes that none is broken.
+        datasets: the run's data sets, see `read_datasets`; None reads them.
 
     Raises:
         DataError: a folder is missing or empty, or a target has no queries.
-        ConfigError: batches as asked for cannot be made of these identities on this many ranks.
+        ConfigError: the configured batches cannot be formed from these identities on this number of ranks.
     """
     images = images or Images(config.data.height, config.data.width)
-    train, targets, notes = _read(config, images)
+    train, targets, notes = _select(config, images, datasets)
     identities = np.unique(train.identities)
     summary = f"{_summary(config, train)}, {len(train)} images; {_measured_on(targets)}"
     stream = _stream(config, identities, world, images, train)
     return TrainingData(stream, targets, images, len(identities), summary, notes)
 
 
-def build_search_data(config: Config, world: World, images: Images | None = None) -> SearchData:
-    """Reads the data sets for a search; in a bilevel one, divides their images between weights and alphas.
+def build_search_data(
+    config: Config,
+    world: World,
+    images: Images | None = None,
+    datasets: Mapping[str, ReidDataset] | None = None,
+) -> SearchData:
+    """Build the data for a search; a bilevel search divides the images between weights and alphas.
 
     Args:
-        images: as for a training.
+        images, datasets: as in `build_training_data`.
 
     Raises:
-        DataError: a folder is missing or empty, holds too little to divide, or a target has no queries.
-        ConfigError: batches as asked for cannot be made of these identities on this many ranks.
+        DataError: a folder is missing or empty, has too few images to divide, or a target has no queries.
+        ConfigError: the configured batches cannot be formed from these identities on this number of ranks.
     """
     if config.search.level == "single":
-        return SearchData(**vars(build_training_data(config, world, images)), alpha_stream=None)
+        return SearchData(**vars(build_training_data(config, world, images, datasets)), alpha_stream=None)
     images = images or Images(config.data.height, config.data.width)
-    train, targets, notes = _read(config, images)
+    train, targets, notes = _select(config, images, datasets)
     data = config.data
     halves = bilevel(
         train, data.alpha_fraction, data.images_per_identity, derive_seed(config.seed, "bilevel")
@@ -121,36 +149,26 @@ def build_search_data(config: Config, world: World, images: Images | None = None
     )
 
 
-def draw_people(data: Data) -> None:
-    """Draws those sources and targets that are synthetic people and not there yet."""
-    for name in dict.fromkeys(data.sources + data.targets):
-        if name in data.synthetic:
-            write_synthetic_people(data.root / name, data.synthetic[name])
-
-
-def _datasets(config: Config) -> dict[str, ReidDataset]:
-    """What the config trains on and measures, by name."""
+def _select(
+    config: Config, images: Images, datasets: Mapping[str, ReidDataset] | None
+) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ...]]:
+    """Return the training images of all sources as one split, the targets for evaluation, and warnings."""
     data = config.data
-    wanted = data.sources if config.evaluation.split == "held_out" else data.sources + data.targets
-    return {name: read_dataset(data.root, name) for name in dict.fromkeys(wanted)}
-
-
-def _read(config: Config, images: Images) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ...]]:
-    """The sources' training images as one split, what the config measures on, and what the user should hear."""
-    data = config.data
-    datasets = {name: _readable(dataset, images) for name, dataset in _datasets(config).items()}
+    if datasets is None:
+        datasets = read_datasets(config)
+    datasets = {name: _readable(dataset, images) for name, dataset in datasets.items()}
     sources = [datasets[name] for name in data.sources]
     notes = tuple(note for dataset in datasets.values() for note in dataset.notes) + images.notes
     train = combine([source.all_people() if data.combine_all else source.train for source in sources])
     if len(set(train.paths)) < len(train):
-        (twice, _), *_ = Counter(train.paths).most_common(1)
+        (duplicate, _), *_ = Counter(train.paths).most_common(1)
         raise DataError(
-            f"{twice}: is a duplicate: it appears twice among the images of {' and '.join(data.sources)}"
+            f"{duplicate}: duplicate image: it appears twice in the training data ({' and '.join(data.sources)})"
         )
     alone = int((np.unique(train.identities, return_counts=True)[1] == 1).sum())
     if alone:
         notes += (
-            f"{alone} identities have one image, which a batch then shows {data.images_per_identity} times",
+            f"{alone} identities have a single image, which is repeated {data.images_per_identity} times in a batch",
         )
     seed = derive_seed(config.seed, "held out")
     train, query, gallery = hold_out(train, data.held_out_fraction, seed)
@@ -159,16 +177,18 @@ def _read(config: Config, images: Images) -> tuple[Split, tuple[ReidDataset, ...
     targets = tuple(datasets[name] for name in data.targets or data.sources)
     for target in targets:
         if not len(target.query):
-            raise DataError(f"{target.name}: has no queries to measure with; name others in data.targets")
+            raise DataError(
+                f"{target.name}: has no queries for evaluation; choose other data sets in data.targets"
+            )
         notes += _unmatched(target)
         seen = {*target.query.paths, *target.gallery.paths}.intersection(train.paths)
         if seen:
-            raise DataError(f"{min(seen)}: is trained on, and measured as {target.name}'s")
+            raise DataError(f"{min(seen)}: is used both for training and for evaluation on {target.name}")
     return train, targets, notes
 
 
 def _unmatched(target: ReidDataset) -> tuple[str, ...]:
-    """A note if some queries have nobody to be found in the gallery; raises DataError if none has."""
+    """Return a warning if some queries have no match in the gallery; raises DataError if none has one."""
     query, gallery = target.query, target.gallery
     searched = np.isin(gallery.identities, query.identities)
     views = set(zip(gallery.identities[searched].tolist(), gallery.cameras[searched].tolist(), strict=True))
@@ -176,12 +196,12 @@ def _unmatched(target: ReidDataset) -> tuple[str, ...]:
     pairs = zip(query.paths, query.identities.tolist(), query.cameras.tolist(), strict=True)
     alone = [path for path, person, camera in pairs if cameras[person] == ((person, camera) in views)]
     if len(alone) == len(query):
-        raise DataError(f"{target.name}: the gallery shows no query's identity by another camera")
+        raise DataError(f"{target.name}: no query has a gallery image of its identity from another camera")
     if not alone:
         return ()
     return (
-        f"{target.name}: {len(alone)} of {len(query)} queries do not count, for the gallery does not show their "
-        f"identity by another camera, such as {alone[0]}",
+        f"{target.name}: {len(alone)} of {len(query)} queries are ignored, because the gallery has no image of "
+        f"their identity from another camera, such as {alone[0]}",
     )
 
 
@@ -199,7 +219,7 @@ def _measured_on(targets: Sequence[ReidDataset]) -> str:
         f"{len(target.query)} queries and {len(target.gallery)} gallery images of {target.name}"
         for target in targets
     ]
-    return f"retrieval measured on {', '.join(each)}"
+    return f"evaluated on {', '.join(each)}"
 
 
 def _stream(

@@ -1,7 +1,7 @@
-"""From uint8 pixels to what networks see: random views, drawn for a whole batch at once, finished on any device.
+"""Transforms of uint8 pixels: random views, sampled for a whole batch at once and finished on any device.
 
-A view is decided by numbers that depend on a seed and on the image's place in the batch, never on who computes it.
-Workers crop and mirror, which costs no more than the copy into the batch; what is left is arithmetic on the batch.
+A view depends only on a seed and on the image's position in the batch, not on the process that computes it.
+Workers crop and flip, which costs no more than copying into the batch; the rest is arithmetic on the whole batch.
 
 Shape letters: B batch, H height, W width.
 """
@@ -19,27 +19,27 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-#: ImageNet's channel means and deviations, on a scale of 0 to 1.
+#: ImageNet's channel means and standard deviations, on a scale of 0 to 1.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Random erasing's shares of the image's area and aspect ratios, and how often it tries to fit a rectangle.
+#: Random erasing: range of the area (as a share of the image's) and of the aspect ratio, and number of attempts.
 _AREAS, _RATIOS, _TRIES = (0.02, 0.33), (0.3, 3.3), 10
-#: Random numbers that an image may need.
+#: Number of random numbers that are sampled for each image.
 _NUMBERS = 9 + 2 * _TRIES
 
 
 class Finish(NamedTuple):
-    """What is still to be done to B cropped images, with tensors on the images' device.
+    """The remaining transforms of B cropped images; tensors are on the images' device.
 
     Attributes:
-        jitter: (B, 3) float32: factors of brightness and contrast, and 1 where brightness comes first; None for none.
-        erased: (B, 4) int64: first row and column of the erased rectangle, and those after its last; None for none.
+        jitter: (B, 3) float32: brightness factor, contrast factor, and 1 if brightness comes first; or None.
+        erased: (B, 4) int64 rectangles: first row, first column, and the row and column after the last; or None.
     """
 
     jitter: Tensor | None
     erased: Tensor | None
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> float32: jittered, normalised, erased. The host never waits for the device."""
+        """Jitter, normalise and erase (B, 3, H, W) uint8 pixels; returns float32. Never waits for the device."""
         images = F.to_dtype(pixels, torch.float32, scale=True)
         if self.jitter is not None:
             _jitter(images, self.jitter)
@@ -53,19 +53,19 @@ class Finish(NamedTuple):
 
 @functools.cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """MEAN and DEVIATION (3, 1, 1) on a device: made once, as the host waits when it copies them there."""
+    """Return MEAN and DEVIATION as (3, 1, 1) on a device; cached, because copying them blocks the host."""
     mean, deviation = (torch.tensor(values, dtype=torch.float32) for values in (MEAN, DEVIATION))
     return mean.view(3, 1, 1).to(device), deviation.view(3, 1, 1).to(device)
 
 
 def _erase_slices(images: Tensor, rectangles: Tensor) -> None:
-    """Sets (B, 4) rectangles to zero in (B, 3, H, W) images; touches only their pixels, which is fast on CPUs."""
+    """Set (B, 4) rectangles of (B, 3, H, W) images to zero by slicing, which is fast on CPUs."""
     for image, (top, left, bottom, right) in zip(images, rectangles.tolist(), strict=True):
         image[:, top:bottom, left:right] = 0
 
 
 def _erase_masked(images: Tensor, rectangles: Tensor) -> None:
-    """The same in a few kernels for the whole batch, without reading the rectangles on the host."""
+    """The same with a few kernels for the whole batch, without reading the rectangles on the host."""
     corners = rectangles.view(-1, 2, 2, 1)
     inside = []
     for axis, size in enumerate(images.shape[2:]):
@@ -76,12 +76,12 @@ def _erase_masked(images: Tensor, rectangles: Tensor) -> None:
 
 
 class Views(NamedTuple):
-    """How B images are seen.
+    """Random views of B images.
 
     Attributes:
-        shift: (B, 2) int64, how far the crop's corner lies from the image's, down and right.
-        mirrored: (B,) bool.
-        finish: what is done after that.
+        shift: (B, 2) int64, offset of the crop from the image's corner, down and right.
+        mirrored: (B,) bool, horizontal flips.
+        finish: the remaining transforms.
     """
 
     shift: npt.NDArray[np.int64]
@@ -89,7 +89,7 @@ class Views(NamedTuple):
     finish: Finish
 
     def crop(self, place: int, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
-        """Copies the view at a place of the batch from (3, H, W) pixels into black ones."""
+        """Copy the view at one position of the batch from (3, H, W) pixels into a black image."""
         down, right = self.shift[place].tolist()
         (rows, rows_out), (columns, columns_out) = (
             _overlap(shift, size) for shift, size in zip((down, right), pixels.shape[1:], strict=True)
@@ -100,7 +100,7 @@ class Views(NamedTuple):
 
 
 def _overlap(shift: int, size: int) -> tuple[slice, slice]:
-    """What a view that is shifted shows of an image, and where in the view it lies; both may be nothing."""
+    """Return the visible part of an image axis and its place in the shifted view; both may be empty."""
     length = max(size - abs(shift), 0)
     first, first_out = max(shift, 0), max(-shift, 0)
     return slice(first, first + length), slice(first_out, first_out + length)
@@ -108,14 +108,14 @@ def _overlap(shift: int, size: int) -> tuple[slice, slice]:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is left to chance; by default nothing.
+    """Random augmentation; by default there is none.
 
     Attributes:
-        padding: black pixels on every side before a random crop back to the size.
-        flip: probability of a mirror image.
+        padding: black pixels added on each side before a random crop to the original size.
+        flip: probability of a horizontal flip.
         erasing: probability that a rectangle is set to the mean colour (arXiv 1708.04896).
-        brightness: its factor is uniform in 1 ± this, as in torchvision's ColorJitter.
-        contrast: likewise; which of both comes first is random.
+        brightness: the factor is uniform in 1 ± this value, as in torchvision's ColorJitter.
+        contrast: likewise; the two are applied in random order.
     """
 
     padding: int = 0
@@ -124,8 +124,8 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
 
-    def draw(self, seed: int, share: slice, height: int, width: int) -> Views:
-        """The views of a share of a batch's places: those of the whole batch, in the share's part of it."""
+    def sample(self, seed: int, share: slice, height: int, width: int) -> Views:
+        """Sample the views of a slice of a global batch; they do not depend on how the batch is sliced."""
         numbers = np.random.default_rng(seed).random((share.stop, _NUMBERS))[share.start :]
         down, right, mirror, brightness, contrast, order, erase, row, column = numbers[:, :9].T
         shift = np.stack([down, right], axis=1) * (2 * self.padding + 1)
@@ -151,7 +151,7 @@ def _rectangles(
     height: int,
     width: int,
 ) -> npt.NDArray[np.int64]:
-    """(B, 4) rectangles of random area and aspect ratio: the first try smaller than the image, or an empty one."""
+    """Return (B, 4) rectangles of random area and aspect ratio: the first attempt that fits, or empty ones."""
     areas, ratios = tries[:, :_TRIES], tries[:, _TRIES:]
     area = height * width * (_AREAS[0] + areas * (_AREAS[1] - _AREAS[0]))
     low, high = math.log(_RATIOS[0]), math.log(_RATIOS[1])
@@ -167,22 +167,22 @@ def _rectangles(
 
 
 def _jitter(images: Tensor, jitter: Tensor) -> None:
-    """Brightness and contrast of (B, 3, H, W) images on a scale of 0 to 1, in place, with factors of each one's own."""
+    """Change brightness and contrast of (B, 3, H, W) images, on a scale of 0 to 1, in place, one factor per image."""
     brightness, contrast, first = jitter.view(-1, 3, 1, 1, 1).unbind(1)
     one = torch.ones_like(brightness)
     images.mul_(torch.where(first > 0, brightness, one)).clamp_(0, 1)
-    # The mean grey of an image is the grey of its mean colour.
+    # An image's mean grey value is the grey value of its mean colour.
     grey = F.rgb_to_grayscale(images.mean((2, 3), keepdim=True))
     images.mul_(contrast).add_((1 - contrast) * grey).clamp_(0, 1)
     images.mul_(torch.where(first > 0, one, brightness)).clamp_(0, 1)
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32, as networks take images."""
+    """Normalise (B, 3, H, W) uint8 pixels to the float32 input of a network."""
     return Finish(None, None)(pixels)
 
 
 def denormalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) normalised images back to uint8, to be looked at."""
+    """Convert (B, 3, H, W) normalised images back to uint8, for display."""
     mean, deviation = _statistics(torch.device("cpu"))
     return ((images.cpu() * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,1 +1,1 @@
-"""What will not work on a machine or between the ranks of a job, and what mends it."""
+"""Find problems of a machine or between the ranks of a job, and how to fix them."""

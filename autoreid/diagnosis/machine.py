@@ -1,4 +1,4 @@
-"""Checks that a process makes alone: packages, programs, GPU, Slurm, shared memory."""
+"""Checks that a single process can make: packages, programs, GPU, Slurm, shared memory."""
 
 from __future__ import annotations
 
@@ -15,104 +15,104 @@ from typing import Literal, NamedTuple
 import torch
 from packaging.requirements import Requirement
 
-from autoreid.distributed.gpus import Seat, take_seat
+from autoreid.distributed.gpus import Placement, place_rank
 
-#: Where loader processes hand over their batches.
+#: Where loader processes put their batches.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-#: What the default recipe's loaders take there on a node: 2 streams, 4 workers, 2 batches ahead, 64 images of
+#: How much the default recipe's loaders use there on a node: 2 streams, 4 workers, 2 batches ahead, 64 images of
 #: 3 × 256 × 128 uint8 over all ranks; rounded up.
 LOADERS_BYTES = 2**27
-#: There where the NVIDIA driver is loaded, and a container lets it be seen.
+#: Exists if the NVIDIA driver is loaded and visible in the container.
 DRIVER = Path("/dev/nvidiactl")
 
 
 class Finding(NamedTuple):
-    """What one check found; `mend` says what to do about it."""
+    """The result of one check; `fix` says how to fix the problem."""
 
     grade: Literal["ok", "warn", "FAIL"]
     what: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.grade:<4} {self.what}: {self.text}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.grade:<4} {self.what}: {self.text}" + (f"; {self.fix}" if self.fix else "")
 
 
 def check_packages() -> Finding:
-    """Whether the packages are there, in versions that autoreid was tested with."""
+    """Check that the required packages are installed, in versions with which autoreid was tested."""
     wrong = []
     try:
         for needed in _requirements():
             try:
                 version = metadata.version(needed.name)
             except metadata.PackageNotFoundError:
-                wrong.append(f"{needed} is missing")
+                wrong.append(f"{needed} is not installed")
             else:
                 if not needed.specifier.contains(version, prereleases=True):
-                    wrong.append(f"{needed} is needed, {version} is there")
+                    wrong.append(f"{needed} is required, but {version} is installed")
     except metadata.PackageNotFoundError:
-        text = f"autoreid is not installed in {sys.executable}, nobody checked what it needs"
+        text = f"autoreid is not installed in {sys.executable}, so its requirements cannot be checked"
         return Finding("warn", "packages", text, "python -m pip install --editable . in the checkout")
     if wrong:
         return Finding("FAIL", "packages", ", ".join(wrong), "python -m pip install . in the checkout")
-    return Finding("ok", "packages", "all that autoreid needs")
+    return Finding("ok", "packages", "all required packages are installed")
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of torch and of every package that autoreid needs."""
+    """Return the versions of Python, torch and all required packages."""
     found = {}
     with contextlib.suppress(metadata.PackageNotFoundError):
         found = {needed.name: metadata.version(needed.name) for needed in _requirements()}
-    # torch's own word says what it is built for, too.
+    # torch.__version__ also says for which CUDA torch was built.
     return found | {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def _requirements() -> list[Requirement]:
-    """What autoreid needs here, without its extras."""
+    """Return autoreid's requirements on this platform, without its extras."""
     listed = [Requirement(text) for text in metadata.requires("autoreid") or ()]
     return [needed for needed in listed if needed.marker is None or needed.marker.evaluate({"extra": ""})]
 
 
 def check_dot() -> Finding:
-    """Whether genotypes can be drawn."""
+    """Check that genotypes can be drawn."""
     if shutil.which("dot"):
         return Finding("ok", "dot", "can draw genotypes")
-    text = "no such program, genotypes stay .gv files without pictures"
+    text = "program not found; genotypes are saved as .gv files, without pictures"
     return Finding("warn", "dot", text, "install graphviz (apt install graphviz, conda install graphviz)")
 
 
 def check_shared_memory() -> Finding:
-    """Whether there is room for what loader processes hand over."""
+    """Check that there is enough shared memory for the batches of loader processes."""
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     if free >= LOADERS_BYTES:
-        return Finding("ok", str(SHARED_MEMORY), "has room for the loaders' batches")
-    text = f"{free >> 20} MiB are free, the default recipe's loaders take up to {LOADERS_BYTES >> 20}"
+        return Finding("ok", str(SHARED_MEMORY), "large enough for the loaders' batches")
+    text = f"{free >> 20} MiB free, but the default recipe's loaders use up to {LOADERS_BYTES >> 20}"
     return Finding(
-        "warn", str(SHARED_MEMORY), text, "give the container more (--shm-size), or lower data.workers"
+        "warn", str(SHARED_MEMORY), text, "give the container more (--shm-size), or reduce data.workers"
     )
 
 
 def check_slurm() -> Finding:
-    """Whether Slurm's programs are where they are needed: sbatch where jobs are submitted, scontrol in jobs."""
+    """Check for the Slurm programs that are needed: sbatch to submit jobs, scontrol inside jobs."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         if shutil.which("sbatch"):
             return Finding("ok", "Slurm", "jobs can be submitted")
-        mend = "submit where Slurm's programs are, or use --local"
-        return Finding("warn", "Slurm", "no sbatch here, so no jobs can be submitted", mend)
+        fix = "submit from a machine with Slurm's programs, or use --local"
+        return Finding("warn", "Slurm", "sbatch not found, so jobs cannot be submitted", fix)
     if shutil.which("scontrol") is None:
-        text = "no scontrol here, with which a job finds its first node and requeues itself"
-        return Finding("FAIL", "Slurm", text, "put Slurm's programs on the PATH, or into the container")
-    status, said = _ask("scontrol", "show", "job", job)
+        text = "scontrol not found, which a job needs to find its first node and to requeue itself"
+        return Finding("FAIL", "Slurm", text, "add Slurm's programs to PATH, or to the container")
+    status, output = _ask("scontrol", "show", "job", job)
     if status:
-        mend = "a container needs Slurm's configuration (/etc/slurm) and munge's socket (/run/munge) too"
-        return Finding("FAIL", "Slurm", f"`scontrol show job {job}` fails: {said}", mend)
+        fix = "a container also needs Slurm's configuration (/etc/slurm) and munge's socket (/run/munge)"
+        return Finding("FAIL", "Slurm", f"`scontrol show job {job}` fails: {output}", fix)
     return Finding("ok", "Slurm", "jobs can find their nodes and requeue themselves")
 
 
-def check_device(local_rank: int) -> tuple[Finding, Seat]:
-    """Whether torch can use the GPUs that are here, and where this rank computes."""
-    seat = take_seat("auto", local_rank)
+def check_device(local_rank: int) -> tuple[Finding, Placement]:
+    """Check whether torch can use the node's GPUs; also returns the device of this rank."""
+    seat = place_rank("auto", local_rank)
     if not seat.visible:
         return _why_no_gpu(), seat
     return Finding("ok", "GPU", f"torch {torch.__version__} with CUDA {torch.version.cuda} can use it"), seat
@@ -125,18 +125,22 @@ def _why_no_gpu() -> Finding:
     elif DRIVER.exists():
         driver = "version unknown"
     elif given:
-        text = f"CUDA_VISIBLE_DEVICES={given}, but no driver is to be seen, so ranks compute on the CPU"
-        return Finding("warn", "GPU", text, "let a container see it (apptainer --nv, docker --gpus all)")
+        text = f"CUDA_VISIBLE_DEVICES={given}, but no driver was found, so ranks run on the CPU"
+        return Finding(
+            "warn", "GPU", text, "make it visible in the container (apptainer --nv, docker --gpus all)"
+        )
     else:
-        return Finding("ok", "GPU", "none here, ranks compute on the CPU")
+        return Finding("ok", "GPU", "none found, ranks run on the CPU")
     built = f"torch {torch.__version__}"
     if torch.version.cuda is None:
-        mend = "install torch's CUDA build (https://pytorch.org/get-started/locally)"
-        return Finding("FAIL", "GPU", f"{built} is built without CUDA, the driver is here ({driver})", mend)
+        fix = "install torch's CUDA build (https://pytorch.org/get-started/locally)"
+        return Finding("FAIL", "GPU", f"{built} is built without CUDA, but there is a driver ({driver})", fix)
     reason = _cuda_error()
     if "No CUDA GPUs" in reason:
-        text = f"this process has none (CUDA_VISIBLE_DEVICES={given})"
-        return Finding("warn", "GPU", text, "ask Slurm for some (--gpus-per-node), or unset the variable")
+        text = f"no GPU is visible to this process (CUDA_VISIBLE_DEVICES={given})"
+        return Finding(
+            "warn", "GPU", text, "request GPUs from Slurm (--gpus-per-node), or unset the variable"
+        )
     text = f"{built} for CUDA {torch.version.cuda} cannot use the driver ({driver}): {reason}"
     return Finding("FAIL", "GPU", text, "update the driver, or install torch for an older CUDA")
 
@@ -146,11 +150,11 @@ def _cuda_error() -> str:
         torch.cuda.init()
     except RuntimeError as error:
         return str(error).splitlines()[0]
-    return "it finds no GPU"
+    return "no GPU found"
 
 
 def _ask(*command: str) -> tuple[int, str]:
-    """A program's exit status and the first line that it says; 1 when it does not answer."""
+    """Run a program; returns its exit status (1 if it cannot be run) and the first line of its output."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError) as error:

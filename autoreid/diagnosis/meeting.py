@@ -1,4 +1,4 @@
-"""How ranks talk while it is not known yet whether a process group would work: through rank 0's key-value store."""
+"""Communication between ranks before it is known whether a process group works: rank 0's key-value store."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from autoreid.distributed.process_group import Rendezvous, read_rendezvous
 from autoreid.distributed.store import exchange, leave
 from autoreid.errors import ConfigError
 
-_UNKNOWN = "no such host is known here; set MASTER_ADDR to rank 0's node, by number if need be"
+_UNKNOWN = "unknown host; set MASTER_ADDR to the node of rank 0, if necessary as an IP address"
 
 
 @dataclass
 class Meeting:
-    """This rank among all that came.
+    """This rank and its connection to the others.
 
     Attributes:
-        address: this node's, as rank 0 sees it.
-        store: the ranks' common one, None for a single process.
-        timeout: how many seconds ranks wait for each other.
+        address: this node's address, as seen by rank 0.
+        store: the store that all ranks share, None for a single process.
+        timeout: seconds that ranks wait for each other.
     """
 
     rank: int = 0
@@ -42,10 +42,10 @@ class Meeting:
     _exchanges: int = field(default=0, init=False)
 
     def exchange(self, value: Any, patience: int = 1) -> list[Any]:
-        """Every rank's value (anything that JSON holds), in order of ranks, on every rank.
+        """Return the values of all ranks (anything that JSON can represent), in rank order, on every rank.
 
         Raises:
-            RunError: some ranks gave none within `patience` timeouts; names them.
+            RunError: some ranks gave no value within `patience` timeouts; the message names them.
         """
         if self.store is None:
             return [value]
@@ -54,21 +54,21 @@ class Meeting:
         return exchange(self.store, name, self.rank, self.size, value, patience * self.timeout)
 
     def leave(self) -> None:
-        """Ends the meeting; rank 0, which holds the store, leaves last."""
+        """Leave the meeting; rank 0, whose process hosts the store, leaves last."""
         if self.store is not None:
             leave(self.store, "left", self.rank, self.size, self.timeout)
 
 
 def meet(timeout: float) -> Meeting:
-    """Meets the other ranks of this launch, if there are any.
+    """Contact the other ranks of this launch, if there are any.
 
     Raises:
-        ConfigError: this rank cannot; says why, and what mends it.
+        ConfigError: this rank cannot contact them; the message says why, and how to fix it.
     """
     place = read_rendezvous(os.environ)
     if place is None:
         return Meeting()
-    # torchrun's own process holds rank 0's port.
+    # With torchrun's agent store, torchrun's own process already listens on the port.
     hosts = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address = _check_port(place) if hosts else reach(place, timeout)
     try:
@@ -82,7 +82,7 @@ def meet(timeout: float) -> Meeting:
         )
     except RuntimeError as error:
         where = f"{place.address}, port {place.port}"
-        raise ConfigError(f"rank 0 does not answer at {where}, and may have said why itself") from error
+        raise ConfigError(f"rank 0 does not answer at {where}; see its own message for the reason") from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Meeting(
         place.rank,
@@ -95,7 +95,7 @@ def meet(timeout: float) -> Meeting:
 
 
 def _check_port(place: Rendezvous) -> str:
-    """Whether rank 0 can be reached where the others look for it; returns that address."""
+    """Check that rank 0 can be reached at the address that the other ranks use; returns its address."""
     where = f"rank 0 cannot listen at {place.address}, port {place.port}"
     try:
         with (
@@ -109,22 +109,22 @@ def _check_port(place: Rendezvous) -> str:
         raise ConfigError(f"{where}: {_UNKNOWN}") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"{where}: another program does; set MASTER_PORT to a free one") from error
-        raise ConfigError(f"{where}: {error}; MASTER_ADDR has to be rank 0's node") from error
+            raise ConfigError(f"{where}: the port is in use; set MASTER_PORT to a free one") from error
+        raise ConfigError(f"{where}: {error}; MASTER_ADDR must be the node of rank 0") from error
 
 
 def listen(port: int) -> socket.socket:
-    """A socket that listens on every address of this node."""
+    """Return a socket that listens on all addresses of this node."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
 
 
 def reach(place: Rendezvous, timeout: float) -> str:
-    """Waits until rank 0 can be reached; returns this node's own address on the way there.
+    """Wait until rank 0 can be reached; returns this node's own address in that network.
 
     Raises:
-        ConfigError: it was not within `timeout` seconds; says why.
+        ConfigError: rank 0 was not reached within `timeout` seconds; the message says why.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -134,9 +134,11 @@ def reach(place: Rendezvous, timeout: float) -> str:
         except socket.gaierror:
             deadline, reason = 0.0, _UNKNOWN
         except ConnectionRefusedError:
-            reason = "nothing listens; MASTER_ADDR has to be rank 0's node, which may have said more itself"
+            reason = (
+                "connection refused; MASTER_ADDR must be the node of rank 0, see also rank 0's own message"
+            )
         except OSError as error:
-            reason = f"{error}; have the ports between the nodes opened, or mend MASTER_ADDR"
+            reason = f"{error}; open the ports between the nodes, or correct MASTER_ADDR"
         if time.monotonic() > deadline:
             raise ConfigError(f"cannot reach rank 0 at {place.address}, port {place.port}: {reason}")
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Checks that ranks make together: the folder, the ports, the GPUs, the environments, a process group."""
+"""Checks that all ranks make together: the folder, ports, GPUs, environments, and a process group."""
 
 from __future__ import annotations
 
@@ -25,36 +25,39 @@ from autoreid.diagnosis.machine import (
 )
 from autoreid.diagnosis.meeting import Meeting, listen, meet
 from autoreid.distributed import setup, sum_over_ranks
-from autoreid.distributed.gpus import Seat, seat_trouble
+from autoreid.distributed.gpus import Placement, placement_error
 from autoreid.errors import ConfigError, RunError
 
-#: Seconds that a file may take to be seen on another node.
+#: Maximum time in seconds until a file is visible on another node.
 FILE_WAIT = 5.0
-#: Seconds by which the nodes' clocks may differ.
+#: Maximum difference in seconds between the nodes' clocks.
 CLOCK_SKEW = 5.0
 
 
 class Rank(NamedTuple):
-    """What one rank sees.
+    """What one rank reports.
 
     Attributes:
-        findings: of the checks that need no other rank.
-        versions: of Python and the packages that autoreid needs.
-        seat: where it computes.
-        name_means: the address that the host's own name stands for, which gloo gives to other nodes.
-        clock: seconds since 1970, at about the same moment on all ranks.
+        findings: results of the checks that need no other rank.
+        versions: versions of Python and the required packages.
+        seat: the device that it computes on.
+        name_means: the address that the host's own name resolves to, which gloo sends to other nodes.
+        clock: seconds since 1970, taken at about the same time on all ranks.
     """
 
     host: str
     findings: list[Finding]
     versions: dict[str, str]
-    seat: Seat
+    seat: Placement
     name_means: str
     clock: float
 
 
 def diagnose(folder: Path, timeout: float) -> int:
-    """Prints what is found, each rank what keeps it from the others, rank 0 all else; returns the exit status."""
+    """Print all findings and return the exit status.
+
+    Rank 0 prints; a rank that cannot contact the others prints the reason itself.
+    """
     try:
         meeting = meet(timeout)
     except ConfigError as error:
@@ -77,13 +80,13 @@ def diagnose(folder: Path, timeout: float) -> int:
 def _in_turn(meeting: Meeting, folder: Path) -> Iterator[list[Finding]]:
     findings = examine(meeting, folder)
     yield findings
-    # Where something fails already, the group would only wait for its timeout.
+    # After a failure, the process group would only wait for its timeout.
     if meeting.size > 1 and all(finding.grade != "FAIL" for finding in findings):
         yield [check_group(meeting)]
 
 
 def examine(meeting: Meeting, folder: Path) -> list[Finding]:
-    """All findings about all ranks but those of a process group, the same list on every rank."""
+    """Run all checks except for that of a process group; returns the same findings on every rank."""
     device, seat = check_device(meeting.local_rank)
     findings = [check_packages(), check_dot(), check_shared_memory(), device]
     if meeting.local_rank == 0:
@@ -91,16 +94,16 @@ def examine(meeting: Meeting, folder: Path) -> list[Finding]:
     shared = check_folder(meeting, folder.absolute())
     together = [check_ports(meeting)] if meeting.size > 1 else []
     host = socket.gethostname()
-    mine = Rank(host, findings, versions(), seat, _address_of(host), time.time())
-    ranks = [_as_rank(*values) for values in meeting.exchange(mine)]
+    own = Rank(host, findings, versions(), seat, _address_of(host), time.time())
+    ranks = [_as_rank(*values) for values in meeting.exchange(own)]
     if meeting.size > 1:
         together += [check_versions(ranks), check_gpus(ranks), *check_names(ranks), check_clocks(ranks)]
     return [check_launch(ranks), shared, *merge(ranks), *together]
 
 
 def _as_rank(host: str, findings: Sequence[Any], versions: dict[str, str], seat: Any, *rest: Any) -> Rank:
-    """A rank as it was before JSON made lists of its tuples."""
-    return Rank(host, [Finding(*finding) for finding in findings], versions, Seat(*seat), *rest)
+    """Rebuild a rank's named tuples, which JSON has turned into lists."""
+    return Rank(host, [Finding(*finding) for finding in findings], versions, Placement(*seat), *rest)
 
 
 def _address_of(host: str) -> str:
@@ -111,7 +114,7 @@ def _address_of(host: str) -> str:
 
 
 def merge(ranks: Sequence[Rank]) -> Iterator[Finding]:
-    """The ranks' own findings, each once; one that does not hold on every node names those where it does."""
+    """Merge equal findings of the ranks; a finding that is not the same on all nodes names its nodes."""
     hosts: dict[Finding, set[str]] = {}
     for rank in ranks:
         for finding in rank.findings:
@@ -125,17 +128,17 @@ def merge(ranks: Sequence[Rank]) -> Iterator[Finding]:
 
 
 def check_launch(ranks: Sequence[Rank]) -> Finding:
-    """How many ranks there are, and on which nodes."""
+    """Report the number of ranks and their nodes."""
     nodes = sorted({rank.host for rank in ranks})
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if len(ranks) == 1 and tasks != "1" and "SLURM_STEP_ID" not in os.environ:
-        text = f"one process on {nodes[0]}, the allocation is for {tasks} tasks"
-        return Finding("warn", "launch", text, "start all of them: srun python -m autoreid.doctor")
+        text = f"one process on {nodes[0]}, but the allocation has {tasks} tasks"
+        return Finding("warn", "launch", text, "launch all of them: srun python -m autoreid.doctor")
     return Finding("ok", "launch", f"ranks: {len(ranks)}, nodes: {' '.join(nodes)}")
 
 
 def check_versions(ranks: Sequence[Rank]) -> Finding:
-    """Whether all ranks run the same versions."""
+    """Check that all ranks have the same versions."""
     differing = []
     for name in sorted({name for rank in ranks for name in rank.versions}):
         found = {rank.versions.get(name, "none"): rank.host for rank in ranks}
@@ -149,36 +152,36 @@ def check_versions(ranks: Sequence[Rank]) -> Finding:
 
 
 def check_gpus(ranks: Sequence[Rank]) -> Finding:
-    """Whether each rank has a GPU of its own, or none has one."""
+    """Check that each rank has its own GPU, or that no rank has one."""
     seats = [rank.seat for rank in ranks]
-    trouble = seat_trouble(seats)
+    trouble = placement_error(seats)
     if trouble is not None:
         return Finding("FAIL", "GPUs", *trouble)
     return Finding("ok", "GPUs", "each rank has its own" if seats[0].visible else "no rank has one")
 
 
 def check_names(ranks: Sequence[Rank]) -> Iterator[Finding]:
-    """What is wrong with the nodes' own names, through which ranks on CPUs find each other."""
+    """Check that each node's own name resolves to an address that other nodes can reach; gloo uses these."""
     if len({rank.host for rank in ranks}) == 1 or os.environ.get("GLOO_SOCKET_IFNAME"):
         return
     for host, means, gpu in sorted({(rank.host, rank.name_means, rank.seat.visible > 0) for rank in ranks}):
         if not means or means.startswith("127."):
-            text = f"{host} stands for {means or 'nothing'} there, where other nodes do not find it"
-            mend = "mend /etc/hosts, or set GLOO_SOCKET_IFNAME to the network's interface"
-            yield Finding("warn" if gpu else "FAIL", "host name", text, mend)
+            text = f"{host} resolves to {means or 'nothing'} there, where other nodes cannot reach it"
+            fix = "correct /etc/hosts, or set GLOO_SOCKET_IFNAME to the network interface"
+            yield Finding("warn" if gpu else "FAIL", "host name", text, fix)
 
 
 def check_ports(meeting: Meeting) -> Finding:
-    """Whether every node reaches every other at a port that the system chose; all ranks call this."""
+    """Check that every node reaches every other at a port chosen by the system; must be called on all ranks."""
     with listen(0) as server:
-        first = meeting.local_rank == 0  # one for each node
-        mine = (socket.gethostname(), meeting.address, server.getsockname()[1]) if first else None
-        others = [other for other in meeting.exchange(mine) if other]
+        first = meeting.local_rank == 0  # one rank per node
+        own = (socket.gethostname(), meeting.address, server.getsockname()[1]) if first else None
+        others = [other for other in meeting.exchange(own) if other]
         trouble = next(filter(None, (_try_port(*other) for other in others if first)), None)
         troubles = meeting.exchange(trouble)
     for trouble in filter(None, troubles):
-        mend = "have all ports between the nodes opened to each other"
-        return Finding("FAIL", "ports", trouble, mend)
+        fix = "open all ports between the nodes"
+        return Finding("FAIL", "ports", trouble, fix)
     return Finding("ok", "ports", "every node reaches every other")
 
 
@@ -191,42 +194,44 @@ def _try_port(host: str, address: str, port: int) -> str | None:
 
 
 def check_group(meeting: Meeting) -> Finding:
-    """Whether the ranks can form a process group as a run does, and add up; all ranks call this."""
+    """Check that the ranks can form a process group, as a run does, and reduce; must be called on all ranks."""
     try:
         with setup("auto", meeting.timeout) as world:
             backend = "nccl" if world.device.type == "cuda" else "gloo"
-            # Kept until the group is gone: gloo's thread of torch 2.6 waits for ever if it has to free a tensor then.
+            # Kept until the group is destroyed: in torch 2.6, gloo's thread hangs if it has to free a tensor then.
             total = sum_over_ranks(torch.ones((), device=world.device))
-        failure = None if total.item() == meeting.size else f"{meeting.size} ones make {total.item()}"
+        failure = (
+            None if total.item() == meeting.size else f"the sum of {meeting.size} ones is {total.item()}"
+        )
     except RuntimeError as error:
-        # gloo begins with the place in its source code.
+        # gloo's messages begin with a source location.
         failure = re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0])
     # gloo gives up after five timeouts.
     failures = [failed for failed in meeting.exchange(failure, patience=6) if failed]
     if failures:
-        mend = "name the network in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO tells more"
-        return Finding("FAIL", "process group", max(failures, key=len), mend)
-    return Finding("ok", "process group", f"all ranks add up over {backend}")
+        fix = "name the network in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO shows more"
+        return Finding("FAIL", "process group", max(failures, key=len), fix)
+    return Finding("ok", "process group", f"all-reduce works over {backend}")
 
 
 def check_clocks(ranks: Sequence[Rank]) -> Finding:
-    """Whether the nodes agree on the time."""
+    """Check that the nodes' clocks agree."""
     first, last = min(ranks, key=lambda rank: rank.clock), max(ranks, key=lambda rank: rank.clock)
     skew = last.clock - first.clock
     if skew > CLOCK_SKEW:
-        text = f"{last.host}'s is {skew:.0f} s before {first.host}'s, logs and run times will confuse"
-        return Finding("warn", "clocks", text, "tell the administrators (NTP)")
+        text = f"{last.host}'s is {skew:.0f} s ahead of {first.host}'s, which makes logs and times misleading"
+        return Finding("warn", "clocks", text, "ask the administrators to check NTP")
     return Finding("ok", "clocks", "the nodes agree")
 
 
 def check_folder(meeting: Meeting, folder: Path) -> Finding:
-    """Whether what one rank writes in a folder is seen by every other; all ranks call this."""
-    # The runs' folder itself may come to be later.
+    """Check that every rank sees what the others write to a folder; must be called on all ranks."""
+    # The folder itself may not exist yet; a run will create it.
     place = next(path for path in (folder, *folder.parents) if path.is_dir())
     token = meeting.exchange(uuid.uuid4().hex)[0]
-    mine = place / f".doctor-{token}-{meeting.rank}"
+    own = place / f".doctor-{token}-{meeting.rank}"
     try:
-        mine.touch()
+        own.touch()
         error = None
     except OSError as failure:
         error = failure.strerror
@@ -234,23 +239,21 @@ def check_folder(meeting: Meeting, folder: Path) -> Finding:
     tokens = [place / f".doctor-{token}-{rank}" for rank, (_, failed) in enumerate(written) if not failed]
     unseen = meeting.exchange(_unseen(tokens))
     with contextlib.suppress(OSError):
-        mine.unlink()
+        own.unlink()
     what = f"folder {folder}"
     for (host, failed), names in zip(written, unseen, strict=True):
         if failed:
-            mend = "give a folder that can be written (output_dir, here --folder)"
-            return Finding("FAIL", what, f"{host} cannot write there: {failed}", mend)
+            fix = "use a writable folder (output_dir, here --folder)"
+            return Finding("FAIL", what, f"{host} cannot write there: {failed}", fix)
         if names:
             writer = written[int(names[0].rpartition("-")[2])][0]
-            mend = "use a folder that all nodes share (output_dir, here --folder)"
-            return Finding("FAIL", what, f"{host} does not see what {writer} writes", mend)
-    return Finding(
-        "ok", what, "every rank sees what the others write" if meeting.size > 1 else "can be written"
-    )
+            fix = "use a folder that all nodes share (output_dir, here --folder)"
+            return Finding("FAIL", what, f"{host} does not see the files of {writer}", fix)
+    return Finding("ok", what, "every rank sees the files of the others" if meeting.size > 1 else "writable")
 
 
 def _unseen(paths: Sequence[Path]) -> list[str]:
-    """The names of the files that do not appear in time."""
+    """Return the names of the files that do not appear in time."""
     deadline = time.monotonic() + FILE_WAIT
     while True:
         missing = [path.name for path in paths if not path.exists()]

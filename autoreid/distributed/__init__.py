@@ -1,12 +1,12 @@
 """Process groups, collectives and the stop signal.
 
-Knows nothing of re-ID. Every function works without a process group as well, so that callers never branch.
+Nothing here depends on re-identification. Every function also works without a process group, so that callers need no
+special case for a single process.
 """
 
 from autoreid.distributed.collectives import (
     average_and_agree,
     averaging,
-    barrier,
     broadcast_buffers,
     check_agreement,
     data_parallel,
@@ -17,7 +17,7 @@ from autoreid.distributed.collectives import (
     sum_over_ranks,
     world_size,
 )
-from autoreid.distributed.device import naming_nondeterminism
+from autoreid.distributed.device import explain_nondeterminism
 from autoreid.distributed.process_group import World, setup
 from autoreid.distributed.stop import StopSignal, ignore_stop_signals
 
@@ -26,14 +26,13 @@ __all__ = [
     "World",
     "average_and_agree",
     "averaging",
-    "barrier",
     "broadcast_buffers",
     "check_agreement",
     "data_parallel",
+    "explain_nondeterminism",
     "gather",
     "gather_objects",
     "ignore_stop_signals",
-    "naming_nondeterminism",
     "on_main",
     "rank",
     "setup",

@@ -1,4 +1,4 @@
-"""The few collectives that a run needs, each one call over one flat tensor."""
+"""The collectives of a run. Each one sends a single flat tensor."""
 
 from __future__ import annotations
 
@@ -14,25 +14,20 @@ from torch import distributed as dist
 from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
+from autoreid.distributed.gpus import name_ranks
 from autoreid.errors import AutoreidError, DisagreementError, RunError
 
 Anything = TypeVar("Anything")
 
 
 def world_size() -> int:
-    """The number of ranks; 1 without a process group."""
+    """Return the number of ranks, which is 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's rank, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def barrier() -> None:
-    """Waits until every rank is here."""
-    if world_size() > 1:
-        dist.barrier()
 
 
 def gather_objects(value: Anything) -> list[Anything]:
@@ -45,20 +40,20 @@ def gather_objects(value: Anything) -> list[Anything]:
 
 
 def average_and_agree(tensors: Sequence[Tensor], flags: Sequence[bool] = ()) -> tuple[list[Tensor], Tensor]:
-    """Averages tensors over the ranks and agrees on flags, all in one all-reduce of one flat tensor.
+    """Average tensors over the ranks and combine flags with a logical or, in one all-reduce of one flat tensor.
 
     Args:
-        tensors: gradients of equal shapes, dtype and device on every rank; may be empty.
-        flags: what this rank has seen, such as a stop signal.
+        tensors: tensors, such as gradients, with the same shapes, dtype and device on every rank; may be empty.
+        flags: flags of this rank, such as whether it has received a stop signal.
 
     Returns:
-        The averages, which on a single rank are the tensors themselves, and (flags,) booleans: whether any rank
-        raised each flag. On several GPUs they are on the device, and reading them waits for it.
+        The averages (on a single rank the tensors themselves), and a boolean tensor (flags,) that says for each flag
+        whether any rank has set it. With several GPUs it is on the device: reading it synchronises.
     """
     if world_size() == 1:
         return list(tensors), torch.tensor(flags, dtype=torch.bool)
     like = tensors[0] if tensors else torch.zeros((), device=_collective_device())
-    # Filled on the device: a copy from the host would wait.
+    # Filled on the device: a copy from the host would synchronise.
     raised = [like.new_full((1,), float(flag)) for flag in flags]
     flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), *raised])
     dist.all_reduce(flat)
@@ -77,32 +72,32 @@ def _collective_device() -> torch.device:
 
 
 def check_agreement(what: str, digest: bytes, step: int) -> None:
-    """Stops the run unless every rank holds the same digest.
+    """Raise an error unless every rank has the same digest.
 
     Args:
-        what: what the digest is of, for the message, such as "alphas".
-        digest: equal length on every rank; a SHA-256 will do.
-        step: the step after which they are compared.
+        what: name of the compared values for the message, such as "alphas".
+        digest: a digest, such as SHA-256, with the same length on every rank.
+        step: the step after which the digests are compared.
 
     Raises:
-        DisagreementError: on every rank, naming the step and the ranks that differ from most others.
+        DisagreementError: on every rank; the message names the step and the ranks that differ from the majority.
     """
     if world_size() == 1:
         return
-    mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(_collective_device())
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
-    digests = [bytes(theirs.tolist()) for theirs in everyone]
-    usual = Counter(digests).most_common(1)[0][0]
-    different = [str(rank) for rank, theirs in enumerate(digests) if theirs != usual]
+    local = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(_collective_device())
+    gathered = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(gathered, local)
+    digests = [bytes(tensor.tolist()) for tensor in gathered]
+    majority = Counter(digests).most_common(1)[0][0]
+    different = [rank for rank, other in enumerate(digests) if other != majority]
     if different:
         raise DisagreementError(
-            f"step {step}: the {what} of rank {', '.join(different)} differ from the others'"
+            f"step {step}: the {what} of {name_ranks(different)} differ from those of the other ranks"
         )
 
 
 class _SumOverRanks(Function):
-    """All-reduce that can be differentiated, twice if need be: the gradient of a sum over ranks is a sum."""
+    """A differentiable all-reduce. Its gradient is again a sum over ranks, so it can be differentiated twice."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ARG004
@@ -116,7 +111,7 @@ class _SumOverRanks(Function):
 
 
 class _Gather(Function):
-    """All-gather along dim 0 that can be differentiated, twice if need be."""
+    """A differentiable all-gather along dim 0, which can be differentiated twice."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -135,10 +130,10 @@ class _Gather(Function):
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Every rank's rows (B, ...) as one tensor (world size · B, ...), differentiable.
+    """Concatenate the rows (B, ...) of all ranks to one tensor (world size · B, ...), differentiably.
 
-    Each rank's gradient for its own rows is the sum of what all ranks' losses ask of them, so that averaging
-    parameter gradients over the ranks gives those of one process on the whole batch.
+    The gradient of a rank's own rows is the sum over the losses of all ranks. Parameter gradients averaged over the
+    ranks then equal those of a single process with the whole batch.
     """
     if world_size() == 1:
         return tensor
@@ -147,7 +142,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor, differentiable any number of times."""
+    """Return the sum of the tensors of all ranks, which can be differentiated any number of times."""
     if world_size() == 1:
         return tensor
     total: Tensor = _SumOverRanks.apply(tensor)
@@ -155,11 +150,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def on_main(action: Callable[[], Anything]) -> Anything:
-    """Rank 0 acts, and every rank has its result, or raises its error: no rank is left waiting for one that failed.
+    """Call a function on rank 0, and return its result or raise its error on every rank.
+
+    No rank waits for a rank 0 that has failed.
 
     Raises:
-        AutoreidError: what the action raised, on every rank. Any other error stays itself on rank 0 and is a
-            RunError elsewhere.
+        AutoreidError: raised by the function, on every rank. Any other error is raised unchanged on rank 0, and as a
+            RunError on the other ranks.
     """
     if world_size() == 1:
         return action()
@@ -183,21 +180,23 @@ def on_main(action: Callable[[], Anything]) -> Anything:
 def data_parallel(
     module: nn.Module, broadcast_buffers: bool, parts_unused: bool = False, in_rank_order: bool = False
 ) -> nn.Module:
-    """Wraps a module so that its gradients are averaged over the ranks in buckets; alone, the module itself.
+    """Wrap a module in DistributedDataParallel, which averages its gradients over the ranks.
+
+    Without a process group the module itself is returned.
 
     Args:
-        module: holds the same parameters on every rank.
-        broadcast_buffers: whether each forward pass starts from rank 0's running statistics; needed where they
-            are not shared, so that what rank 0 saves is what every rank holds.
-        parts_unused: whether a step may leave parameters without a gradient; the same ones on every rank.
-        in_rank_order: whether gradients are added rank by rank. An all-reduce adds them in an order that depends on
-            where a gradient lies in DDP's buckets, which changes after the first step: a resumed run of three or more
-            ranks would then round otherwise than one that went on.
+        module: module with the same parameters on every rank.
+        broadcast_buffers: whether each forward pass begins by copying the buffers (running statistics) of rank 0.
+            Without statistics that are shared by the ranks, this makes what rank 0 saves hold for every rank.
+        parts_unused: whether a step may leave parameters without a gradient, the same ones on every rank.
+        in_rank_order: whether gradients are added in rank order. An all-reduce adds them in an order that depends on
+            their position in DDP's buckets, which DDP rebuilds after the first step. With three or more ranks, a
+            resumed run would then round differently from an uninterrupted one.
     """
     if world_size() == 1:
         return module
     with warnings.catch_warnings():
-        # torch 2.15 renames broadcast_buffers; older ones do not know the new name.
+        # torch 2.15 renames broadcast_buffers; older versions do not have the new name.
         warnings.simplefilter("ignore", FutureWarning)
         wrapped = DistributedDataParallel(
             module,
@@ -205,32 +204,33 @@ def data_parallel(
             gradient_as_bucket_view=True,
             find_unused_parameters=parts_unused,
         )
-    if in_rank_order and world_size() > 2:  # the sum of two numbers has one order
-        # In a lambda, for DDP compares annotations, which are text here, with types.
+    if in_rank_order and world_size() > 2:  # a sum of two numbers does not depend on their order
+        # A lambda, because DDP compares the annotations of a function, which are strings here, with types.
         wrapped.register_comm_hook(None, lambda state, bucket: _average_in_rank_order(bucket.buffer()))  # noqa: ARG005
     return wrapped
 
 
-def _average_in_rank_order(mine: Tensor) -> torch.futures.Future[Tensor]:
-    """The mean of a bucket's gradients over the ranks: gathers them, and adds them rank by rank."""
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    gathered = dist.all_gather(everyone, mine, async_op=True)
+def _average_in_rank_order(bucket: Tensor) -> torch.futures.Future[Tensor]:
+    """Average the gradients of a bucket over the ranks: gather them, and add them in rank order."""
+    gathered = [torch.empty_like(bucket) for _ in range(world_size())]
+    work = dist.all_gather(gathered, bucket, async_op=True)
 
     def average(_: object) -> Tensor:
-        total, *others = everyone
+        total, *others = gathered
         for other in others:
             total.add_(other)
         return total.div_(world_size())
 
-    future: torch.futures.Future[Tensor] = gathered.get_future().then(average)
+    future: torch.futures.Future[Tensor] = work.get_future().then(average)
     return future
 
 
 def averaging(module: nn.Module | None, now: bool) -> AbstractContextManager[None]:
-    """For a forward and backward pass through what `data_parallel` gave.
+    """Return a context for a forward and backward pass through a module from `data_parallel`.
 
     Args:
-        now: whether this pass averages the gradients over the ranks; if not, the next that does averages the sums.
+        now: whether this pass averages the gradients over the ranks. If not, they are accumulated, and the next pass
+            that averages them includes them.
     """
     if isinstance(module, DistributedDataParallel) and not now:
         return module.no_sync()
@@ -238,7 +238,7 @@ def averaging(module: nn.Module | None, now: bool) -> AbstractContextManager[Non
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Gives every rank rank 0's buffers, before an evaluation or the end of a run."""
+    """Copy the buffers of rank 0 to every rank, before an evaluation or the end of a run."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

@@ -1,4 +1,4 @@
-"""Settings of CUDA's libraries that hold for a whole process."""
+"""Process-wide settings of PyTorch and of CUDA's libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autoreid.errors import ConfigError
 
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-#: The workspaces with which cuBLAS gives the same bits each time, larger and faster first.
+#: The workspace settings with which cuBLAS is deterministic; the first is faster and needs more memory.
 _CUBLAS_DETERMINISTIC = (":4096:8", ":16:8")
 
 
@@ -26,20 +26,20 @@ def device_settings(
     expandable_segments: bool = True,
     deterministic: bool = False,
 ) -> Iterator[None]:
-    """Applies settings for the length of the `with` block, which must begin before CUDA is first used.
+    """Apply settings for the duration of the `with` block, which must begin before CUDA is first used.
 
-    What is in the environment stays there afterwards: the libraries read it once.
+    Environment variables stay set afterwards, because the libraries read them only once.
 
     Args:
-        device: what will be computed on; "cpu" leaves all that concerns CUDA alone.
-        cudnn_benchmark: whether cuDNN tries its algorithms on each new shape and takes the fastest.
-        expandable_segments: whether PyTorch's allocator grows its segments instead of adding new ones; the user's own
-            PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF goes before.
-        deterministic: whether equal inputs give equal bits on equal GPUs; benchmarking is then off. Operations that
-            cannot do that raise RuntimeError, see `naming_nondeterminism`.
+        device: device of the run; with "cpu" no CUDA settings are changed.
+        cudnn_benchmark: whether cuDNN measures its algorithms for each new shape and uses the fastest.
+        expandable_segments: whether PyTorch's CUDA allocator uses expandable segments. If the user has set
+            PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF, that takes precedence.
+        deterministic: whether equal inputs give equal bits on GPUs of the same model. This turns `cudnn_benchmark`
+            off. Operations without a deterministic implementation raise RuntimeError; see `explain_nondeterminism`.
 
     Raises:
-        ConfigError: the environment has settings of cuBLAS that are not deterministic.
+        ConfigError: cuBLAS is configured through the environment in a way that is not deterministic.
     """
     cudnn: Any = torch.backends.cudnn
     fill: Any = torch.utils.deterministic
@@ -49,7 +49,7 @@ def device_settings(
         cudnn.benchmark = cudnn_benchmark and not deterministic
     if deterministic:
         torch.use_deterministic_algorithms(True)
-        # It would only show reads of memory that nobody wrote, at the price of a kernel for each new tensor.
+        # Filling new tensors only helps to find reads of uninitialised memory, and costs a kernel for each tensor.
         fill.fill_uninitialized_memory = False
     try:
         yield
@@ -67,19 +67,19 @@ def _set_environment(expandable_segments: bool, deterministic: bool) -> None:
     if given not in _CUBLAS_DETERMINISTIC:
         right = " or ".join(_CUBLAS_DETERMINISTIC)
         raise ConfigError(
-            f"environment: {_CUBLAS}={given} is not deterministic, as distributed.deterministic = true asks for; "
+            f"environment: {_CUBLAS}={given} is not deterministic, which distributed.deterministic = true requires; "
             f"unset it, or set it to {right}"
         )
-    # Sums inside the switches between GPUs come in no fixed order.
+    # NVLink SHARP adds inside the switches between GPUs, in no fixed order.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
 
 @contextmanager
-def naming_nondeterminism() -> Iterator[None]:
-    """Makes one line of torch's refusal to compute something that has no deterministic form.
+def explain_nondeterminism() -> Iterator[None]:
+    """Turn PyTorch's error about an operation without a deterministic implementation into a one-line ConfigError.
 
     Raises:
-        ConfigError: names the operation and the key that forbids it.
+        ConfigError: names the operation, and the config key to change.
     """
     try:
         yield
@@ -88,6 +88,6 @@ def naming_nondeterminism() -> Iterator[None]:
         if found is None:
             raise
         raise ConfigError(
-            f"distributed.deterministic = true: the operation {found[1]} has no deterministic form on this device; "
-            f"set it to false, or do without the operation"
+            f"distributed.deterministic = true: the operation {found[1]} has no deterministic implementation on this "
+            f"device; set the key to false, or do not use the operation"
         ) from error

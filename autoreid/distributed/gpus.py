@@ -1,28 +1,28 @@
-"""Which GPU each rank computes on, and whether they fit together."""
+"""Choose the GPU of each rank, and check that the choices of all ranks are consistent."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 
-#: What to compute on, as a config says it.
+#: Values of the config key distributed.device.
 Device = Literal["auto", "cpu", "cuda"]
 
-_ONE_EACH = "start one task for each GPU of a node (--ntasks-per-node = --gpus-per-node, or torchrun --nproc-per-node)"
+_ONE_EACH = "start one rank for each GPU of a node (--ntasks-per-node = --gpus-per-node, or torchrun --nproc-per-node)"
 
 
-class Seat(NamedTuple):
-    """Where one rank computes.
+class Placement(NamedTuple):
+    """The node and device of one rank.
 
     Attributes:
-        host: its node.
-        local_rank: its number among the node's ranks.
-        visible: how many GPUs torch sees there; 0 where the rank computes on the CPU.
-        gpu: UUID of the GPU that it computes on; None on a CPU, or if there are fewer GPUs than tasks. Slices of one
-            GPU (MIG) have UUIDs of their own.
+        host: name of its node.
+        local_rank: its index among the ranks of the node.
+        visible: number of GPUs that PyTorch sees; 0 if the rank computes on the CPU.
+        gpu: UUID of the rank's GPU; None on the CPU, or if there are fewer GPUs than ranks. The slices of a GPU with
+            MIG have different UUIDs.
     """
 
     host: str
@@ -32,66 +32,70 @@ class Seat(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """The rank's device; a task that Slurm shows a single GPU computes on that one."""
+        """The rank's device. If Slurm makes only one GPU visible to each task, that one; else the local rank's."""
         if not self.visible:
             return torch.device("cpu")
         return torch.device("cuda", 0 if self.visible == 1 else self.local_rank)
 
 
-def take_seat(setting: Device, local_rank: int) -> Seat:
-    """The place of this rank, whose GPU becomes torch's current one; `seat_trouble` says whether it will do."""
-    seat = Seat(socket.gethostname(), local_rank)
+def place_rank(setting: Device, local_rank: int) -> Placement:
+    """Return the placement of this rank and make its GPU PyTorch's current device.
+
+    `placement_error` then checks the placements of all ranks.
+    """
+    placement = Placement(socket.gethostname(), local_rank)
     if setting == "cpu" or not torch.cuda.is_available():
-        return seat
-    seat = seat._replace(visible=torch.cuda.device_count())
-    index = seat.device.index
-    if index >= seat.visible:
-        return seat
-    # Before CUDA is asked about it: else every rank would take some memory of the first GPU.
+        return placement
+    placement = placement._replace(visible=torch.cuda.device_count())
+    index = placement.device.index
+    if index >= placement.visible:
+        return placement
+    # Set before any query: otherwise every rank would allocate some memory on the first GPU.
     torch.cuda.set_device(index)
-    return seat._replace(gpu=str(torch.cuda.get_device_properties(index).uuid))
+    return placement._replace(gpu=str(torch.cuda.get_device_properties(index).uuid))
 
 
-def seat_trouble(seats: Sequence[Seat], setting: Device = "auto") -> tuple[str, str] | None:
-    """Why ranks cannot compute at their seats, and what to do about it; None if they can.
+def placement_error(placements: Sequence[Placement], setting: Device = "auto") -> tuple[str, str] | None:
+    """Return why the ranks cannot compute with their placements, and the remedy; None if they can.
 
     Args:
-        seats: of all ranks, in their order.
-        setting: what the config wants them to compute on.
+        placements: placements of all ranks, in rank order.
+        setting: the config key distributed.device.
     """
-    without = [rank for rank, seat in enumerate(seats) if not seat.visible]
+    without = [rank for rank, placement in enumerate(placements) if not placement.visible]
     if setting == "cuda" and without:
-        where = " ".join(sorted({seats[rank].host for rank in without}))
+        where = " ".join(sorted({placements[rank].host for rank in without}))
         return f"distributed.device = cuda: torch sees no GPU on {where}", "use auto or cpu"
-    if 0 < len(without) < len(seats):
-        text = f"ranks {_listed(without)} compute on the CPU, the others on GPUs"
-        return text, "give every task one (--gpus-per-node = --ntasks-per-node)"
-    left_out = [rank for rank, seat in enumerate(seats) if seat.visible and seat.gpu is None]
+    if 0 < len(without) < len(placements):
+        text = f"torch sees no GPU on {name_ranks(without)}, but does on the other ranks"
+        return text, "give each rank a GPU (--gpus-per-node = --ntasks-per-node)"
+    left_out = [rank for rank, placement in enumerate(placements) if placement.visible and not placement.gpu]
     if left_out:
-        here = [rank for rank in left_out if seats[rank].host == seats[left_out[0]].host]
-        return f"ranks {_listed(here)} find no GPU left on {_crowd(seats, here[0])}", _ONE_EACH
-    return _shared_gpu(seats)
+        ranks = [rank for rank in left_out if placements[rank].host == placements[left_out[0]].host]
+        return f"no GPU left for {name_ranks(ranks)} on {_describe_node(placements, ranks[0])}", _ONE_EACH
+    return _shared_gpu(placements)
 
 
-def _shared_gpu(seats: Sequence[Seat]) -> tuple[str, str] | None:
+def _shared_gpu(placements: Sequence[Placement]) -> tuple[str, str] | None:
     owners: dict[str, list[int]] = {}
-    for rank, seat in enumerate(seats):
-        if seat.gpu is not None:
-            owners.setdefault(seat.gpu, []).append(rank)
+    for rank, placement in enumerate(placements):
+        if placement.gpu is not None:
+            owners.setdefault(placement.gpu, []).append(rank)
     for gpu, ranks in owners.items():
         if len(ranks) > 1:
-            text = f"ranks {_listed(ranks)} share the GPU {gpu} on {_crowd(seats, ranks[0])}"
-            return text, f"{_ONE_EACH}, and leave CUDA_VISIBLE_DEVICES to Slurm"
+            text = f"{name_ranks(ranks)} share the GPU {gpu} on {_describe_node(placements, ranks[0])}"
+            return text, f"{_ONE_EACH}, and do not set CUDA_VISIBLE_DEVICES, which Slurm sets"
     return None
 
 
-def _crowd(seats: Sequence[Seat], rank: int) -> str:
-    """A rank's node, with its tasks and its GPUs."""
-    seat = seats[rank]
-    tasks = [other for other in seats if other.host == seat.host]
-    gpus = f"{seat.visible} GPU{'' if seat.visible == 1 else 's'}"
-    return f"{seat.host}, where {len(tasks)} tasks run and torch sees {gpus}"
+def _describe_node(placements: Sequence[Placement], rank: int) -> str:
+    """Return the node of a rank, with its numbers of ranks and visible GPUs."""
+    placement = placements[rank]
+    ranks = [other for other in placements if other.host == placement.host]
+    gpus = f"{placement.visible} GPU{'' if placement.visible == 1 else 's'}"
+    return f"{placement.host} (ranks: {len(ranks)}, torch sees {gpus})"
 
 
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))
+def name_ranks(ranks: Sequence[int]) -> str:
+    """Return "rank 3" or "ranks 1, 2"."""
+    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"

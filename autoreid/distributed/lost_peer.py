@@ -1,9 +1,9 @@
-"""A run whose NCCL peer is lost ends with a line that says so.
+"""End a process whose NCCL peer is lost, with a one-line error.
 
-Where a peer is gone, NCCL's kernels wait on the GPU, and the main thread for them. Once torch's watchdog has seen
-that, after the process group's timeout or because a connection broke, it aborts the process; a minute later in
-torch 2.7 and newer, so that other ranks can write down what they were doing. A thread asks for its findings and ends
-the process first. torch 2.6 cannot be asked: there the watchdog's abort remains.
+If a peer is lost, NCCL's kernels wait on the GPU, and the main thread waits for them. PyTorch's NCCL watchdog notices
+this after the process group's timeout, or when a connection breaks, and aborts the process; torch 2.7 and newer first
+wait for a minute, so that other ranks can dump their state. A thread here polls the watchdog and exits first. In
+torch 2.6 the watchdog cannot be polled: there the process ends by its abort.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from autoreid.errors import LOST_CONTACT, complain
 
 _log = logging.getLogger(__name__)
 
-#: Seconds between two questions, which touch neither the GPU nor the network.
+#: Seconds between two polls, which use neither the GPU nor the network.
 INTERVAL = 0.5
 
 
 @contextmanager
 def watching_nccl() -> Iterator[None]:
-    """Ends the process with a line and status 1 if NCCL fails during the `with` block; needs a process group."""
+    """Exit with a one-line error and status 1 if NCCL fails during the `with` block; requires a process group."""
     assert dist.group.WORLD is not None  # noqa: S101
     backend = dist.group.WORLD._get_backend(torch.device("cuda"))
-    left = threading.Event()
+    done = threading.Event()
     if hasattr(backend, "get_error"):
-        threading.Thread(target=watch, args=(backend, left), daemon=True).start()
+        threading.Thread(target=watch, args=(backend, done), daemon=True).start()
     try:
         yield
     finally:
-        left.set()
+        done.set()
 
 
-def watch(backend: Any, left: threading.Event) -> None:
-    """Waits until the block is left, or ends the process because of an error.
+def watch(backend: Any, done: threading.Event) -> None:
+    """Poll a backend until `done` is set, and exit if it reports an error.
 
     Args:
-        backend: says in `get_error()` what its watchdog has found.
-        left: set when the block is.
+        backend: an NCCL process group, whose `get_error()` returns what its watchdog has found.
+        done: event that ends the polling.
     """
-    while not left.wait(INTERVAL):
+    while not done.wait(INTERVAL):
         error = backend.get_error()
         if error.name != "SUCCESS":
-            message = f"{LOST_CONTACT}: NCCL's watchdog found {error.name}"
+            message = f"{LOST_CONTACT}: NCCL's watchdog reports {error.name}"
             frame = sys._current_frames().get(threading.main_thread().ident or 0)
-            _log.debug("%s, here:\n%s", message, "".join(traceback.format_stack(frame)))
+            _log.debug("%s; stack of the main thread:\n%s", message, "".join(traceback.format_stack(frame)))
             complain(message)
-            # The main thread waits for a kernel that never ends.
+            # A regular exit is impossible: the main thread waits for a kernel that never ends.
             os._exit(1)

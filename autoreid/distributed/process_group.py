@@ -1,4 +1,4 @@
-"""Who this process is among its peers: from torchrun's variables, from Slurm's, or alone."""
+"""Set up the process group from the environment variables of torchrun or Slurm, or run as a single process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from autoreid.distributed.device import device_settings
-from autoreid.distributed.gpus import Device, Seat, seat_trouble, take_seat
+from autoreid.distributed.gpus import Device, Placement, place_rank, placement_error
 from autoreid.distributed.lost_peer import watching_nccl
 from autoreid.distributed.store import exchange, leave
 from autoreid.errors import ConfigError, RunError
@@ -31,13 +31,13 @@ _SLURM = (
     "SLURM_STEP_NODELIST",
 )
 _GLOO_FREES_SECONDS = 0.1
-#: How long rank 0 waits for the other ranks to see why none of them can begin.
+#: How long rank 0 keeps the store open for the other ranks to read why the run cannot start.
 _LEAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class World:
-    """One process's place: its rank of `size` ranks, its rank on this node, and the device it computes on."""
+    """The rank of this process among `size` ranks, its rank on this node, and its device."""
 
     rank: int
     size: int
@@ -46,13 +46,13 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that writes files and talks."""
+        """Whether this is rank 0, which writes files and prints to the console."""
         return self.rank == 0
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the ranks of a job meet, before any process group exists."""
+    """The rank of this process and the address of rank 0, as set by a launcher."""
 
     rank: int
     size: int
@@ -62,14 +62,15 @@ class Rendezvous:
 
 
 def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous | None:
-    """Reads torchrun's variables if they are complete, else Slurm's step, else None (a single process).
+    """Read the variables of torchrun, or else those of a Slurm job step; return None for a single process.
 
-    A process in a Slurm allocation that `srun` did not start (a batch script's own python) is a single process.
+    A process in a Slurm allocation that was not started by `srun`, such as python in a batch script, is a single
+    process.
 
     Raises:
-        ConfigError: a set of variables is there in part, or holds something that is not a number.
+        ConfigError: some of a launcher's variables are missing, or are not numbers.
     """
-    # MASTER_* alone do not make a launch: people export them in job scripts for srun's tasks.
+    # MASTER_* alone do not indicate torchrun: users export them in batch scripts for srun.
     if any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         _require(environment, _TORCHRUN, "torchrun")
         return Rendezvous(
@@ -85,7 +86,7 @@ def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous | None:
         restart = _number(
             {"SLURM_RESTART_COUNT": environment.get("SLURM_RESTART_COUNT") or "0"}, "SLURM_RESTART_COUNT"
         )
-        # A requeued job meets elsewhere: processes of its last life may linger on a node that was cut off.
+        # A restarted job uses another port: on a node that lost its network, processes of the last start may still run.
         port = environment.get("MASTER_PORT") or str(20_000 + (job * 31 + step + restart * 17) % 40_000)
         return Rendezvous(
             rank=_number(environment, "SLURM_PROCID"),
@@ -101,7 +102,7 @@ def _require(environment: Mapping[str, str], names: tuple[str, ...], launcher: s
     missing = [name for name in names if not environment.get(name)]
     if missing:
         raise ConfigError(
-            f"environment: {launcher}'s variables are incomplete: {', '.join(missing)} missing; "
+            f"environment: variables of {launcher} are missing: {', '.join(missing)}; "
             f"start with {launcher}, or unset {', '.join(n for n in names if environment.get(n))}"
         )
 
@@ -114,7 +115,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _first_host(environment: Mapping[str, str]) -> str:
-    """The step's first host; Slurm itself expands the list, whatever the cluster's host names look like."""
+    """Return the first host of the job step. Slurm expands the node list, so that any host names work."""
     if environment["SLURM_STEP_NUM_NODES"] == "1":
         return "127.0.0.1"
     nodes = environment["SLURM_STEP_NODELIST"]
@@ -137,78 +138,84 @@ def setup(
     expandable_segments: bool = True,
     deterministic: bool = False,
 ) -> Iterator[World]:
-    """Sets up the device and joins the process group (NCCL on GPUs, gloo on CPUs) for the length of the `with` block.
+    """Set up the device and join the process group (NCCL on GPUs, gloo on CPUs) for the duration of the `with` block.
 
     Args:
-        device: what to compute on; auto takes a GPU where there is one.
-        timeout_seconds: how long a collective waits for a dead peer before it fails.
+        device: device to compute on; auto uses a GPU if there is one.
+        timeout_seconds: how long a collective waits for the other ranks before it fails.
         cudnn_benchmark, expandable_segments, deterministic: see `device_settings`.
 
     Raises:
-        ConfigError: on every rank, if the ranks do not find a GPU each or a CPU each; or the launcher's variables
-            are incomplete.
-        RunError: some ranks did not come in time.
+        ConfigError: the launcher's variables are incomplete; or, on every rank, two ranks share a GPU, or some ranks
+            compute on GPUs and others on CPUs.
+        RunError: some ranks did not join in time.
     """
-    place = read_rendezvous(os.environ)
+    rendezvous = read_rendezvous(os.environ)
     with device_settings(device, cudnn_benchmark, expandable_segments, deterministic):
-        if place is None:
-            seat = take_seat(device, 0)
-            _require_seats([seat], device)
-            yield World(0, 1, 0, seat.device)
+        if rendezvous is None:
+            placement = place_rank(device, 0)
+            _check_placements([placement], device)
+            yield World(0, 1, 0, placement.device)
         else:
-            with _group(place, device, timedelta(seconds=timeout_seconds)) as world:
+            with _group(rendezvous, device, timedelta(seconds=timeout_seconds)) as world:
                 yield world
 
 
 @contextmanager
-def _group(place: Rendezvous, device: Device, timeout: timedelta) -> Iterator[World]:
-    if not 0 <= place.rank < place.size:
-        raise ConfigError(f"environment: rank {place.rank} is outside 0 to {place.size - 1}")
-    url = f"tcp://{place.address}:{place.port}"
-    store, _, _ = next(rendezvous(url, place.rank, place.size, timeout=timeout))
-    seat = find_seat(PrefixStore("seats", store), place, device, timeout.total_seconds())
-    on_gpu = seat.device.type == "cuda"
+def _group(rendezvous: Rendezvous, device: Device, timeout: timedelta) -> Iterator[World]:
+    rank, size = rendezvous.rank, rendezvous.size
+    if not 0 <= rank < size:
+        raise ConfigError(f"environment: rank {rank} is not between 0 and {size - 1}")
+    url = f"tcp://{rendezvous.address}:{rendezvous.port}"
+    store, _, _ = next(torch_rendezvous(url, rank, size, timeout=timeout))
+    placement = agree_on_placement(
+        PrefixStore("placements", store), rendezvous, device, timeout.total_seconds()
+    )
+    on_gpu = placement.device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=PrefixStore("group", store),
-        rank=place.rank,
-        world_size=place.size,
+        rank=rank,
+        world_size=size,
         timeout=timeout,
-        device_id=seat.device if on_gpu else None,
+        device_id=placement.device if on_gpu else None,
     )
     try:
         with watching_nccl() if on_gpu else nullcontext():
-            yield World(place.rank, place.size, place.local_rank, seat.device)
+            yield World(rank, size, rendezvous.local_rank, placement.device)
     finally:
-        # The destructor of torch 2.6 waits for gloo's threads while it holds the GIL, which they need to free the
+        # The destructor of torch 2.6 waits for gloo's threads while it holds the GIL, which these need to free the
         # tensors of the last collective.
         time.sleep(_GLOO_FREES_SECONDS)
         dist.destroy_process_group()
 
 
-def find_seat(store: Store, place: Rendezvous, device: Device, timeout: float) -> Seat:
-    """This rank's seat, once all ranks know that their seats fit together; before NCCL, which would only time out.
+def agree_on_placement(store: Store, rendezvous: Rendezvous, device: Device, timeout: float) -> Placement:
+    """Return the placement of this rank, after the placements of all ranks have been checked on every rank.
+
+    This happens before NCCL is set up, which would only time out if two ranks shared a GPU.
 
     Args:
         timeout: seconds to wait for the other ranks.
 
     Raises:
-        ConfigError: on every rank, if they do not fit together.
-        RunError: some ranks did not come in time.
+        ConfigError: on every rank, if the placements are not consistent.
+        RunError: some ranks did not join in time.
     """
-    mine = take_seat(device, place.local_rank)
-    found = exchange(store, "seat", place.rank, place.size, mine, timeout)
+    rank, size = rendezvous.rank, rendezvous.size
+    placement = place_rank(device, rendezvous.local_rank)
+    gathered = exchange(store, "placement", rank, size, placement, timeout)
     try:
-        _require_seats([Seat(*values) for values in found], device)
+        _check_placements([Placement(*values) for values in gathered], device)
     except ConfigError:
-        # Rank 0 holds the store: it must not leave before every rank has seen what is wrong.
+        # Rank 0 holds the store: it must not exit before every rank has read the placements.
         with suppress(RunError):
-            leave(store, "left", place.rank, place.size, min(timeout, _LEAVE_SECONDS))
+            leave(store, "left", rank, size, min(timeout, _LEAVE_SECONDS))
         raise
-    return mine
+    return placement
 
 
-def _require_seats(seats: Sequence[Seat], device: Device) -> None:
-    trouble = seat_trouble(seats, device)
-    if trouble is not None:
-        raise ConfigError("; ".join(trouble))
+def _check_placements(placements: Sequence[Placement], device: Device) -> None:
+    error = placement_error(placements, device)
+    if error is not None:
+        raise ConfigError("; ".join(error))

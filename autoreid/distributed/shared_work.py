@@ -1,4 +1,4 @@
-"""Work that some ranks do while the others wait, however long it takes."""
+"""Let some ranks work while the others wait, without running into the process group's timeout."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ Anything = TypeVar("Anything")
 def work_while_others_wait(
     work: Generator[None, None, Anything] | None, seconds: float = 5.0
 ) -> Anything | None:
-    """Does this rank's work, if it has any, and returns its result once every rank's is done.
+    """Do the work of this rank, if any, and return its result when all ranks have finished.
 
-    Ranks hear of each other every so many seconds, so that no wait outlasts the process group's timeout unless a
-    single piece of work does.
+    The ranks communicate regularly, so that no rank waits longer than the process group's timeout, unless a single
+    piece of work takes longer.
 
     Args:
-        work: yields between pieces, and returns the result; None to wait only.
+        work: generator that yields between pieces of work and returns the result; None to only wait.
+        seconds: approximate time between two communications.
 
     Raises:
-        AutoreidError: what the first rank's work raised, on every rank. Any other error is a RunError there.
+        AutoreidError: on every rank, the error of the first rank that failed. Errors of other types become a RunError.
     """
     result: Anything | None = None
     error: AutoreidError | None = None
     while True:
         if work is not None:
             try:
-                _go_on(work, seconds)
+                _work_for(work, seconds)
             except StopIteration as end:
                 result, work = end.value, None
             except AutoreidError as known:
@@ -46,8 +47,8 @@ def work_while_others_wait(
             return result
 
 
-def _go_on(work: Generator[None, None, Any], seconds: float) -> None:
-    """A piece of work, and more for about so many seconds; raises StopIteration at its end."""
+def _work_for(work: Generator[None, None, Any], seconds: float) -> None:
+    """Do at least one piece of work, and more until `seconds` have passed; raise StopIteration at the end."""
     until = time.monotonic() + seconds
     next(work)
     while time.monotonic() < until:

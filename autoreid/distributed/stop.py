@@ -1,4 +1,4 @@
-"""The stop signal: the handler only sets a flag; the loop agrees on it at the next step boundary."""
+"""The stop signal. The handler only sets a flag, on which the ranks agree after the current step."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-#: USR2 is what a Slurm job asks to be sent ahead of its time limit; TERM comes with preemption and scancel.
+#: Slurm sends SIGUSR2 before the time limit (`--signal`), and SIGTERM at a preemption or scancel.
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class StopSignal:
-    """Whether this process was asked to stop; listens for the length of a `with` block."""
+    """Handles stop signals for the duration of a `with` block.
+
+    Attributes:
+        received: name of the first stop signal that this process has received, or None.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -29,11 +33,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        # The first counts: Slurm follows USR2 with TERM when the time that it gave is over.
+        # Only the first counts: Slurm sends SIGTERM after SIGUSR2, at the time limit itself.
         self.received = self.received or signal.Signals(number).name
 
 
 def ignore_stop_signals() -> None:
-    """For loader workers: a signal to the whole process tree must not break the batch in flight."""
+    """Ignore stop signals in a data loader worker, so that a signal to all processes does not lose its batch."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""How ranks talk before there is a process group: through the key-value store that rank 0 or torchrun holds."""
+"""Communication before the process group exists, through the key-value store of rank 0 or torchrun."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from autoreid.distributed.gpus import name_ranks
 from autoreid.errors import RunError
 
 
 def exchange(store: Store, name: str, rank: int, size: int, value: Any, timeout: float) -> list[Any]:
-    """Every rank's value, in order of ranks, on every rank; all ranks call this.
+    """Return the values of all ranks, in rank order, on every rank. Every rank must call this.
 
     Args:
-        name: of this exchange; each has its own.
-        value: anything that JSON holds; tuples arrive as lists.
-        timeout: seconds to wait for the others.
+        name: unique name of this exchange.
+        value: JSON-serialisable value; tuples become lists.
+        timeout: seconds to wait for the other ranks.
 
     Raises:
-        RunError: some ranks gave no value in time, which are named, or the store is gone.
+        RunError: some ranks, which the message names, sent no value in time; or the store is gone.
     """
     with _contact():
         store.set(f"{name}/{rank}", json.dumps(value))
@@ -31,10 +32,10 @@ def exchange(store: Store, name: str, rank: int, size: int, value: Any, timeout:
 
 
 def leave(store: Store, name: str, rank: int, size: int, timeout: float) -> None:
-    """Says that this rank needs the store no longer. Rank 0, which holds it, waits until all have said so.
+    """Signal that this rank no longer needs the store. Rank 0, which holds it, waits for the signals of all ranks.
 
     Raises:
-        RunError: as `exchange`.
+        RunError: see `exchange`.
     """
     with _contact():
         store.set(f"{name}/{rank}", "")
@@ -47,8 +48,8 @@ def _wait_for_all(store: Store, name: str, size: int, timeout: float) -> list[st
     deadline = time.monotonic() + timeout
     while not store.check(keys):
         if time.monotonic() > deadline:
-            missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-            raise RunError(f"nothing heard of rank {', '.join(missing)}, which may have said why itself")
+            missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+            raise RunError(f"no message from {name_ranks(missing)} within {timeout:g} s; its log may say why")
         time.sleep(0.05)
     return keys
 

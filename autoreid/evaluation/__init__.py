@@ -1,6 +1,5 @@
-"""Retrieval evaluation: embed query and gallery, rank the gallery for every query and score the rankings."""
+"""Retrieval evaluation: extract features, rank the gallery for each query and compute mAP, CMC and mINP."""
 
-from autoreid.evaluation.cuhk03 import evaluate_single_shot
 from autoreid.evaluation.features import extract_features, measure_retrieval
 from autoreid.evaluation.mean import MeanRetrieval
 from autoreid.evaluation.ranking import RetrievalResult, evaluate_distances, evaluate_retrieval
@@ -11,7 +10,6 @@ __all__ = [
     "RetrievalResult",
     "evaluate_distances",
     "evaluate_retrieval",
-    "evaluate_single_shot",
     "extract_features",
     "measure_retrieval",
     "rerank",

@@ -1,4 +1,4 @@
-"""Query and gallery features with the way to compare them: scored as a whole, or looked at query by query."""
+"""Query and gallery features with a distance: evaluate all queries, or inspect the distances of some."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from autoreid.evaluation.reranking import rerank
 
 @dataclass(frozen=True)
 class Comparison:
-    """Q query and G gallery features.
+    """The distances between Q query and G gallery features.
 
     Attributes:
-        metric: of the distances.
-        reranked: whether the distances are those of k-reciprocal re-ranking.
-        device: what they are computed on.
+        metric: the distance metric.
+        reranked: whether k-reciprocal re-ranking is applied to the distances.
+        device: the device that computes the distances.
     """
 
     query: FeatureSet
@@ -34,24 +34,24 @@ class Comparison:
     device: torch.device
 
     def evaluate(self, ranks: Sequence[int]) -> RetrievalResult:
-        """Scores the ranking of the gallery for every query; see `evaluate_retrieval`."""
+        """Rank the gallery for each query and return mAP, CMC and mINP; see `evaluate_retrieval`."""
         query, gallery = self.query, self.gallery
-        numbers = (query.identities, gallery.identities, query.cameras, gallery.cameras)
+        labels = (query.identities, gallery.identities, query.cameras, gallery.cameras)
         if self.reranked:
-            return evaluate_distances(self._reranked, *numbers, ranks=ranks)
-        return evaluate_retrieval(*self._tensors(query), *numbers, metric=self.metric, ranks=ranks)
+            return evaluate_distances(self._reranked, *labels, ranks=ranks)
+        return evaluate_retrieval(*self._tensors(query), *labels, metric=self.metric, ranks=ranks)
 
     def distances(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """(n, G) distances of the chosen queries; Euclidean ones are squared (see `squared`)."""
+        """Return the (n, G) distances of the chosen queries; Euclidean ones are squared (see `squared`)."""
         if self.reranked:
             return _rows(self._reranked, chosen)
         blocks = Distances(*self._tensors(self.query.select(chosen)), self.metric).blocks()
-        # A block is gone with the next.
+        # `blocks` reuses one buffer, so each block is copied.
         return np.concatenate([block.cpu().numpy().copy() for block in blocks])
 
     @property
     def squared(self) -> bool:
-        """Whether `distances` gives squares."""
+        """Whether `distances` returns squared distances."""
         return self.metric == "euclidean" and not self.reranked
 
     @cached_property
@@ -65,7 +65,7 @@ class Comparison:
 
 
 def _rows(blocks: Iterable[Tensor], chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """The chosen rows of a matrix that comes in blocks of rows."""
+    """Return the chosen rows of a matrix that is given in blocks of rows."""
     start, found = 0, {}
     for block in blocks:
         for row in chosen[(chosen >= start) & (chosen < start + len(block))]:

@@ -1,4 +1,4 @@
-"""Distances between two sets of features, a block of rows at a time.
+"""Distances between two sets of features, computed in blocks of rows.
 
 Shape letters: Q queries (q of them in a block), G gallery images, D embedding.
 """
@@ -19,27 +19,27 @@ from autoreid.errors import RunError
 ArrayLike = Tensor | npt.NDArray[np.generic]
 Metric = Literal["euclidean", "cosine"]
 
-#: A block holds about so many distances, 16 MB of them, ...
+#: Number of distances in a block (16 MB), ...
 BLOCK_ELEMENTS = 4_000_000
-#: ... but no fewer rows than a matrix product needs to be efficient.
+#: ... unless that is fewer rows than an efficient matrix product needs.
 MIN_BLOCK_ROWS = 96
-#: So many gallery images are multiplied at once.
+#: Number of gallery images per matrix product.
 GALLERY_PIECE = 16_384
 
 
 class Distances:
-    """Float32 distances between Q query and G gallery features, computed when asked for.
+    """Float32 distances between Q query and G gallery features, computed on demand.
 
-    Squared Euclidean distances, |q|² + |g|² - 2 q·g, or one minus the cosine similarity.
+    Distances are squared Euclidean, |q|² + |g|² - 2 q·g, or one minus the cosine similarity.
 
     Args:
-        query: (Q, D) features; float32 is used as it is, copied only for "cosine".
+        query: (Q, D) features; float32 features are not copied unless the metric is "cosine".
         gallery: (G, D) features, on the same device.
         metric: "euclidean" or "cosine".
 
     Raises:
-        ValueError: shapes do not fit together, or the metric is unknown.
-        RunError: features are not all finite.
+        ValueError: the shapes do not match, or the metric is unknown.
+        RunError: a feature is NaN or infinite.
     """
 
     def __init__(self, query: ArrayLike, gallery: ArrayLike, metric: Metric = "euclidean") -> None:
@@ -57,28 +57,28 @@ class Distances:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(Q, G)."""
+        """(Q, G)"""
         return len(self.query), len(self.gallery)
 
     @property
     def block_rows(self) -> int:
-        """Rows of a block; the last block may have fewer."""
+        """Number of rows in a block; the last block may have fewer."""
         return max(MIN_BLOCK_ROWS, BLOCK_ELEMENTS // max(1, len(self.gallery)))
 
     def blocks(self) -> Iterator[Tensor]:
-        """(q, G) blocks in the order of the queries; each may be written to and is gone with the next."""
+        """Yield (q, G) blocks in query order; callers may modify a block, and the next one overwrites it."""
         Q, G = self.shape
         buffer = self.query.new_empty(min(Q, self.block_rows), G)
         for start in range(0, Q, self.block_rows):
             rows = slice(start, min(Q, start + self.block_rows))
             out = buffer[: rows.stop - start]
-            # In pieces, as a matrix product copies its operands.
+            # In pieces, because a matrix product copies its operands.
             for first in range(0, G, GALLERY_PIECE):
                 self._fill(out[:, first : first + GALLERY_PIECE], rows, slice(first, first + GALLERY_PIECE))
             yield out
 
     def _fill(self, out: Tensor, rows: slice, columns: slice) -> None:
-        """Distances of some queries to some gallery images."""
+        """Write the distances of some queries to some gallery images to `out`."""
         products = (self.query[rows], self.gallery[columns].T)
         if self.metric == "euclidean":
             torch.add(self.query_squares[rows, None], self.gallery_squares[columns], out=out)
@@ -87,7 +87,7 @@ class Distances:
             torch.mm(*products, out=out).neg_().add_(1)
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """(n,) distances of the queries `rows` to the gallery images `columns`; copies n rows of both."""
+        """Return the (n,) distances of queries `rows` to gallery images `columns`; copies n rows of both."""
         products = torch.einsum("nd,nd->n", self.query[rows], self.gallery[columns])
         if self.metric == "euclidean":
             return self.query_squares[rows] + self.gallery_squares[columns] - 2 * products
@@ -95,19 +95,19 @@ class Distances:
 
 
 def _squares(features: Tensor) -> Tensor:
-    """(N,) squared lengths, piece by piece: a gallery may be half of the memory that there is."""
+    """Return (N,) squared norms, computed in pieces because a gallery may fill half of the memory."""
     squares = features.new_empty(len(features))
     for start in range(0, len(features), 4096):
         piece = features[start : start + 4096]
-        # Results kept between such large temporaries would keep their memory from being used again.
+        # Written to `out`: small results allocated between large temporaries would fragment the memory.
         torch.sum(piece.square(), dim=1, out=squares[start : start + 4096])
     return squares
 
 
 def _check_finite(query_squares: Tensor, gallery_squares: Tensor) -> None:
-    """Raise if a feature is not finite, or so large that its square is not."""
+    """Raise RunError if a feature is not finite, or if its square overflows."""
     sides = {"query": query_squares, "gallery": gallery_squares}
     bad = {side: int((~squares.isfinite()).sum()) for side, squares in sides.items()}
     if any(bad.values()):
         counts = " and ".join(f"{count} {side} rows" for side, count in bad.items() if count)
-        raise RunError(f"features hold NaN or infinity in {counts}; a ranking of them would mean nothing")
+        raise RunError(f"features contain NaN or infinity in {counts}; they cannot be ranked")

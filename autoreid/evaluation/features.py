@@ -1,4 +1,4 @@
-"""Embeds the images of a split, each rank its share, and keeps features in files.
+"""Extract the features of a split's images, distributed over the ranks, and store features in files.
 
 Shape letters: N images, B batch, D embedding.
 """
@@ -24,7 +24,7 @@ from autoreid.errors import DataError, RunError
 from autoreid.evaluation.ranking import RetrievalResult, evaluate_retrieval
 
 Embed = Callable[[Tensor], Tensor]
-#: (split, indices) -> batches of those images, whose labels are their indices.
+#: (split, indices) -> batches of these images; a batch's labels are the indices of its images.
 Load = Callable[[Split, npt.NDArray[np.int64]], Iterable[Batch]]
 
 _KEYS = ("features", "identities", "cameras", "paths")
@@ -32,13 +32,13 @@ _KEYS = ("features", "identities", "cameras", "paths")
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of N images and whom they show.
+    """The features, identities and cameras of N images.
 
     Attributes:
         features: (N, D) float32.
         identities: (N,) int64.
         cameras: (N,) int64.
-        paths: (N,) str; empty where the image files are not known.
+        paths: (N,) str; empty strings if the image files are unknown.
     """
 
     features: npt.NDArray[np.float32]
@@ -50,23 +50,23 @@ class FeatureSet:
         return len(self.features)
 
     def select(self, chosen: npt.NDArray[np.int64]) -> FeatureSet:
-        """The images at the chosen indices, in that order."""
+        """Return the images at the chosen indices, in that order."""
         return FeatureSet(*(getattr(self, key)[chosen] for key in _KEYS))
 
     @classmethod
     def of(cls, split: Split, features: Tensor) -> FeatureSet:
-        """The (N, D) features of a split's images."""
+        """Combine a split with the (N, D) features of its images."""
         return cls(
             features.float().cpu().numpy(), split.identities, split.cameras, split.paths.astype(np.str_)
         )
 
     def save(self, path: Path) -> None:
-        """Writes a .npz with the arrays `features`, `identities`, `cameras` and `paths`.
+        """Write a .npz file with the arrays `features`, `identities`, `cameras` and `paths`.
 
         Raises:
-            RunError: it cannot be written; an older file is as it was.
+            RunError: the file cannot be written; an existing file is not changed.
         """
-        # Written piece by piece: the features may be half of the memory that there is.
+        # Written directly to the file: the features may fill half of the memory.
         partial = path.with_name(path.name + ".partial")
         try:
             with partial.open("wb") as file:
@@ -78,18 +78,18 @@ class FeatureSet:
 
     @classmethod
     def load(cls, path: Path) -> FeatureSet:
-        """Reads a .npz as `save` writes it, by this package or any other; never unpickles.
+        """Read a .npz file in the format of `save`, written by any program; pickled objects are refused.
 
-        Features may have any real type, identities and cameras any integer type. `paths` may be missing.
+        Features may have any real type, identities and cameras any integer type. `paths` is optional.
 
         Raises:
-            DataError: the file cannot be read, or an array is missing, of a wrong shape or type, or not finite.
+            DataError: the file cannot be read, or an array is missing, not finite, or of a wrong shape or type.
         """
         arrays = _read_arrays(path)
         for key in _KEYS[:3]:
             if key not in arrays:
                 raise DataError(
-                    f"{path}: no array {key!r}; expected {', '.join(_KEYS[:3])} and perhaps paths"
+                    f"{path}: no array {key!r}; expected {', '.join(_KEYS[:3])} and optionally paths"
                 )
         with np.errstate(over="ignore"):
             features = _typed(path, "features", arrays["features"], "fiu", np.float32)
@@ -105,13 +105,13 @@ class FeatureSet:
         for key, array in zip(_KEYS[1:], (identities, cameras, paths), strict=True):
             if array.shape != (len(features),):
                 raise DataError(
-                    f"{path}: {key} has shape {array.shape}: must be ({len(features)},), one an image, as features"
+                    f"{path}: {key} has shape {array.shape}: must be ({len(features)},), one entry per image"
                 )
         return cls(features, identities, cameras, paths)
 
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """The known arrays of a .npz that are there."""
+    """Return the known arrays that a .npz file contains."""
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -121,8 +121,8 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     except OSError as error:
         raise DataError(f"{path}: cannot read the features: {error.strerror or error}") from error
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        # numpy takes whatever it does not know for a pickle.
-        reason = "objects in it" if "ickle" in str(error) else str(error)
+        # numpy assumes that any file of unknown format is a pickle.
+        reason = "it contains Python objects" if "ickle" in str(error) else str(error)
         raise DataError(
             f"{path}: not a feature file ({reason}); expected a .npz with {', '.join(_KEYS)}"
         ) from error
@@ -133,12 +133,12 @@ def _typed(
 ) -> npt.NDArray:
     if array.dtype.kind not in kinds:
         words = {"f": "numbers", "i": "integers", "U": "text (numpy's unicode)"}[kinds[0]]
-        raise DataError(f"{path}: {key} is of type {array.dtype}: must be {words}")
+        raise DataError(f"{path}: {key} has type {array.dtype}: must be {words}")
     return array.astype(dtype, copy=False)
 
 
 def flip_test(embed: Embed) -> Embed:
-    """An embedding that is the mean of the features of an image and of its mirror image."""
+    """Return an embedding function that averages the features of an image and its mirror image."""
 
     def embed_both(images: Tensor) -> Tensor:
         return (embed(images) + embed(images.flip(3))) / 2
@@ -148,12 +148,15 @@ def flip_test(embed: Embed) -> Embed:
 
 @torch.inference_mode()
 def extract_features(embed: Embed, split: Split, load: Load, world: World) -> Tensor:
-    """The embeddings of a split's images in order, (N, D) float32 on this rank's device, on every rank.
+    """Return the embeddings of a split's images in order, on every rank.
 
-    Each image is embedded by one rank, once. The host does not wait for the device between batches.
+    Each image is embedded once, by one rank. The host does not wait for the device between batches.
+
+    Returns:
+        (N, D) float32 on this rank's device.
 
     Raises:
-        DataError: on every rank, if an image could not be read on any.
+        DataError: an image could not be read; raised on every rank, whichever rank failed.
     """
     N, size = len(split), world.size
     longest = -(-N // size)
@@ -164,7 +167,7 @@ def extract_features(embed: Embed, split: Split, load: Load, world: World) -> Te
         images, labels, _ = batch.to(world.device)
         features = embed(images).float()
         if share is None:
-            # A row that no batch fills must not pass for a feature.
+            # NaN, so that a row that no batch fills cannot be mistaken for a feature.
             share = features.new_full((longest, features.shape[1]), torch.nan)
         share.index_copy_(0, labels // size, features)
     found = gather_objects((broken, None if share is None else share.shape[1]))
@@ -174,7 +177,7 @@ def extract_features(embed: Embed, split: Split, load: Load, world: World) -> Te
     D = max((dimensions for _, dimensions in found if dimensions is not None), default=0)
     if share is None:  # fewer images than ranks
         share = torch.full((longest, D), torch.nan, device=world.device)
-    # The n-th image is in row n // size of rank n % size.
+    # Image n is in row n // size of rank n % size.
     return gather(share).view(size, longest, D).transpose(0, 1).reshape(-1, D)[:N]
 
 
@@ -186,7 +189,7 @@ def measure_retrieval(
     world: World,
     metric: Literal["euclidean", "cosine"],
 ) -> RetrievalResult:
-    """Retrieval scores (mAP, CMC, mINP) of an embedding on query and gallery; the same on every rank."""
+    """Return mAP, CMC and mINP of an embedding on query and gallery; the same on every rank."""
     query_features = extract_features(embed, query, load, world)
     gallery_features = extract_features(embed, gallery, load, world)
     return on_main(

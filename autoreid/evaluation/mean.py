@@ -1,4 +1,4 @@
-"""Retrieval on several targets, and its mean."""
+"""Retrieval results on several targets, and their mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autoreid.evaluation.ranking import RetrievalResult
 
 @dataclass(frozen=True)
 class MeanRetrieval:
-    """How well each target's gallery was ranked by itself; each figure of the whole is the mean over targets.
+    """The retrieval results of several targets, each with its own gallery, and their mean.
 
     Attributes:
         targets: name -> result; at least one, all with the same ranks.
@@ -22,12 +22,12 @@ class MeanRetrieval:
 
     @property
     def map(self) -> float:
-        """Mean of the targets' mAP."""
+        """Mean of the targets' mAP values."""
         return fmean(result.map for result in self.targets.values())
 
     @property
     def minp(self) -> float:
-        """Mean of the targets' mINP."""
+        """Mean of the targets' mINP values."""
         return fmean(result.minp for result in self.targets.values())
 
     @property
@@ -37,7 +37,7 @@ class MeanRetrieval:
         return {rank: fmean(result.cmc[rank] for result in results) for rank in results[0].cmc}
 
     def as_plain(self) -> dict[str, Any]:
-        """`map`, `minp` and `cmc` as JSON and checkpoints hold them; `targets` has those of each of several."""
+        """Return `map`, `minp` and `cmc` for JSON and checkpoints; `targets` lists them per target if several."""
         plain = _plain(self)
         if len(self.targets) > 1:
             plain["targets"] = {name: _plain(result) for name, result in self.targets.items()}

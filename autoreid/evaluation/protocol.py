@@ -1,4 +1,4 @@
-"""Which gallery images are a query's true matches, and which are not counted for it.
+"""Which gallery images match a query, and which are ignored for it.
 
 Shape letters: Q queries, G gallery images.
 """
@@ -16,16 +16,16 @@ Ints = npt.NDArray[np.int64]
 
 
 class Protocol:
-    """Market-1501's single-query protocol over identities and cameras, (Q,) and (G,) integers.
+    """The single-query protocol of Market-1501 for (Q,) and (G,) integer identities and cameras.
 
-    A match has the query's identity and another camera. Gallery images of the query's own identity and
-    camera are removed, and those of identity JUNK for every query.
+    A match has the query's identity and a different camera. Gallery images with the query's identity and
+    camera are removed; those with identity JUNK are removed for every query.
 
     Attributes:
         shape: (Q, G).
-        junk: gallery images of identity JUNK.
-        by_identity: all other gallery images, ordered by identity, then by place in the gallery.
-        identities: their identities.
+        junk: gallery images with identity JUNK.
+        by_identity: all other gallery images, sorted by identity, then by gallery index.
+        identities: the identities of `by_identity`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Protocol:
         self.identities = self.gallery_ids[self.by_identity]
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError if identities or cameras do not fit distances of this shape."""
+        """Raise ValueError if the identities or cameras do not match distances of this shape."""
         shapes = [
             x.shape for x in (self.query_ids, self.query_cameras, self.gallery_ids, self.gallery_cameras)
         ]
@@ -56,9 +56,9 @@ class Protocol:
             )
 
     def pairs(self, queries: Ints) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
-        """The matches and the removed images of some queries, each as (rows, gallery images).
+        """Return the matches and the removed images of some queries, each as (rows, gallery images).
 
-        Rows count from the first of `queries` and ascend, the gallery images of a row as well.
+        Row n stands for queries[n]. Rows ascend, and within a row the gallery images ascend.
         """
         ids = self.query_ids[queries]
         start, stop = (self.identities.searchsorted(ids, side=side) for side in ("left", "right"))
@@ -69,7 +69,7 @@ class Protocol:
 
 
 def ranges(start: Ints, count: Ints) -> tuple[Ints, Ints]:
-    """start[n], start[n] + 1, ... of `count[n]` numbers for every n, end to end; each with its n first."""
+    """Concatenate the ranges start[n], ..., start[n] + count[n] - 1; returns the n of each entry first."""
     owner = np.repeat(np.arange(len(start)), count)
     return owner, np.arange(len(owner)) + (start - (np.cumsum(count) - count))[owner]
 

@@ -1,7 +1,7 @@
 """mAP, CMC and mINP of single-query retrieval.
 
-Only the true matches of a query are ranked: a match's rank is one more than the number of gallery images
-before it. Distances are looked at in blocks of queries and never all held.
+A match's rank is one plus the number of gallery images that are closer, so only matches have to be ranked.
+Distances are processed in blocks of queries; the whole matrix is never held in memory.
 
 Shape letters: Q queries (q of them in a block), G gallery images, D embedding, m matches of one query.
 """
@@ -22,21 +22,21 @@ from autoreid.evaluation.protocol import Ints, Protocol
 
 Floats = npt.NDArray[np.floating]
 
-#: Distances up to the farthest match are picked out where they are at most this share of all, 1 / NARROW.
+#: If at most 1 / NARROW of a row is as near as the farthest match, only these distances are sorted.
 NARROW = 16
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """How well the gallery was ranked, averaged over the queries that have a match to find.
+    """The quality of a ranking, averaged over all queries that have a match.
 
     Attributes:
-        map: mean average precision; a query's is the mean over its matches of (matches so far / rank).
+        map: mean average precision; a query's average is over its matches of (matches up to here / rank).
         cmc: rank k -> share of queries with a match among the first k images.
         minp: mean inverse negative penalty, matches / rank of the last match (arXiv 2001.04193, eq. 1).
-        valid_queries: queries with at least one match in the gallery; only these are counted.
-        queries: all queries given.
-        average_precision: (Q,) each query's; NaN where there is no match.
+        valid_queries: number of queries with at least one match in the gallery; only these are counted.
+        queries: number of all queries.
+        average_precision: (Q,) per query; NaN for queries without a match.
     """
 
     map: float
@@ -49,15 +49,15 @@ class RetrievalResult:
 
 @dataclass(frozen=True)
 class Block:
-    """The distances of a block of queries, and their true matches from the nearest to the farthest.
+    """The distances of a block of queries, and their matches sorted from near to far.
 
     Attributes:
         distances: (q, G).
-        queries: (q,) which queries these are.
-        rows: (n,) of each match, the row of its query in `distances`, ascending.
-        columns: (n,) of each match, its place in the gallery.
-        removed: rows and columns of what is not counted, beside what is junk for every query.
-        junk: columns that are.
+        queries: (q,) indices of the queries.
+        rows: (n,) row of each match's query in `distances`, ascending.
+        columns: (n,) gallery index of each match.
+        removed: rows and columns of the pairs that are ignored, without junk.
+        junk: columns that are ignored in every row.
     """
 
     distances: Tensor
@@ -78,23 +78,23 @@ def evaluate_retrieval(
     metric: Metric = "euclidean",
     ranks: Sequence[int] = (1, 5, 10, 20),
 ) -> RetrievalResult:
-    """Rank the gallery for each query by Market-1501's protocol and score the rankings.
+    """Rank the gallery for each query by Market-1501's protocol and compute mAP, CMC and mINP.
 
-    Gallery images of the query's own identity and camera, and those of identity JUNK, are removed.
-    Distances are float32, squared Euclidean or one minus the cosine similarity; equal distances keep
-    the gallery's order. A CMC rank beyond the gallery's end has the value at its end.
+    Gallery images with the query's identity and camera, and those with identity JUNK, are removed.
+    Distances are float32, squared Euclidean or one minus the cosine similarity; ties are broken by
+    gallery order. The CMC at a rank beyond the end of the gallery is its value at the end.
 
-    Features are (Q, D) and (G, D), identities and cameras (Q,) or (G,) integers; tensors may be on any one
-    device. `ranks` are the ranks of the CMC to report.
+    Features are (Q, D) and (G, D), identities and cameras (Q,) or (G,) integers; tensors may be on any
+    device, if it is the same for all. `ranks` lists the ranks at which the CMC is reported.
 
     Raises:
-        ValueError: shapes do not fit together, or the metric is unknown.
-        RunError: features are not all finite, or no query has a match.
+        ValueError: the shapes do not match, or the metric is unknown.
+        RunError: a feature is NaN or infinite, or no query has a match.
     """
     distances = Distances(query_features, gallery_features, metric)
     protocol = Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras)
     protocol.check(distances.shape)
-    return score(match_blocks(distances.blocks(), protocol), protocol, ranks)
+    return _evaluate(match_blocks(distances.blocks(), protocol), protocol, ranks)
 
 
 def evaluate_distances(
@@ -105,25 +105,27 @@ def evaluate_distances(
     gallery_cameras: ArrayLike,
     ranks: Sequence[int] = (1, 5, 10, 20),
 ) -> RetrievalResult:
-    """`evaluate_retrieval` of given distances: (Q, G), or blocks of its rows in order, as `rerank` gives.
+    """Evaluate given distances: a (Q, G) matrix, or its blocks of rows in order, such as `rerank` yields.
+
+    Otherwise the same as `evaluate_retrieval`.
 
     Raises:
-        ValueError: shapes do not fit together.
-        RunError: distances are not all finite, or no query has a match.
+        ValueError: the shapes do not match.
+        RunError: a distance is NaN or infinite, or no query has a match.
     """
     protocol = Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras)
     if isinstance(distances, Tensor | np.ndarray):
         protocol.check(tuple(distances.shape))
         distances = torch.as_tensor(distances).split(max(1, BLOCK_ELEMENTS // max(1, distances.shape[1])))
     blocks = (torch.as_tensor(block).detach() for block in distances)
-    return score(match_blocks(blocks, protocol), protocol, ranks)
+    return _evaluate(match_blocks(blocks, protocol), protocol, ranks)
 
 
 def match_blocks(blocks: Iterable[Tensor], protocol: Protocol) -> Iterator[Block]:
-    """The true matches in (q, G) blocks of distances.
+    """Yield the blocks of distances (q, G) with their matches.
 
     Raises:
-        ValueError: the blocks are not (q, G), or do not add up to Q rows.
+        ValueError: a block is not (q, G), or the blocks do not have Q rows in total.
         RunError: a distance is not finite.
     """
     start = 0
@@ -134,7 +136,7 @@ def match_blocks(blocks: Iterable[Tensor], protocol: Protocol) -> Iterator[Block
                 f"distances {tuple(distances.shape)} up to query {start}: must be {protocol.shape}"
             )
         if distances.numel() and not all(bound.isfinite() for bound in distances.aminmax()):
-            raise RunError(f"distances of queries {queries[0]} to {queries[-1]} hold NaN or infinity")
+            raise RunError(f"distances of queries {queries[0]} to {queries[-1]} contain NaN or infinity")
         (rows, columns), removed = protocol.pairs(queries)
         found = distances[torch.from_numpy(rows), torch.from_numpy(columns)].cpu().numpy()
         order = np.lexsort((found, rows))
@@ -143,10 +145,10 @@ def match_blocks(blocks: Iterable[Tensor], protocol: Protocol) -> Iterator[Block
         raise ValueError(f"distances of {start} queries: must be {protocol.shape}")
 
 
-def score(blocks: Iterable[Block], protocol: Protocol, ranks: Sequence[int]) -> RetrievalResult:
-    """mAP, CMC and mINP over the blocks of all queries."""
+def _evaluate(blocks: Iterable[Block], protocol: Protocol, ranks: Sequence[int]) -> RetrievalResult:
+    """Compute mAP, CMC and mINP over the blocks of all queries."""
     # Rows: average precision, rank of the first match, inverse negative penalty; NaN without a match.
-    scores = np.full((3, protocol.shape[0]), np.nan)
+    per_query = np.full((3, protocol.shape[0]), np.nan)
     for block in blocks:
         if len(block.rows):
             valid, starts, total = np.unique(block.rows, return_index=True, return_counts=True)
@@ -154,47 +156,47 @@ def score(blocks: Iterable[Block], protocol: Protocol, ranks: Sequence[int]) -> 
             found = np.arange(1, len(rank) + 1) - np.repeat(starts, total)
             precision = np.add.reduceat(found / rank, starts) / total
             penalty = total / rank[starts + total - 1]
-            scores[:, block.queries[valid]] = precision, rank[starts], penalty
-    precision, first, penalty = scores[:, ~np.isnan(scores[0])]
+            per_query[:, block.queries[valid]] = precision, rank[starts], penalty
+    precision, first, penalty = per_query[:, ~np.isnan(per_query[0])]
     if not len(first):
         raise RunError(
-            f"none of the {protocol.shape[0]} queries has a match in the gallery under another camera"
+            f"none of the {protocol.shape[0]} queries has a gallery image of its identity from another camera"
         )
     cmc = {rank: float(np.mean(first <= rank)) for rank in ranks}
     map_, minp = float(precision.mean()), float(penalty.mean())
-    return RetrievalResult(map_, cmc, minp, len(first), protocol.shape[0], scores[0])
+    return RetrievalResult(map_, cmc, minp, len(first), protocol.shape[0], per_query[0])
 
 
 def match_ranks(block: Block) -> Ints:
-    """(n,) rank of every match, from 1; equal distances rank in the gallery's order."""
+    """Return the (n,) rank of each match, counted from 1; ties are broken by gallery order."""
     if block.distances.device.type != "cpu":
         return _ranks_on_device(block)
     distances = block.distances.numpy()
     rows = np.unique(block.rows)
     matches = _parts(block.rows, block.columns, rows)
-    not_counted = [np.concatenate([block.junk, columns]) for columns in _parts(*block.removed, rows)]
-    every = zip(rows, matches, not_counted, strict=True)
+    ignored = [np.concatenate([block.junk, columns]) for columns in _parts(*block.removed, rows)]
+    every = zip(rows, matches, ignored, strict=True)
     return np.concatenate([_ranks_in(distances[row], *rest) for row, *rest in every])
 
 
 def _parts(rows: Ints, columns: Ints, wanted: Ints) -> list[Ints]:
-    """The columns that go with each wanted row; `rows` ascend."""
+    """Return the columns that belong to each wanted row; `rows` ascend."""
     bounds = zip(rows.searchsorted(wanted), rows.searchsorted(wanted, side="right"), strict=True)
     return [columns[start:stop] for start, stop in bounds]
 
 
-def _ranks_in(row: Floats, columns: Ints, not_counted: Ints) -> Ints:
-    """(m,) ranks of `columns`, ordered from near to far, among the (G,) distances of their query."""
+def _ranks_in(row: Floats, columns: Ints, ignored: Ints) -> Ints:
+    """Return the (m,) ranks of `columns`, sorted from near to far, in the (G,) distances of their query."""
     distances = row[columns]
     near = row <= distances[-1]
-    near[not_counted] = False
+    near[ignored] = False
     if NARROW * np.count_nonzero(near) <= len(row):
         ordered = row[near]
     else:
-        # Picking so many costs more than to make all others equal, which sorts fast.
+        # Selecting this many is slower than replacing all others by one value, which sorts fast.
         beyond = np.nextafter(distances[-1], np.inf, dtype=row.dtype)
         ordered = np.minimum(row, beyond)
-        ordered[not_counted] = beyond
+        ordered[ignored] = beyond
     ordered.sort()
     ranks = ordered.searchsorted(distances) + 1
     for tied in np.flatnonzero(ordered.searchsorted(distances, side="right") > ranks):
@@ -204,7 +206,7 @@ def _ranks_in(row: Floats, columns: Ints, not_counted: Ints) -> Ints:
 
 
 def _ranks_on_device(block: Block) -> Ints:
-    """`match_ranks` by one comparison of every match with its whole row, many matches at once."""
+    """Compute `match_ranks` by comparing each match with its whole row, many matches at a time."""
     G, device = block.distances.shape[1], block.distances.device
     counted = block.distances.clone()
     counted[:, torch.from_numpy(block.junk)] = torch.inf

@@ -1,10 +1,10 @@
 """k-reciprocal re-ranking (Zhong et al. 2017, arXiv 1701.08398), sparse and in blocks.
 
-As published accuracies are made: squared distances are squared once more before each row is divided by its
-maximum, so the weights and the final mix use the fourth power of the Euclidean distance.
+To reproduce published accuracies, squared distances are squared once more before each row is divided by its
+maximum, so the weights and the final distances use the fourth power of the Euclidean distance.
 
-Shape letters: Q queries (q of them in a block), G gallery images, N = Q + G, k = k1 + 1 neighbours of an
-image, itself among them, h = round(k1 / 2) + 1 of its nearest ones.
+Shape letters: Q queries (q of them in a block), G gallery images, N = Q + G, k = k1 + 1 nearest images of an
+image, including itself, h = round(k1 / 2) + 1 of the nearest ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from autoreid.evaluation.protocol import Ints, ranges
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.integer]
 
-#: Pairs of features multiplied, and pairs of sparse values compared, at once.
+#: Number of feature pairs multiplied, and of sparse values compared, at a time.
 PAIRS_AT_ONCE = 2048
 VALUES_AT_ONCE = 500_000
 
@@ -36,22 +36,24 @@ def rerank(
     lambda_: float = 0.3,
     metric: Metric = "euclidean",
 ) -> Reranked:
-    """Re-ranked distances of queries to gallery images, made block by block when iterated over.
+    """Return the re-ranked distances of queries to gallery images; iteration computes them block by block.
 
     Args:
         query_features: (Q, D).
         gallery_features: (G, D), on the same device.
-        k1: neighbours among which two images must find each other.
-        k2: nearest images whose encodings are averaged; 1 leaves them as they are.
-        lambda_: weight of the original distance beside the Jaccard distance.
-        metric: "euclidean" or "cosine", of the original distance.
+        k1: number of neighbours; two images are reciprocal if each is among the other's neighbours.
+        k2: number of nearest images whose encodings are averaged; 1 disables the averaging.
+        lambda_: weight of the original distance; the Jaccard distance has weight 1 - lambda_.
+        metric: metric of the original distance, "euclidean" or "cosine".
 
     Raises:
-        ValueError: shapes do not fit together, or a parameter is out of its range.
-        RunError: features are not all finite.
+        ValueError: the shapes do not match, or a parameter is out of range.
+        RunError: a feature is NaN or infinite.
     """
     if k1 < 1 or k2 < 1 or not 0 <= lambda_ <= 1:
-        raise ValueError(f"k1={k1}, k2={k2}, lambda_={lambda_}: k1 and k2 are at least 1, lambda_ in [0, 1]")
+        raise ValueError(
+            f"k1={k1}, k2={k2}, lambda_={lambda_}: k1 and k2 must be at least 1, lambda_ between 0 and 1"
+        )
     between = Distances(query_features, gallery_features, metric)
     images = torch.cat([between.query, between.gallery])
     among = Distances(images, images, metric)
@@ -64,7 +66,7 @@ def rerank(
 
 @dataclass(frozen=True)
 class SparseRows:
-    """Sparse rows end to end: row n holds `values` in `columns` from start[n] on, count[n] of them."""
+    """Concatenated sparse rows: row n has count[n] `values` in `columns`, beginning at start[n]."""
 
     start: Ints
     count: Ints
@@ -75,12 +77,12 @@ class SparseRows:
     def of(
         cls, owner: Integers, columns: Integers, values: npt.NDArray[np.floating], rows: int
     ) -> SparseRows:
-        """From entries whose owning rows ascend."""
+        """Build from entries that are sorted by row; `owner` holds the row of each entry."""
         count = np.bincount(owner, minlength=rows)
         return cls(np.cumsum(count) - count, count, columns.astype(np.int32), values.astype(np.float32))
 
     def transposed(self, first: int, columns: int) -> SparseRows:
-        """Column c as row c; of the rows from `first` on, counted from there."""
+        """Transpose the rows from `first` on, numbered from 0; the result has `columns` rows."""
         owner = np.repeat(np.arange(len(self.count) - first, dtype=np.int32), self.count[first:])
         kept = slice(len(self.columns) - len(owner), None)
         order = np.argsort(self.columns[kept], kind="stable")
@@ -88,7 +90,7 @@ class SparseRows:
 
 
 class Reranked:
-    """Re-ranked distances of Q queries to G gallery images: iterate over their blocks, or take `full()`.
+    """Re-ranked distances of Q queries to G gallery images; iterate over it to compute blocks of rows.
 
     Attributes:
         shape: (Q, G).
@@ -98,11 +100,11 @@ class Reranked:
         self.shape = between.shape
         self._between, self._encoding, self._largest, self._lambda = between, encoding, largest, lambda_
         Q, G = self.shape
-        #: (column of the encoding) -> gallery images that have it
+        #: column of the encoding -> the gallery images with a value there
         self._holders = encoding.transposed(Q, Q + G)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """(q, G) float32 blocks in the order of the queries, on the features' device; gone with the next."""
+        """Yield (q, G) float32 blocks in query order, on the features' device; the next overwrites a block."""
         start = 0
         for block in self._between.blocks():
             stop = start + len(block)
@@ -111,17 +113,8 @@ class Reranked:
             yield block.add_(jaccard, alpha=1 - self._lambda)
             start = stop
 
-    def full(self) -> Tensor:
-        """(Q, G), all at once."""
-        result = self._between.query.new_empty(self.shape)
-        start = 0
-        for block in self:
-            result[start : start + len(block)] = block
-            start += len(block)
-        return result
-
     def _jaccard(self, start: int, stop: int) -> Floats:
-        """(q, G) Jaccard distances of the queries from `start` to `stop`, eq. 10 of the paper."""
+        """Return the (q, G) Jaccard distances of queries `start` to `stop` (eq. 10 of the paper)."""
         row, entries = ranges(self._encoding.start[start:stop], self._encoding.count[start:stop])
         columns, G = self._encoding.columns[entries], self.shape[1]
         overlaps = np.bincount(row, self._holders.count[columns], stop - start)
@@ -132,20 +125,20 @@ class Reranked:
             smaller = np.minimum(self._encoding.values[entries[part]][owner], self._holders.values[held])
             place = (row[part] - rows.start)[owner] * G + self._holders.columns[held]
             size = rows.stop - rows.start
-            # Every encoding adds up to 1, so the larger ones of each pair add up to 2 - shared.
+            # Each encoding sums to 1, so the elementwise maxima of a pair sum to 2 - shared.
             shared = np.bincount(place, smaller, size * G).reshape(size, G)
             result[rows] = 1 - shared / (2 - shared)
         return result
 
 
 def _neighbours(among: Distances, k: int) -> tuple[npt.NDArray[np.int32], Tensor]:
-    """(N, k) nearest images of every image, nearest first, and (N,) its largest squared distance.
+    """Return (N, k) the nearest images of each image, nearest first, and (N,) its largest squared distance.
 
-    Equal distances keep the images' order, as a stable sort of all would. Only the result leaves the device, at once.
+    Ties are broken by index, as in a stable sort. Only the final result is copied from the device, once.
     """
     N, device = among.shape[1], among.query.device
     size, start = min(k, N), 0
-    # Made at once: small results kept between large temporaries would keep their memory from being used again.
+    # Allocated up front: small results allocated between large temporaries would fragment the memory.
     found, largest = among.query.new_empty(N, size, dtype=torch.int32), among.query.new_empty(N)
     keys = torch.arange(N, device=device).repeat(min(N, among.block_rows), 1)
     for block in among.blocks():
@@ -156,41 +149,41 @@ def _neighbours(among: Distances, k: int) -> tuple[npt.NDArray[np.int32], Tensor
 
 
 def _nearest(block: Tensor, keys: Tensor, size: int) -> Tensor:
-    """(q, size) columns of the smallest of (q, N) float32 numbers, none below 0, in the order of a stable sort.
+    """Return the (q, size) columns of the smallest of (q, N) non-negative float32 numbers, stably sorted.
 
     Args:
-        keys: (q, N) int64, in each row 0 to N - 1 in the lower halves; the upper ones are overwritten.
+        keys: (q, N) int64; the lower halves of each row are 0 to N - 1, the upper halves are overwritten.
     """
-    # The bits of such numbers order as the numbers do; with the column below them, no two keys are equal.
+    # Non-negative floats sort like their bits; with the column in the lower half, all keys are distinct.
     upper = keys.view(torch.int32)[:, 1::2]  # on little-endian machines
     upper.copy_(block.view(torch.int32))
     return keys.topk(size, largest=False).values.bitwise_and_(2**32 - 1)
 
 
 def _reciprocal(neighbours: npt.NDArray[np.int32], rows: slice) -> npt.NDArray[np.bool_]:
-    """(n, k) which neighbours of the rows' images have these among their own neighbours."""
+    """Return (n, k): whether each neighbour of a row's image has that image among its own neighbours."""
     own = np.arange(rows.start, rows.stop, dtype=np.int32)
     return (neighbours[neighbours[rows]] == own[:, None, None]).any(2)
 
 
 def _encode(among: Distances, neighbours: npt.NDArray[np.int32], largest: Tensor, h: int) -> SparseRows:
-    """(N, N) weights of every image's expanded k-reciprocal neighbours; rows add up to 1 (eq. 7).
+    """Return (N, N) weights of each image's expanded k-reciprocal neighbours; rows sum to 1 (eq. 7).
 
-    The k-reciprocal neighbours of image i, R(i, k), are joined by R(c, h) of every c among them if more than
-    two thirds of R(c, h) are in R(i, k) (eq. 4).
+    The k-reciprocal neighbours R(i, k) of image i are expanded by R(c, h) for each c in R(i, k) such that
+    more than two thirds of R(c, h) are in R(i, k) (eq. 4).
     """
     N, k = neighbours.shape
     nearest = neighbours[:, :h]
     chunks = list(_chunks(np.full(N, k * k * h), VALUES_AT_ONCE))
     nearest_reciprocal = np.concatenate([_reciprocal(nearest, rows) for rows in chunks])
-    # -1 stands for no neighbour: in a row of `members` ...
+    # -1 means no neighbour in `candidates` and `members` ...
     candidates = np.where(nearest_reciprocal, nearest, -1)
     owners, columns = [], []
     for rows in chunks:
         own = neighbours[rows]
         reciprocal = _reciprocal(neighbours, rows)
         theirs = candidates[own]
-        # ... and -2, so that the two are never found equal.
+        # ... and -2 in `wanted`, so that two missing neighbours never compare equal.
         wanted = np.where(reciprocal, own, -2)
         shared = (theirs[..., None] == wanted[:, None, None, :]).any(3).sum(2)
         joins = reciprocal & (shared > 2 / 3 * (theirs >= 0).sum(2))
@@ -206,9 +199,9 @@ def _encode(among: Distances, neighbours: npt.NDArray[np.int32], largest: Tensor
 
 
 def _weights(among: Distances, rows: Ints, columns: npt.NDArray[np.int32], largest: Tensor) -> Floats:
-    """(n,) exp(-distance) of pairs of images, the distance squared and divided by its row's largest."""
+    """Return (n,) exp(-distance) of image pairs; the distance is squared and divided by its row's maximum."""
     row, column = (torch.from_numpy(x).to(largest.device) for x in (rows, columns))
-    weights = largest.new_empty(len(rows))  # made at once, as in `_neighbours`
+    weights = largest.new_empty(len(rows))  # allocated up front, as in `_neighbours`
     for start in range(0, len(rows), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
         distance = among.pairs(row[part], column[part]).square() / largest[row[part]]
@@ -217,7 +210,7 @@ def _weights(among: Distances, rows: Ints, columns: npt.NDArray[np.int32], large
 
 
 def _mean_of_neighbours(encoding: SparseRows, neighbours: npt.NDArray[np.int32]) -> SparseRows:
-    """(N, N) mean encoding of every image's k2 nearest images (local query expansion, eq. 11)."""
+    """Return (N, N) the mean encoding of each image's k2 nearest images (local query expansion, eq. 11)."""
     N, k2 = neighbours.shape
     owners, columns, values = [], [], []
     for rows in _chunks(encoding.count[neighbours].sum(1), VALUES_AT_ONCE):
@@ -235,7 +228,7 @@ def _mean_of_neighbours(encoding: SparseRows, neighbours: npt.NDArray[np.int32])
 
 
 def _chunks(work: npt.NDArray[np.number], limit: int) -> Iterator[slice]:
-    """Consecutive rows whose work adds up to at most `limit`, or single rows that have more."""
+    """Yield slices of consecutive rows whose work sums to at most `limit`, or single rows above it."""
     total = np.cumsum(work)
     start = 0
     while start < len(work):

@@ -1,6 +1,6 @@
 """Losses for training re-identification networks.
 
-A term is added by a file and a line in `TERMS`; `losses.terms` in the config gives it a weight.
+To add a term, add a file here and a line to `TERMS`; `losses.terms` in the config then gives it a weight.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from autoreid.losses.triplet import BatchHardTriplet, batch_hard_triplet
 
 __all__ = ["TERMS", "LossValues", "Outputs", "RetrievalLoss", "Term", "batch_hard_triplet", "build_loss"]
 
-#: Every term by name. The name is also that of its curve in TensorBoard.
+#: All terms by name. TensorBoard shows each term under its name.
 TERMS: dict[str, type[Term]] = {
     "classification": Classification,
     "triplet": BatchHardTriplet,
@@ -23,14 +23,14 @@ TERMS: dict[str, type[Term]] = {
 
 
 def build_loss(settings: Losses, has_auxiliary: bool = False, only_weighted: bool = False) -> RetrievalLoss:
-    """Builds the loss λ · cross-entropy + (1 - λ) · triplet (Auto-ReID, arXiv 1903.09776, section 3.3) + further terms.
+    """Build the loss λ · cross-entropy + (1 - λ) · triplet (Auto-ReID, arXiv 1903.09776, section 3.3) + further terms.
 
     Args:
         has_auxiliary: whether the network has an auxiliary head.
-        only_weighted: leave out terms of weight 0. Their weights in the network then have no gradient.
+        only_weighted: whether to leave out terms of weight 0. Layers that only such terms use then get no gradient.
 
     Raises:
-        ConfigError: `losses.terms` names a term that does not exist, or one that has a key of its own.
+        ConfigError: `losses.terms` names a term that does not exist, or a term whose weight is set by another key.
     """
     share = settings.classification_weight
     weights = {"classification": share, "triplet": 1 - share}

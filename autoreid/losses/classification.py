@@ -1,4 +1,4 @@
-"""Cross-entropy of the identities."""
+"""Cross-entropy over the identities."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from autoreid.losses.term import Outputs, Term
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Computes the mean cross-entropy, a scalar.
+    """Compute the mean cross-entropy, a scalar.
 
     Args:
         logits: (B, identities), or (B, identities, parts) of a network with a classifier for each part.
         labels: (B,) int64.
-        label_smoothing: share of the target that is spread evenly over all identities, from 0 to 1.
+        label_smoothing: share of the target that is distributed evenly over all identities, from 0 to 1.
     """
-    # Half precision loses the small differences between many identities.
+    # In half precision, small differences between many identities would be lost.
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.dim() > 2:
-        # A row for each part: torch's loss over (B, identities, parts) is not deterministic on GPUs.
+        # One row for each image and part: torch's loss over (B, identities, parts) is not deterministic on GPUs.
         labels = labels[:, None].expand(-1, logits.shape[2]).flatten()
         logits = logits.transpose(1, 2).flatten(0, 1)
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -35,7 +35,7 @@ class Classification(Term):
         self.label_smoothing = settings.label_smoothing
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
-        """Computes the term, a scalar."""
+        """Compute the term, a scalar."""
         return cross_entropy(outputs.logits, labels, self.label_smoothing)
 
 
@@ -43,6 +43,6 @@ class AuxiliaryClassification(Classification):
     """Cross-entropy of the auxiliary head's logits (DARTS, arXiv 1806.09055)."""
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
-        """Computes the term, a scalar."""
+        """Compute the term, a scalar."""
         assert outputs.auxiliary is not None  # noqa: S101
         return cross_entropy(outputs.auxiliary, labels, self.label_smoothing)

@@ -16,8 +16,8 @@ class LossValues(NamedTuple):
 
     Attributes:
         total: the loss to minimise, a scalar.
-        terms: each term by name, a scalar, before its weight is applied.
-        accuracy: share of the images whose own identity has the largest logit, a scalar.
+        terms: each term by name, a scalar, not multiplied by its weight.
+        accuracy: fraction of the images that are classified correctly, a scalar.
     """
 
     total: Tensor
@@ -25,7 +25,7 @@ class LossValues(NamedTuple):
     accuracy: Tensor
 
     def metrics(self) -> Tensor:
-        """Returns the values in the order of `RetrievalLoss.metric_names`, (metrics,), without gradient."""
+        """Return the values in the order of `RetrievalLoss.metric_names`, (metrics,), detached."""
         return torch.stack([self.total, *self.terms.values(), self.accuracy]).detach()
 
 
@@ -44,15 +44,15 @@ class RetrievalLoss(nn.Module):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Names of the values that `LossValues.metrics` returns."""
+        """Names of the values that `LossValues.metrics` returns, in the same order."""
         return "loss", *self.terms, "accuracy"
 
     def forward(self, outputs: tuple[Tensor, ...], labels: Tensor) -> LossValues:
-        """Computes all terms and their weighted sum.
+        """Compute all terms and their weighted sum.
 
         Args:
-            outputs: of a network in training mode: embedding (B, D), logits (B, identities) or (B, identities,
-                parts), and the auxiliary head's logits if it has one.
+            outputs: outputs of a network in training mode: the embedding (B, D), the logits (B, identities) or
+                (B, identities, parts), and the logits of the auxiliary head if the network has one.
             labels: (B,) int64.
         """
         named = Outputs(*outputs)
@@ -62,5 +62,5 @@ class RetrievalLoss(nn.Module):
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    whole = logits.flatten(2).mean(2) if logits.dim() > 2 else logits
-    return (whole.argmax(1) == labels).float().mean()
+    mean = logits.flatten(2).mean(2) if logits.dim() > 2 else logits  # over the parts
+    return (mean.argmax(1) == labels).float().mean()

@@ -1,4 +1,4 @@
-"""What every term of the loss has in common."""
+"""The interface of the terms of the loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Outputs(NamedTuple):
     Attributes:
         embedding: (B, D), before the neck.
         logits: (B, identities), or (B, identities, parts) of a network with a classifier for each part.
-        auxiliary: logits (B, identities) of the auxiliary head, if the network has one.
+        auxiliary: logits (B, identities) of the auxiliary head; None if the network has none.
     """
 
     embedding: Tensor
@@ -23,15 +23,15 @@ class Outputs(NamedTuple):
 
 
 class Term(nn.Module, ABC):
-    """A term of the loss, built from the section `losses` of the config."""
+    """A term of the loss. Its constructor takes the section `losses` of the config."""
 
     @abstractmethod
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
-        """Computes the term, a scalar, in float32 or float64.
+        """Compute the term, a scalar, in float32 or float64.
 
-        On several ranks, the gradient is averaged over them. Each rank sees its own share of the batch.
+        On several ranks, each rank computes the term for its share of the batch, and the gradients are averaged.
 
         Args:
-            outputs: of the network, for B images.
+            outputs: outputs of the network for B images.
             labels: (B,) int64.
         """

@@ -1,4 +1,4 @@
-"""The batch-hard triplet loss, of one process or of one rank's share of a larger batch.
+"""The batch-hard triplet loss, for a single process or for one rank's share of a larger batch.
 
 Shape letters: B anchors on this rank, A embeddings on all ranks, D embedding.
 """
@@ -14,7 +14,7 @@ from autoreid.distributed import gather, rank
 from autoreid.layers.autocast import without_autocast
 from autoreid.losses.term import Outputs, Term
 
-#: Squared distances below this count as this: the square root's derivative is infinite at zero.
+#: Lower bound of squared distances, because the derivative of the square root is infinite at zero.
 SMALLEST_SQUARE = 1e-12
 
 
@@ -26,10 +26,10 @@ def batch_hard_triplet(
     all_labels: Tensor | None = None,
     first_anchor: int = 0,
 ) -> Tensor:
-    """Computes the mean loss over the anchors that have a positive and a negative (arXiv 1703.07737, eq. 5).
+    """Compute the mean loss over the anchors that have a positive and a negative (arXiv 1703.07737, eq. 5).
 
-    The positive of an anchor is the farthest other embedding with its label; the negative is the nearest embedding
-    with another label, by Euclidean distance. If there is no such anchor, the loss and its gradients are zero.
+    The positive of an anchor is the farthest other embedding with the same label, and the negative is the nearest
+    embedding with another label, by Euclidean distance. If no anchor has both, the loss and its gradients are zero.
 
     To find positives and negatives on all ranks, pass the embeddings and labels of all ranks, gathered in rank
     order, with equal shares. The average of the result over the ranks is then the loss of one process on the whole
@@ -38,9 +38,10 @@ def batch_hard_triplet(
     Args:
         embeddings: (B, D). The loss is computed in float32, or in float64 for float64, even under autocast.
         labels: (B,) integers.
-        margin: max(positive - negative + margin, 0), or None for the soft margin log(1 + exp(.)).
+        margin: the loss of an anchor is max(positive - negative + margin, 0); with None, the soft margin
+            log(1 + exp(positive - negative)).
         all_embeddings: (A, D), with gradients.
-        all_labels: (A,).
+        all_labels: (A,) integers.
         first_anchor: index of this rank's first row in `all_embeddings`.
     """
     if all_embeddings is None or all_labels is None:
@@ -53,7 +54,7 @@ def batch_hard_triplet(
         )
         losses = F.softplus(difference) if margin is None else F.relu(difference + margin)
 
-        # Each rank counts the valid anchors of all ranks, so that this takes no further collective.
+        # Each rank counts the valid anchors of all ranks itself, which avoids another collective.
         same = (all_labels[:, None] == all_labels).sum(1)
         valid = (same > 1) & (same < len(all_labels))
         own = valid[first_anchor : first_anchor + len(labels)]
@@ -62,7 +63,7 @@ def batch_hard_triplet(
 
 
 def unit_length(embeddings: Tensor) -> Tensor:
-    """Scales embeddings (B, D) to length 1, in float32 or float64."""
+    """Scale embeddings (B, D) to length 1, in float32 or float64."""
     with without_autocast(embeddings.device.type):
         return F.normalize(_at_least_float32(embeddings), dim=1)
 
@@ -77,7 +78,7 @@ class BatchHardTriplet(Term):
         self.normalise = bool(settings.normalise)
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
-        """Computes the term, a scalar."""
+        """Compute the term, a scalar."""
         embeddings = outputs.embedding
         if self.normalise:
             embeddings = unit_length(embeddings)
@@ -91,8 +92,8 @@ class BatchHardTriplet(Term):
 def _hardest(
     embeddings: Tensor, labels: Tensor, all_embeddings: Tensor, all_labels: Tensor, first_anchor: int
 ) -> tuple[Tensor, Tensor]:
-    """Finds the rows of `all_embeddings` with each anchor's positive and negative; row 0 if there is none."""
-    # Differences, not products: exact for near duplicates, and the same for a pair on every rank.
+    """Return the rows of each anchor's positive and negative in `all_embeddings`; row 0 if there is none."""
+    # From differences instead of products: exact for near duplicates, and equal for a pair on every rank.
     distances = torch.cdist(embeddings, all_embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == all_labels
     rows = torch.arange(len(all_labels), device=labels.device)
@@ -103,7 +104,10 @@ def _hardest(
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) Euclidean distances of paired rows, with finite first and second derivatives everywhere."""
+    """Return the Euclidean distance of each row of a (B, D) to the same row of b, (B,).
+
+    First and second derivatives are finite everywhere.
+    """
     return (a - b).square().sum(1).clamp(min=SMALLEST_SQUARE).sqrt()
 
 

@@ -1,4 +1,4 @@
-"""Networks that embed images of people, re-ID heads, and their weights."""
+"""Networks that embed images of people, their sizes and their weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PLAIN = ("plain",) * 6
 _IBN = ("in_after", "in_after", "plain", "plain", "plain", "plain")
 _AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
 
-#: Every fixed network by name; each takes the number of identities and its own options.
+#: Fixed networks by name; each takes the number of identities and its own options.
 NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet50": ResNet50,
     "pcb": PCB,
@@ -53,7 +53,7 @@ def build_from(
     num_identities: int,
     options: Mapping[str, Any],
 ) -> Network:
-    """Build a network by name, with fresh weights from torch's generator.
+    """Build a network by name, with newly initialised weights.
 
     Args:
         networks: functions or classes that take the number of identities and the network's own options. The options of
@@ -63,22 +63,22 @@ def build_from(
         options: the network's own options by name.
 
     Raises:
-        ConfigError: there is no such network or option, one is missing, or a value is out of range.
+        ConfigError: the network or an option is unknown, an option is missing, or a value is out of range.
     """
     if name not in networks:
         nearest = difflib.get_close_matches(name, networks, n=1, cutoff=0)[0]
         raise ConfigError(
-            f"unknown network {name!r}; did you mean {nearest}? Known are {', '.join(networks)}"
+            f"unknown network {name!r}; did you mean {nearest}? Available networks: {', '.join(networks)}"
         )
     if num_identities < 1:
-        raise ConfigError(f"{name}: num_identities = {num_identities}: must be 1 or more")
+        raise ConfigError(f"{name}: num_identities = {num_identities}: must be at least 1")
     build = networks[name]
     parameters = [p for p in inspect.signature(build).parameters.values() if p.name != "num_identities"]
     known = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
     unknown = next((option for option in options if option not in known), None)
     if unknown is not None and len(known) == len(parameters):
-        raise ConfigError(f"{name} has no option {unknown!r}; it has {', '.join(known) or 'none'}")
+        raise ConfigError(f"{name} has no option {unknown!r}; its options are: {', '.join(known) or 'none'}")
     for option, parameter in known.items():
         if parameter.default is parameter.empty and option not in options:
-            raise ConfigError(f"{name} needs the option {option!r}; it has {', '.join(known)}")
+            raise ConfigError(f"{name} requires the option {option!r}; its options are: {', '.join(known)}")
     return build(num_identities, **options)

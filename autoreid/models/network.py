@@ -1,4 +1,4 @@
-"""What every network has in common."""
+"""The base class of all networks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def head(self) -> list[nn.Module]:
-        """Returns the submodules that form the head; all other submodules form the backbone.
+        """Return the submodules that form the head; all other submodules form the backbone.
 
         `training.backbone_scale` and `training.frozen_epochs` treat the backbone differently from the head.
         """
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        """Tells the network where the training is; called before each step.
+        """Tell the network the progress of the training; called before each step.
 
         Args:
-            epoch: epochs that are complete.
-            epochs: epochs of the whole training.
+            epoch: number of complete epochs.
+            epochs: number of epochs in the whole training.
         """

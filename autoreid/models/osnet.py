@@ -15,7 +15,7 @@ from autoreid.layers.recompute import recompute
 from autoreid.models.network import Network
 from autoreid.models.weights import initialise
 
-#: The blocks that OSNet-AIN's search chooses among at each position, as OSBlock's flags (in_inside, in_after).
+#: The candidate blocks in OSNet-AIN's search, as OSBlock's flags (in_inside, in_after).
 OSBLOCKS: dict[str, tuple[bool, bool]] = {
     "plain": (False, False),
     "in_inside": (True, False),
@@ -23,14 +23,14 @@ OSBLOCKS: dict[str, tuple[bool, bool]] = {
     "in_both": (True, True),
 }
 
-#: Of a block; the first ends after one light convolution, the last after four.
+#: Number of streams in a block; they have one to four light convolutions.
 STREAMS = 4
 
 
 def conv_norm(
     in_channels: int, out_channels: int, norm: nn.Module, kernel: int = 1, stride: int = 1, relu: bool = True
 ) -> nn.Sequential:
-    """A convolution without bias → norm (→ ReLU) that keeps the size but for the stride."""
+    """A convolution without bias, a norm, and optionally ReLU; keeps the size if the stride is 1."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, bn=norm)
     if relu:
@@ -39,7 +39,7 @@ def conv_norm(
 
 
 def _light_conv(channels: int, affine: bool) -> nn.Sequential:
-    """The lite 3×3 (section 3.1 of OSNet): a pointwise, then a depthwise convolution, no activation between."""
+    """The Lite 3×3 convolution (section 3.1 of OSNet): pointwise, then depthwise, without activation between."""
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, channels, 1, bias=False),
@@ -51,7 +51,7 @@ def _light_conv(channels: int, affine: bool) -> nn.Sequential:
 
 
 class ChannelGate(nn.Module):
-    """The unified aggregation gate: weighs each channel by what the whole map says of it (section 3.2)."""
+    """The unified aggregation gate (section 3.2): scales each channel, depending on the means of all channels."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class ChannelGate(nn.Module):
 
 
 class OSBlock(nn.Module):
-    """The omni-scale residual block: four streams that see 3, 5, 7 and 9 pixels wide, fused by one shared gate.
+    """The omni-scale residual block: four streams with receptive fields of 3, 5, 7 and 9 pixels, one shared gate.
 
     Args:
-        in_channels: C of the input.
-        out_channels: C of the output; the streams are a quarter as wide.
-        in_inside: instance norm in place of the batch norm at the residual's end, before the addition.
-        in_after: instance norm after the addition.
-        affine: norms learn scale and shift; searches do without.
+        in_channels: number of input channels.
+        out_channels: number of output channels; the streams have a quarter of them.
+        in_inside: replace the batch norm at the end of the residual, before the addition, by instance norm.
+        in_after: apply instance norm after the addition.
+        affine: whether norms have a learnable scale and shift; False in a search.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class OSBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Two blocks in a row.
+    """Two consecutive blocks.
 
     Args:
-        recomputes: whether the backward pass computes the blocks again instead of keeping what is inside them.
+        recomputes: whether the backward pass recomputes the blocks instead of keeping their intermediate results.
     """
 
     def __init__(self, recomputes: bool, *blocks: nn.Module) -> None:
@@ -129,7 +129,7 @@ class Stage(nn.Sequential):
         """(B, in_channels, H, W) -> (B, out_channels, H, W).
 
         Args:
-            inputs: for each block, what it takes beside its map; none if they take nothing else.
+            inputs: further inputs of each block; omitted if the blocks have none.
         """
         recomputes = self.recomputes and torch.is_grad_enabled()
         for block, others in zip(self, inputs or ((), ()), strict=True):
@@ -138,14 +138,14 @@ class Stage(nn.Sequential):
 
 
 class OmniScaleFrame(Network):
-    """All of an omni-scale network but its six blocks, two in each of three stages; an embedding of 512.
+    """An omni-scale network except for its six blocks, two in each of three stages; the embedding has size 512.
 
     Args:
-        build_block: called with a block's position (0 to 5), input and output channels.
-        stem_in: instance norm, not batch norm, after the first convolution.
-        width: multiplies all channels but the embedding's.
-        num_identities: outputs of the classifier.
-        affine: norms learn scale and shift; searches do without.
+        build_block: called with the block's position (0 to 5) and its numbers of input and output channels.
+        stem_in: use instance norm instead of batch norm after the first convolution.
+        width: factor for all channels except the embedding's.
+        num_identities: number of outputs of the classifier.
+        affine: whether norms have a learnable scale and shift; False in a search.
         recomputes: as in `Stage`.
     """
 
@@ -189,7 +189,7 @@ class OmniScaleFrame(Network):
         """Images (B, 3, H, W) -> (B, C, H/16, W/16).
 
         Args:
-            inputs: for each of the six blocks, what it takes beside its map.
+            inputs: further inputs of each of the six blocks.
         """
         x = self.pool2(self.conv2(self.maxpool(self.conv1(images)), *inputs[:2]))
         x = self.pool3(self.conv3(x, *inputs[2:4]))
@@ -197,7 +197,7 @@ class OmniScaleFrame(Network):
         return result
 
     def head(self) -> list[nn.Module]:
-        """Returns the classifier."""
+        """Return the classifier."""
         return [self.classifier]
 
 
@@ -205,16 +205,16 @@ class OSNet(OmniScaleFrame):
     """An omni-scale network.
 
     Args:
-        blocks: six names of `OSBLOCKS`, two a stage.
-        stem_in: instance norm, not batch norm, after the first convolution.
-        width: multiplies all channels but the embedding's.
-        num_identities: outputs of the classifier.
+        blocks: six names from `OSBLOCKS`, two per stage.
+        stem_in: use instance norm instead of batch norm after the first convolution.
+        width: factor for all channels except the embedding's.
+        num_identities: number of outputs of the classifier.
     """
 
     def __init__(self, blocks: Sequence[str], stem_in: bool, width: float, num_identities: int) -> None:
         unknown = sorted(set(blocks) - set(OSBLOCKS))
         if len(blocks) != 6 or unknown:
-            raise ConfigError(f"blocks = {list(blocks)}: expected six, each one of {', '.join(OSBLOCKS)}")
+            raise ConfigError(f"blocks = {list(blocks)}: must be six names from {', '.join(OSBLOCKS)}")
 
         def build_block(position: int, in_channels: int, out_channels: int) -> OSBlock:
             return OSBlock(in_channels, out_channels, *OSBLOCKS[blocks[position]])

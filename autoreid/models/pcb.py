@@ -13,20 +13,20 @@ from autoreid.models.weights import initialise
 
 
 class PCB(ResNetBackbone):
-    """ResNet-50 with last stride 1, its map averaged over M horizontal parts, each part with its own classifier.
+    """ResNet-50 with last stride 1; its map is averaged over M horizontal parts, each with its own classifier.
 
-    The parts share one 1×1 convolution from 2048 to 256 channels with norm and ReLU; dropout stands before it.
-    The published training is the sum of the parts' cross-entropies; there is no loss on the embedding.
+    The parts share one 1×1 convolution from 2048 to 256 channels with norm and ReLU, preceded by dropout.
+    As published, the loss is the sum of the parts' cross-entropies; there is no loss on the embedding.
 
     Args:
-        num_identities: outputs of each classifier.
-        parts: M. Any map height will do: the parts' borders are adaptive pooling's.
-        dropout: probability that a pooled channel is dropped in training.
+        num_identities: number of outputs of each classifier.
+        parts: M; the map's height need not be a multiple of it, as in adaptive pooling.
+        dropout: probability of dropping a pooled channel in training.
     """
 
     def __init__(self, num_identities: int, parts: int = 6, dropout: float = 0.5) -> None:
         if parts < 1:
-            raise ConfigError(f"parts = {parts!r}: must be 1 or more")
+            raise ConfigError(f"parts = {parts!r}: must be at least 1")
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout = {dropout!r}: must be at least 0 and less than 1")
         super().__init__(last_stride=1)
@@ -41,16 +41,16 @@ class PCB(ResNetBackbone):
         initialise(self.classifier)
 
     def head(self) -> list[nn.Module]:
-        """Returns the parts' shared convolution and their classifiers."""
+        """Return the parts' shared convolution and their classifiers."""
         return [self.reduce, self.classifier]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeds images (B, 3, H, W).
+        """Embed images (B, 3, H, W).
 
         Returns:
-            In evaluation the embedding (B, 2048·M) that is ranked: the parts' pooled vectors, each of length 1,
-            ordered by channel, then part. In training (embedding, logits (B, identities, M)), which is the
-            order that `torch.nn.functional.cross_entropy` takes with labels (B, M).
+            In evaluation mode, the embedding (B, 2048·M): the parts' pooled vectors, each normalised to length 1,
+            ordered by channel, then part. In training mode, (embedding, logits (B, identities, M)); this is the
+            order that `torch.nn.functional.cross_entropy` expects for labels (B, M).
         """
         pooled_BCM1 = average_pool(self.feature_map(images), self.parts, 1)
         embedding = F.normalize(pooled_BCM1, dim=1).flatten(1)

@@ -14,15 +14,15 @@ from autoreid.models.weights import initialise
 
 
 class ResNetBackbone(ResNet, Network):
-    """torchvision's ResNet-50 up to its last feature map, so that the state-dict keys are torchvision's.
+    """torchvision's ResNet-50 up to its last feature map, with the same state-dict keys.
 
     Args:
-        last_stride: of the last stage. 1 keeps a map of 1/16 of the image instead of 1/32.
+        last_stride: stride of the last stage; 1 gives a map of 1/16 of the image's size instead of 1/32.
     """
 
-    #: Channels of the last feature map.
+    #: Number of channels of the last feature map.
     channels = 2048
-    # What torchvision's class has, for type checkers.
+    # Attributes of torchvision's class, for type checkers.
     conv1: nn.Module
     bn1: nn.Module
     relu: nn.Module
@@ -48,10 +48,10 @@ class ResNetBackbone(ResNet, Network):
 
 
 class ResNet50(ResNetBackbone):
-    """ResNet-50, average-pooled to an embedding of 2048.
+    """ResNet-50 with average pooling; the embedding has size 2048.
 
-    With the neck, the triplet loss acts on the embedding before its norm, and the normed one is ranked
-    (arXiv 1903.07071, section 3.5). Without it, a linear classifier stands on the embedding, as torchreid trains it.
+    With the neck, the triplet loss uses the embedding before the norm, and ranking the embedding after it
+    (arXiv 1903.07071, section 3.5). Without it, a linear classifier follows the embedding, as in torchreid.
     """
 
     def __init__(self, num_identities: int, last_stride: int = 2, neck: bool = True) -> None:
@@ -62,11 +62,11 @@ class ResNet50(ResNetBackbone):
             initialise(self.classifier)
 
     def head(self) -> list[nn.Module]:
-        """Returns the neck, or the classifier."""
+        """Return the neck, or the classifier."""
         return [self.classifier if self.neck is None else self.neck]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) -> in training (embedding (B, 2048), logits (B, identities)), else what is ranked."""
+        """Images (B, 3, H, W) -> embedding (B, 2048); in training (embedding, logits (B, identities))."""
         embedding = self.feature_map(images).mean(dim=(2, 3))
         if self.neck is None:
             return (embedding, self.classifier(embedding)) if self.training else embedding

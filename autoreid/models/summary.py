@@ -1,4 +1,4 @@
-"""How large a network is: its parameters and its multiply-accumulates."""
+"""The size of a network: parameters and multiply-accumulates, and the images that it accepts."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from autoreid.errors import ConfigError
 
 
-def count_parameters(network: nn.Module, without_classifier: bool = True) -> int:
-    """Weights of a network; the classifier, which grows with the training set, is left out as papers do.
+def count_parameters(network: nn.Module) -> int:
+    """Count the parameters of a network.
 
-    So is an auxiliary head, which serves training alone.
+    As in the literature, the classifier is not counted, because it grows with the training set, and neither is an
+    auxiliary head, which is used only in training.
     """
-    left_out = {"classifier", "auxiliary"} if without_classifier else set()
+    excluded = {"classifier", "auxiliary"}
     return sum(
         parameter.numel()
         for name, parameter in network.named_parameters()
-        if left_out.isdisjoint(name.split("."))
+        if excluded.isdisjoint(name.split("."))
     )
 
 
 def count_macs(network: nn.Module, height: int, width: int) -> int:
-    """Multiply-accumulates of convolutions and matrix products that embed one image, as papers count them.
+    """Count the multiply-accumulates of convolutions and matrix products for embedding one image.
 
-    The network is in evaluation mode, so no classifier runs, and on the meta device, so nothing is computed.
+    The network is run in evaluation mode, without the classifier, and on the meta device, without computing.
     """
     shapes_only = copy.deepcopy(network).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -36,7 +37,7 @@ def count_macs(network: nn.Module, height: int, width: int) -> int:
 
 
 def check_input_size(network: nn.Module, height: int, width: int) -> None:
-    """Raises ConfigError where images of height × width pixels are too small for a network, by its shapes alone."""
+    """Raise ConfigError if images of height × width pixels are too small for a network; computes only shapes."""
     try:
         count_macs(network, height, width)
     except (ValueError, RuntimeError) as error:

@@ -1,1 +1,1 @@
-"""What a run shows: genotype graphs, TensorBoard, logs and the run folder."""
+"""Reports of runs: genotype graphs, TensorBoard, logs and the run folder."""

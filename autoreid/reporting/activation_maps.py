@@ -1,6 +1,6 @@
-"""Where a network looks: its last feature map's activations over the image.
+"""Activation maps: the activations of a network's last feature map, shown over the image.
 
-Shape letters: B images, C channels, H and W pixels, h and w the feature map's size.
+Shape letters: B images, C channels, H and W size of the image, h and w size of the feature map.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from torchvision.utils import make_grid
 from autoreid.data.transforms import denormalise
 from autoreid.errors import RunError
 
-#: Share of the map in the overlay.
+#: Opacity of the map in the overlay.
 OPACITY = 0.6
-#: Small images are enlarged to about so many pixels.
+#: Approximate height in pixels to which small images are enlarged.
 HEIGHT = 192
-#: Images side by side on a sheet, each with its map and the overlay.
+#: Images per row of a sheet, each with its map and the overlay.
 COLUMNS = 4
 
 
 @torch.inference_mode()
 def activation_maps(network: nn.Module, images: Tensor) -> Tensor:
-    """The sum over channels of the squared activations (arXiv 1612.03928, eq. 2) of the last feature map.
+    """Return the sum over channels of the squared activations of the last feature map (arXiv 1612.03928, eq. 2).
 
-    That is the last 4-D tensor of more than one pixel that any module puts out: of every network here the
-    one that it pools.
+    The last feature map is the last 4-D output of a module with more than one pixel. In every network of this package
+    it is the input of the global pooling.
 
     Args:
-        network: in evaluation mode.
-        images: (B, 3, H, W), normalised, on the network's device.
+        network: network in evaluation mode.
+        images: (B, 3, H, W), normalised, on the device of the network.
 
     Returns:
-        (B, h, w) float32.
+        The maps (B, h, w) in float32.
 
     Raises:
-        RunError: no module puts out a feature map.
+        RunError: no module has a feature map as its output.
     """
     last: list[Tensor] = []
 
@@ -52,12 +52,12 @@ def activation_maps(network: nn.Module, images: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     if not last:
-        raise RunError(f"{type(network).__name__}: no module puts out a feature map (B, C, h, w)")
+        raise RunError(f"{type(network).__name__}: no module has a feature map (B, C, h, w) as its output")
     return last[0].float().square().sum(1)
 
 
 def draw_activation_maps(network: nn.Module, images: Tensor) -> Image.Image:
-    """A sheet of image, map and overlay for each of the images (B, 3, H, W); blue is least, red is most."""
+    """Return a sheet with image, map and overlay for each image (B, 3, H, W), from blue (lowest) to red (highest)."""
     H, W = images.shape[2:]
     maps = activation_maps(network, images)[:, None].cpu()
     maps = F.interpolate(maps, (H, W), mode="bilinear", align_corners=False)[:, 0]
@@ -66,7 +66,7 @@ def draw_activation_maps(network: nn.Module, images: Tensor) -> Image.Image:
     pictures = denormalise(images).float() / 255
     overlay = (1 - OPACITY) * pictures + OPACITY * heat
     triples = torch.stack([pictures, heat, overlay], dim=1)  # (B, 3, 3, H, W)
-    # Each triple becomes one wide image, so that the sheet's gaps stand between people.
+    # Each triple becomes one wide image, so that the gaps of the sheet are between people.
     wide = triples.permute(0, 2, 3, 1, 4).reshape(len(images), 3, H, 3 * W)
     wide = F.interpolate(wide, scale_factor=max(1, round(HEIGHT / H)))
     sheet = make_grid(wide, nrow=COLUMNS, padding=6, pad_value=1.0)
@@ -74,6 +74,6 @@ def draw_activation_maps(network: nn.Module, images: Tensor) -> Image.Image:
 
 
 def rainbow(values: Tensor) -> Tensor:
-    """Values (B, H, W) from 0 to 1 as colours (B, 3, H, W): blue, cyan, yellow, red."""
+    """Map values (B, H, W) from 0 to 1 to colours (B, 3, H, W) from blue over cyan and yellow to red."""
     centres = torch.tensor([3.0, 2.0, 1.0]).view(3, 1, 1)
     return (1.5 - (4 * values[:, None] - centres).abs()).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: scalars, pictures and texts in an event file."""
+"""Write scalars, images and texts of a run for TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from autoreid.files import make_folder
 
 logger = logging.getLogger(__name__)
 
-#: Longest time in seconds that a value waits in memory while others follow it.
+#: Seconds after which the next write flushes buffered values.
 _FLUSH_SECONDS = 30.0
 
 
 class Board:
-    """Writes one event file of a run; rank 0's alone.
+    """Writes an event file for TensorBoard, on rank 0.
 
-    tensorboardX's SummaryWriter hands events to a thread, which dies on a full disk and leaves the training
-    to wait for it forever. Here its event file is written to directly: on an error the board warns and
-    falls silent, and the run goes on. All calls of a run count the same step, since a resume hides by step.
+    The file is written directly instead of with tensorboardX's SummaryWriter, whose thread dies on a full disk and then
+    blocks the training for ever. Here an error is logged, nothing more is written, and the run continues. All values of
+    a run must count the same steps, because TensorBoard hides the values of a resumed run by step.
     """
 
     def __init__(self, folder: Path, after_step: int = -1) -> None:
-        """Starts a new event file in a folder, made where it is missing.
+        """Create a new event file in a folder, which is created if it does not exist.
 
-        Of earlier files in the folder, TensorBoard goes on to show the steps up to `after_step`, the last
-        one that the checkpoint holds; the steps after it come again. By default it hides all of them.
+        Args:
+            folder: folder of the event files.
+            after_step: step of the checkpoint from which the run resumes. TensorBoard hides later steps in existing
+                event files of the folder; by default it hides all of them.
         """
-        make_folder(folder, "set output_dir to a folder that can be written")
-        # TensorBoard reads files in the order of their names, whose time has whole seconds: number them.
+        make_folder(folder, "set output_dir to a writable folder")
+        # TensorBoard sorts files by name. The time in the name only has a resolution of seconds, hence the number.
         number = sum(1 for _ in folder.glob("events.out.tfevents.*"))
         self._writer: EventsWriter | None = None
         self._folder = folder
@@ -45,42 +47,46 @@ class Board:
         try:
             self._writer = EventsWriter(str(folder / "events"), f".{number:04d}")
         except OSError as error:
-            self._fall_silent(error)
+            self._disable(error)
         self._write(Event(session_log=SessionLog(status=SessionLog.START)), after_step + 1)
         self.flush()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Adds a point to the curve of each tag."""
+        """Add a point to the curve of each tag."""
         for tag, value in values.items():
             self._write(Event(summary=summary.scalar(tag, value)), step)
 
     def picture(self, tag: str, picture: Path | np.ndarray, step: int) -> None:
-        """Adds a picture, a file or uint8 (H, W, 3), to a tag; TensorBoard's slider walks through its steps."""
+        """Add a picture to a tag; TensorBoard has a slider for the steps of a tag.
+
+        Args:
+            picture: image file, or uint8 array (H, W, 3).
+        """
         if isinstance(picture, Path):
             with Image.open(picture) as image:
                 picture = np.asarray(image.convert("RGB"))
         self._write(Event(summary=summary.image(tag, picture, dataformats="HWC")), step)
 
     def text(self, tag: str, markdown: str, step: int = 0) -> None:
-        """Adds a text, shown as Markdown."""
+        """Add a text, which TensorBoard shows as Markdown."""
         self._write(Event(summary=summary.text(tag, markdown)), step)
 
     def flush(self) -> None:
-        """Hands all that was added to the operating system, where TensorBoard finds it."""
+        """Write buffered values to the file, where TensorBoard can read them."""
         self._flushed = time.monotonic()
         if self._writer is not None:
             try:
                 self._writer.flush()
             except OSError as error:
-                self._fall_silent(error)
+                self._disable(error)
 
     def close(self) -> None:
-        """Writes what is left and closes the file; the board takes nothing more."""
+        """Write buffered values and close the file; later calls do nothing."""
         if self._writer is not None:
             try:
                 self._writer.close()
             except OSError as error:
-                self._fall_silent(error)
+                self._disable(error)
         self._writer = None
 
     def __enter__(self) -> Board:
@@ -98,11 +104,11 @@ class Board:
         try:
             self._writer.write_event(event)
         except OSError as error:
-            self._fall_silent(error)
+            self._disable(error)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
-    def _fall_silent(self, error: OSError) -> None:
-        """Stops writing: what follows a record that was cut off could not be read anyway."""
+    def _disable(self, error: OSError) -> None:
+        """Stop writing: TensorBoard cannot read beyond a truncated record."""
         self._writer = None
-        logger.warning("%s: TensorBoard gets no more of this run: %s", self._folder, error.strerror)
+        logger.warning("%s: cannot write for TensorBoard any more: %s", self._folder, error.strerror)

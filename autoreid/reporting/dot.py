@@ -1,4 +1,4 @@
-"""Pictures of graph texts, laid out by Graphviz's `dot` program."""
+"""Draw Graphviz .gv texts with the `dot` program."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from autoreid.files import write_atomically
 
 
 def draw_graph(gv_path: Path, folder: Path) -> Path:
-    """Draws a .gv text as a PNG of the same name in a folder and returns its path.
+    """Draw a .gv text as a PNG file of the same name in a folder, and return the path of the picture.
 
-    Raises RunError that says what to do when there is no `dot` program or it fails, or the text or the
-    picture cannot be read or written.
+    Raises:
+        RunError: `dot` is not installed or fails, or a file cannot be read or written.
     """
     try:
         png = graphviz.pipe("dot", "png", gv_path.read_bytes(), quiet=True)
     except graphviz.ExecutableNotFound as error:
-        remedy = "`apt install graphviz` or `conda install graphviz` gets it"
-        raise RunError(f"no `dot` program on PATH, which draws genotypes: {remedy}") from error
+        remedy = "install it with `apt install graphviz` or `conda install graphviz`"
+        raise RunError(
+            f"Graphviz's `dot` program, which draws genotypes, is not on PATH; {remedy}"
+        ) from error
     except graphviz.CalledProcessError as error:
         lines = (error.stderr or b"").decode(errors="replace").split("\n")
         raise RunError(f"{gv_path}: `dot` cannot draw the graph: {lines[0] or error}") from error

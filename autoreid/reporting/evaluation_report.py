@@ -1,8 +1,9 @@
-"""What an evaluation shows: the table of sources and targets, result.json, pictures and TensorBoard."""
+"""The report of an evaluation: table of sources and targets, result.json, pictures and TensorBoard."""
 
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +16,19 @@ from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.ranking import RetrievalResult
 from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.board import Board
-from autoreid.reporting.cmc_curve import draw_cmc_curve
+from autoreid.reporting.cmc_curve import draw_cmc_curves
 from autoreid.reporting.run_folder import RunFolder
 
+_log = logging.getLogger(__name__)
 
-class Cell(NamedTuple):
+
+class TableCell(NamedTuple):
     """A cell of the cross-domain table.
 
     Attributes:
-        source: what embedded the images: a checkpoint or a file of features.
-        target: the data set, or the file of gallery features.
-        settings: how they were embedded and ranked.
+        source: name of the checkpoint or feature file that the embeddings come from.
+        target: name of the data set, or of the file with the gallery's features.
+        settings: how the images were embedded and ranked.
     """
 
     source: str
@@ -34,8 +37,8 @@ class Cell(NamedTuple):
     result: RetrievalResult
 
 
-def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
-    """What result.json holds: `results`, the cells with their figures as fractions of 1."""
+def as_json(cells: Sequence[TableCell]) -> dict[str, Any]:
+    """Return the content of result.json: the cells under `results`, with all metrics as fractions of 1."""
     results = []
     for source, target, settings, result in cells:
         figures = {"map": result.map, "cmc": result.cmc, "minp": result.minp}
@@ -44,8 +47,11 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
     return {"results": results}
 
 
-def as_table(cells: Sequence[Cell]) -> str:
-    """Sources as rows, targets as columns; mAP and rank-1 in percent. Below, the precisions and what was left out."""
+def as_table(cells: Sequence[TableCell]) -> str:
+    """Return the table as text: sources as rows, targets as columns, mAP and rank-1 in percent.
+
+    The lines below the table give the precision of each source, and the number of queries without a match.
+    """
     rows = _rows(cells)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
@@ -56,12 +62,12 @@ def as_table(cells: Sequence[Cell]) -> str:
         if result.valid_queries < result.queries:
             left_out = result.queries - result.valid_queries
             lines.append(
-                f"{target}: {left_out} of {result.queries} queries have no match and are not counted"
+                f"{target}: {left_out} of {result.queries} queries have no match in the gallery and are not counted"
             )
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _rows(cells: Sequence[Cell]) -> list[list[str]]:
+def _rows(cells: Sequence[TableCell]) -> list[list[str]]:
     shown = {
         (cell.source, cell.target): f"{100 * cell.result.map:.1f} / {100 * cell.result.cmc[1]:.1f}"
         for cell in cells
@@ -73,17 +79,22 @@ def _rows(cells: Sequence[Cell]) -> list[list[str]]:
 
 
 class EvaluationReport:
-    """The folder of an evaluation, written by rank 0 while the table fills.
+    """Writes the folder of an evaluation, on rank 0, one cell of the table at a time.
 
-    result.json, cmc.png and tensorboard/, and for each cell SOURCE/TARGET/ with its pictures and features.
+    The folder has result.json, cmc.png (with matplotlib), tensorboard/, and for each cell SOURCE/TARGET/ with its
+    pictures and features.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder; raises ConfigError if it cannot, or if the folder is that of a run."""
+        """Create the folder.
+
+        Raises:
+            ConfigError: the folder cannot be created, or is the folder of a run.
+        """
         self.folder = RunFolder(folder)
         if self.folder.config.exists():
-            raise ConfigError(f"{folder}: holds a run, whose result.json must stay; give another --output")
-        make_folder(folder, "give another --output")
+            raise ConfigError(f"{folder}: holds a run; set another --output to keep the run's result.json")
+        make_folder(folder, "set another --output")
         self.board = Board(self.folder.tensorboard)
 
     def __enter__(self) -> EvaluationReport:
@@ -95,11 +106,11 @@ class EvaluationReport:
         self.board.close()
 
     def add(
-        self, cell: Cell, pictures: Mapping[str, Image.Image], features: Mapping[str, FeatureSet]
+        self, cell: TableCell, pictures: Mapping[str, Image.Image], features: Mapping[str, FeatureSet]
     ) -> None:
-        """Takes a cell's figures, and its pictures and features, each by the name of the file."""
+        """Write the metrics, pictures and features of a cell; pictures and features by their file names."""
         folder = self.folder.root / cell.source / cell.target
-        make_folder(folder, "give another --output")
+        make_folder(folder, "set another --output")
         for part, feature_set in features.items():
             feature_set.save(folder / f"{part}.npz")
         name = f"{cell.source}/{cell.target}"
@@ -109,15 +120,18 @@ class EvaluationReport:
         for what, picture in pictures.items():
             self._show(f"{what}/{name}", picture, folder / f"{what}.png")
 
-    def finish(self, cells: Sequence[Cell]) -> None:
-        """Writes result.json, and shows the table and the CMC curves."""
+    def finish(self, cells: Sequence[TableCell]) -> None:
+        """Write result.json, and add the table and the CMC curves to TensorBoard."""
         self.folder.write_result(as_json(cells))
         self.folder.write_environment({})
         curves = {}
         for cell in cells:
             label = f"{cell.source} on {cell.target}: mAP {100 * cell.result.map:.1f} %"
             curves[label] = cell.result.cmc
-        self._show("cmc", draw_cmc_curve(curves), self.folder.root / "cmc.png")
+        try:
+            self._show("cmc", draw_cmc_curves(curves), self.folder.root / "cmc.png")
+        except ImportError:
+            _log.warning("cmc.png was not drawn, because matplotlib is not installed: pip install matplotlib")
         head, *rows = [f"| {' | '.join(row)} |" for row in _rows(cells)]
         self.board.text("table", "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]))
 

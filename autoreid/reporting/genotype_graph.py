@@ -1,4 +1,4 @@
-"""Genotypes as graph texts, and as pictures where Graphviz's `dot` program is installed."""
+"""Write genotypes as Graphviz .gv texts, and as pictures if the `dot` program is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import graphviz
 from autoreid.errors import RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.dot import draw_graph
-from autoreid.spaces.drawing import Arrow, Drawing, Group, Node
+from autoreid.spaces.drawing import ARROW, PAGE, Arrow, Drawing, Group, Node
 from autoreid.spaces.genotype import Genotype
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,12 @@ _warned = False
 
 
 def as_graph(drawing: Drawing) -> graphviz.Digraph:
-    """The graph of a drawing; equal drawings give equal text."""
+    """Return the graph of a drawing. Equal drawings give equal texts."""
     graph = graphviz.Digraph(
         drawing.name,
-        graph_attr={**drawing.page, "label": f"<{drawing.title}>"},
+        graph_attr={**PAGE, "label": f"<{drawing.title}>"},
         node_attr=dict(drawing.nodes),
-        edge_attr=dict(drawing.arrows),
+        edge_attr=ARROW,
     )
     for item in drawing.items:
         if isinstance(item, Group):
@@ -45,11 +45,13 @@ def _add(graph: graphviz.Digraph, item: Node | Arrow) -> None:
 
 
 def write_graphs(genotype: Genotype, folder: Path, stem: str, caption: str) -> list[Path]:
-    """Writes the graph texts, such as `<stem>-normal.gv` and `<stem>-reduce.gv`, each replaced in one step.
+    """Write the .gv texts of a genotype atomically, for example `<stem>-normal.gv` and `<stem>-reduce.gv`.
 
-    Makes the folder where it is missing. Raises ConfigError or RunError, naming the path, when it cannot.
+    Raises:
+        ConfigError: the folder cannot be created.
+        RunError: a file cannot be written.
     """
-    make_folder(folder, "give a folder for the genotypes that can be written")
+    make_folder(folder, "choose a writable folder for the genotypes")
     paths = []
     for part, drawing in genotype.drawings(caption).items():
         paths.append(folder / f"{stem}-{part}.gv")
@@ -58,18 +60,15 @@ def write_graphs(genotype: Genotype, folder: Path, stem: str, caption: str) -> l
 
 
 def draw_genotype(genotype: Genotype, folder: Path, stem: str, caption: str) -> list[Path]:
-    """Writes a genotype's graphs, such as `<stem>-normal.gv` and `<stem>-reduce.gv`, with a .png beside each.
-
-    Returns the pictures that could be drawn.
-    """
+    """Write the .gv texts of a genotype with a .png file for each, and return the paths of the pictures."""
     return draw_where_possible(write_graphs(genotype, folder, stem, caption))
 
 
 def draw_where_possible(gv_paths: Iterable[Path]) -> list[Path]:
-    """Draws .gv texts as a .png beside each, and returns the pictures drawn.
+    """Draw .gv texts as .png files in the same folder, and return the paths of the pictures.
 
-    A picture that cannot be drawn, say for want of the `dot` program, does not stop a search: the process
-    warns once, and the texts stay for `python -m autoreid.render`.
+    A picture that cannot be drawn, for example because `dot` is not installed, does not stop a search. The first
+    failure is logged as a warning, and `python -m autoreid.render` can draw the texts later.
     """
     pictures = []
     for gv_path in gv_paths:
@@ -81,9 +80,9 @@ def draw_where_possible(gv_paths: Iterable[Path]) -> list[Path]:
 
 
 def _warn_once(error: RunError) -> None:
-    """One warning a process: a search of 210 epochs must not repeat it 420 times."""
+    """Log a warning only once per process: a search of 210 epochs would otherwise repeat it 420 times."""
     global _warned
     if not _warned:
-        later = "the graph texts are kept and `python -m autoreid.render PATH` draws them later"
-        logger.warning("%s; %s", error, later)
+        remedy = "the .gv files are kept; draw them later with `python -m autoreid.render PATH`"
+        logger.warning("%s; %s", error, remedy)
         _warned = True

@@ -1,7 +1,7 @@
-"""What happened to a run: submitted, started, stopped, requeued, finished or failed; a line of JSON an event.
+"""The history of a run in history.jsonl: one event per line.
 
-A run may live through many processes and jobs. Each tells the file when it starts and how it ends; a start without
-an end was killed. Any process may add a line, so lines are short and appended in one write.
+A run can span many processes and jobs. Each of them records its start and its end; a start without an end means that
+the process was killed. Several processes may append lines, so each line is short and appended in a single write.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ FILE = "history.jsonl"
 
 
 class Event(NamedTuple):
-    """One line.
+    """One event of a run.
 
     Attributes:
-        seconds: since the epoch, by the writer's clock.
-        job: Slurm's job id, as squeue shows it; None outside Slurm.
-        restart: how often Slurm had requeued the job by then.
-        step: steps that the run had done; None if the writer does not know.
-        reason: why, in words.
+        kind: what happened.
+        seconds: time of the event, in seconds since the Unix epoch.
+        host: name of the machine.
+        job: Slurm's job id, as shown by squeue; None outside Slurm.
+        restart: how often Slurm had restarted the job.
+        step: number of completed steps of the run; None if unknown.
+        reason: reason of the event, for example the error message.
     """
 
     kind: Kind
@@ -42,7 +44,7 @@ class Event(NamedTuple):
 
 
 def current_job() -> tuple[str | None, int]:
-    """The Slurm job that this process is part of, by its own number, and how often it was requeued."""
+    """Return the id of the Slurm job of this process, or None, and how often the job was restarted."""
     return os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
@@ -53,10 +55,11 @@ def record(
     reason: str = "",
     job: tuple[str | None, int] | None = None,
 ) -> None:
-    """Adds an event to a run folder's history.
+    """Append an event to the history in a run folder.
 
     Args:
-        job: number and restarts; by default those of the job that this process is part of.
+        run: the run folder.
+        job: job id and number of restarts; by default those of the job of this process.
 
     Raises:
         RunError: the file cannot be written.
@@ -74,7 +77,7 @@ def record(
 
 
 def read_history(run: Path) -> list[Event]:
-    """The events in order; lines that a crash cut off are skipped; without a file there are none."""
+    """Return the events of a run folder in order. Invalid or truncated lines are skipped; the file may be missing."""
     try:
         lines = (run / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -91,13 +94,13 @@ def _parse(line: str) -> Event | None:
     return event if event.kind in get_args(Kind) else None
 
 
-def of_incarnation(events: Sequence[Event], job: str | None, restart: int) -> list[Event]:
-    """The events of a job between two requeues."""
+def events_of_start(events: Sequence[Event], job: str | None, restart: int) -> list[Event]:
+    """Return the events of one start of a job: those between two requeues."""
     return [event for event in events if (event.job, event.restart) == (job, restart)]
 
 
 def starts_without_progress(events: Sequence[Event]) -> int:
-    """How many of the last starts, one after another, began at the same step as the newest."""
+    """Return the number of consecutive starts, up to the last one, that began at the same step."""
     steps = [event.step for event in events if event.kind == "started"]
     count = 0
     for step in reversed(steps):

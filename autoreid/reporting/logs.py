@@ -1,4 +1,4 @@
-"""What a run says while it goes: a log file for each rank, rank 0's console, progress bars and plain lines."""
+"""Log files of all ranks, the console of rank 0, progress bars and periodic progress lines."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y
 
 
 def start_logging(folder: Path, rank: int) -> None:
-    """Sends what the package logs to `rank<rank>.log` in a folder, and on rank 0 to the console (stderr) as well.
+    """Log the messages of the package to `rank<rank>.log` in a folder, and on rank 0 also to the console (stderr).
 
-    The file is appended to, so that a resumed run goes on in it; it takes debug messages and tracebacks, the
-    console neither. Called again, it replaces what an earlier call set up.
+    The file is appended to if it exists. Only the file gets debug messages and tracebacks. A second call replaces the
+    handlers of the first one.
 
-    Raises ConfigError when the file cannot be opened.
+    Raises:
+        ConfigError: the file cannot be opened.
     """
-    make_folder(folder, "set output_dir to a folder that can be written")
+    make_folder(folder, "set output_dir to a writable folder")
     path = folder / f"rank{rank}.log"
     try:
         file: logging.Handler = logging.FileHandler(path, encoding="utf-8")
@@ -46,9 +47,9 @@ def start_logging(folder: Path, rank: int) -> None:
 
 
 def progress_bar(total: int, initial: int, description: str, enabled: bool) -> tqdm:
-    """A progress bar on stderr, with `initial` of `total` steps already done.
+    """Return a progress bar on stderr, with `initial` of `total` steps completed.
 
-    It is silent unless `enabled` (rank 0) and stderr is a terminal: in a file it would be a line without end.
+    The bar is only shown if `enabled` is true and stderr is a terminal.
     """
     shown = enabled and sys.stderr.isatty()
     return tqdm(
@@ -57,14 +58,19 @@ def progress_bar(total: int, initial: int, description: str, enabled: bool) -> t
 
 
 class PeriodicLine:
-    """A plain line in the log every so many seconds, where a file or a batch job has no progress bar:
-    "epoch 3 step 40/120 loss 2.31 12.3 images/s eta 0:03:10".
+    """Logs the progress as a line at regular intervals, for log files and batch jobs, which have no progress bar.
+
+    A line looks like "epoch 3 step 40/120 loss 2.31 12.3 images/s eta 0:03:10".
     """
 
     def __init__(
         self, total: int, initial: int, every_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Starts the clock with `initial` of `total` steps done; speeds count from the line before."""
+        """Start the clock, with `initial` of `total` steps completed.
+
+        Args:
+            every_seconds: seconds between two lines.
+        """
         self.total = total
         self._every_seconds = every_seconds
         self._clock = clock
@@ -73,9 +79,13 @@ class PeriodicLine:
     def update(
         self, description: str, step: int, images: int, values: Callable[[], Mapping[str, float]]
     ) -> bool:
-        """Counts the images of one step and, when it is time, logs a line; says whether it did.
+        """Add the images of one step, and log a line if it is due; return whether a line was logged.
 
-        `step` is the number of steps done; `values` is called for a line alone, so that it may wait for a GPU.
+        Args:
+            description: beginning of the line, such as "epoch 3".
+            step: number of completed steps.
+            images: number of images of the step.
+            values: returns metrics for the line; only called if a line is due, because it may synchronise with a GPU.
         """
         self._images += images
         seconds = self._clock() - self._since
@@ -94,7 +104,7 @@ class PeriodicLine:
 
 
 class _Console(logging.Handler):
-    """Rank 0's stderr: one line a message, written above a progress bar rather than through it."""
+    """Write one line per message to stderr, above the progress bar if there is one."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

@@ -1,4 +1,4 @@
-"""A derived network as a picture: what it is made of, in order, with the shapes that each part gives."""
+"""Draw a derived network: its parts in order, with their output shapes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from autoreid.spaces.space import Derived
 
 
 def network_graph(network: Derived, height: int, width: int, caption: str) -> graphviz.Digraph:
-    """The graph of a whole derived network for images of height × width pixels, left to right.
+    """Return the graph of a derived network for images of height × width pixels.
 
-    Each box says what it is and the (C, H, W) that it gives. Above stand the caption, all parameters but the
-    classifier's, and multiply-accumulates. Nothing is computed: shapes come from the meta device.
+    Each box has the name and the output shape C × H × W of a part. The title has the caption, the number of parameters
+    without the classifier, and the multiply-accumulates. The shapes are computed on the meta device.
     """
     size = f"{abbreviate(count_parameters(network))} parameters, {abbreviate(count_macs(network, height, width))} MACs"
     shapes = _output_shapes(network, height, width)
@@ -26,7 +26,7 @@ def network_graph(network: Derived, height: int, width: int, caption: str) -> gr
 
 
 def _output_shapes(network: nn.Module, height: int, width: int) -> dict[str, str]:
-    """C × H × W of what each module gives, by its name; of the images under ""."""
+    """Return the output shape C × H × W of each module, by its name; the shape of the images under ""."""
     shapes_only = copy.deepcopy(network).to("meta").eval()
     shapes: dict[str, str] = {}
 

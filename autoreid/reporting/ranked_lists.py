@@ -1,4 +1,4 @@
-"""Ranked lists as a picture: each query with the gallery images nearest to it, right ones green, wrong ones red.
+"""Draw ranked lists: each query with its nearest gallery images, framed in green if they match and red if not.
 
 Shape letters: Q queries, G gallery images.
 """
@@ -18,19 +18,19 @@ from autoreid.evaluation.features import FeatureSet
 
 RIGHT, WRONG, QUERY = (34, 160, 70), (214, 39, 40), (70, 80, 90)
 INK = (30, 30, 30)
-#: Pixels of an image, of its border, and of what lies around it.
+#: Sizes in pixels: of an image, of its border, and of the space around it.
 IMAGE, BORDER = (72, 144), 5
 MARGIN, HEADER, CAPTION = 12, 22, 36
 CELL = (IMAGE[0] + 2 * BORDER + 8, IMAGE[1] + 2 * BORDER + CAPTION)
 
 
 class RankedList(NamedTuple):
-    """One query's first gallery images, from the nearest to the farthest.
+    """The first gallery images of a query, in order of increasing distance.
 
     Attributes:
-        gallery: their places in the gallery.
-        distances: their distances.
-        right: whether each shows the query's person.
+        gallery: indices into the gallery.
+        distances: distances to the query.
+        right: whether each image shows the person of the query.
     """
 
     gallery: npt.NDArray[np.int64]
@@ -39,20 +39,20 @@ class RankedList(NamedTuple):
 
 
 def hardest_queries(average_precision: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
-    """The places of the `count` queries of lowest average precision (Q,), lowest first.
+    """Return the indices of the `count` queries with the lowest average precision (Q,), lowest first.
 
-    Queries without a match, whose average precision is NaN, are left out.
+    Queries without a match, whose average precision is NaN, are excluded.
     """
-    order = np.argsort(average_precision, kind="stable")  # NaN comes last
+    order = np.argsort(average_precision, kind="stable")  # NaN is sorted last
     return order[: min(count, np.count_nonzero(~np.isnan(average_precision)))]
 
 
 def rank_lists(
     distances: npt.NDArray[np.float32], query: FeatureSet, gallery: FeatureSet, top: int = 10
 ) -> list[RankedList]:
-    """The first `top` gallery images of every query by distances (Q, G); equal ones keep the gallery's order.
+    """Return the `top` nearest gallery images of every query by distances (Q, G), with ties in gallery order.
 
-    Images of the query's own identity and camera, and of identity JUNK, are not in the lists.
+    Images with the identity and camera of the query, and images of identity JUNK, are excluded.
     """
     lists = []
     for row, identity, camera in zip(distances, query.identities, query.cameras, strict=True):
@@ -71,20 +71,20 @@ def draw_ranked_lists(
     average_precision: npt.NDArray[np.float64],
     title: str,
 ) -> Image.Image:
-    """A row for each query and its list, with camera and distance under each image.
+    """Draw a row for each query and its ranked list, with camera and distance below each image.
 
     Args:
-        lists: of the queries, in order.
-        query: Q queries with the paths of their images.
-        gallery: what `lists` point into.
-        average_precision: (Q,) of the queries, shown beside them.
-        title: stands above.
+        lists: ranked lists of the queries, in order.
+        query: the Q queries, with the paths of their images.
+        gallery: the gallery that `lists` index.
+        average_precision: average precision of each query (Q,), shown below its image.
+        title: title of the picture.
 
     Raises:
         DataError: an image cannot be read.
     """
     columns = 1 + max((len(ranked.gallery) for ranked in lists), default=0)
-    # The query stands apart from its list.
+    # There is an additional margin between a query and its list.
     size = (3 * MARGIN + columns * CELL[0], 2 * MARGIN + 2 * HEADER + len(lists) * CELL[1])
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -112,7 +112,7 @@ def _left(column: int) -> int:
 def _draw_cell(
     sheet: Image.Image, corner: tuple[int, int], path: str, colour: tuple[int, int, int], caption: str
 ) -> None:
-    """Pastes an image with its border at a corner, and writes its caption below."""
+    """Draw an image with its border, and its caption below; `corner` is the upper left corner."""
     draw = ImageDraw.Draw(sheet)
     left, top = corner
     right, bottom = left + IMAGE[0] + 2 * BORDER, top + IMAGE[1] + 2 * BORDER
@@ -125,5 +125,5 @@ def _draw_cell(
 
 def _read_image(path: str) -> Image.Image:
     if not path:
-        raise DataError("the features come without the paths of their images, which cannot be shown")
+        raise DataError("the features have no image paths, so the images cannot be shown")
     return decode(path).resize(IMAGE, Image.Resampling.BICUBIC)

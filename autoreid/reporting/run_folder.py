@@ -1,4 +1,4 @@
-"""The folder of one run: its config, checkpoints, logs, metrics, environment and result."""
+"""The folder of a run, with its config, checkpoints, logs, metrics, environment and result."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from autoreid.recipes import parse_config
 
 _log = logging.getLogger(__name__)
 _REMEDY = "set output_dir to a folder that can be written"
-_ANEW = "give another task_name, or delete the folder to start anew"
-#: A requeued job may start before the last of its old processes has left.
+_ANEW = "give another task_name, or delete the folder to start over"
+#: A restarted job can begin before all processes of its last start have exited.
 LOCK_WAIT_SECONDS = 60.0
 
 
 class RunFolder:
-    """`runs/<task_name>/`, written by rank 0."""
+    """The folder `runs/<task_name>/`, which rank 0 writes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -45,12 +45,12 @@ class RunFolder:
         self.progress = root / "progress.json"
 
     def create(self) -> None:
-        """Makes the folders; raises ConfigError naming the folder and `output_dir` when it cannot."""
+        """Create the folders; raise ConfigError if that is not possible."""
         for folder in (self.root, self.checkpoints, self.tensorboard, self.logs):
             make_folder(folder, _REMEDY)
 
     def claim(self, config: Config, may_differ: Collection[str] = ()) -> None:
-        """Creates the folders and writes the run's resolved config, or checks that the run there has the same one.
+        """Create the folders and write the run's resolved config, or check that the run there has the same one.
 
         Args:
             config: of the run.
@@ -66,7 +66,7 @@ class RunFolder:
             write_atomically(self.config, config.to_yaml().encode())
 
     def check_claim(self, config: Config, may_differ: Collection[str] = ()) -> None:
-        """Raises what `claim` would raise; writes nothing."""
+        """Raise what `claim` would raise; write nothing."""
         self._check(config, may_differ)
 
     def _check(self, config: Config, may_differ: Collection[str]) -> Config | None:
@@ -90,15 +90,15 @@ class RunFolder:
 
     @contextmanager
     def lock(self, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
-        """Keeps every other process from running this run for the length of a `with` block.
+        """Lock the run for the duration of a `with` block, so that no other process can run it.
 
-        The lock is the operating system's, so it ends with the process that holds it, however that ends.
+        The operating system releases the lock when the process ends, also if it is killed.
 
         Args:
-            wait_seconds: how long to wait for a process that is about to leave.
+            wait_seconds: how long to wait for a process that holds the lock.
 
         Raises:
-            ConfigError: another process holds it.
+            ConfigError: another process holds the lock.
         """
         with (self.root / "lock").open("a") as file:
             deadline = time.monotonic() + wait_seconds
@@ -109,16 +109,16 @@ class RunFolder:
                 except BlockingIOError as error:
                     if time.monotonic() > deadline:
                         raise ConfigError(
-                            f"{self.root}: another process is running this run; give another task_name"
+                            f"{self.root}: this run is already running in another process; set another task_name"
                         ) from error
                     time.sleep(0.2)
-                except OSError as error:  # a file system without locks
-                    _log.warning("%s: cannot be locked: %s", self.root, error.strerror)
+                except OSError as error:  # the file system has no locks
+                    _log.warning("%s: cannot lock the run folder: %s", self.root, error.strerror)
                     break
             yield
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds one line of JSON to metrics.jsonl; raises RunError when it cannot."""
+        """Append one line of JSON to metrics.jsonl; raise RunError if that is not possible."""
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -126,9 +126,9 @@ class RunFolder:
             raise RunError(f"{self.metrics}: cannot write the metrics: {error.strerror}") from error
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Drops the records of steps after `after_step`, which a resumed run does again.
+        """Remove the records of steps after `after_step`, which a resumed run computes again.
 
-        Lines cut off by a kill are dropped too, and counted in the log.
+        Incomplete lines, left by a process that was killed, are removed as well and logged.
         """
         if not self.metrics.exists() or not self.metrics.stat().st_size:
             return
@@ -136,7 +136,7 @@ class RunFolder:
         records = [_record(line) for line in lines]
         torn = sum(record is None for record in records)
         if torn:
-            _log.warning("%s: dropped %d lines that are not whole", self.metrics, torn)
+            _log.warning("%s: removed incomplete lines: %d", self.metrics, torn)
         kept = [
             line + "\n"
             for line, record in zip(lines, records, strict=True)
@@ -145,24 +145,24 @@ class RunFolder:
         write_atomically(self.metrics, "".join(kept).encode())
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Writes result.json in one step."""
+        """Write result.json atomically."""
         write_atomically(self.result, _json(result))
 
     def write_progress(self, progress: Mapping[str, Any]) -> None:
-        """Writes progress.json, for those who watch; a failure is logged, and costs nothing else."""
+        """Write progress.json for jobs/status.py. A failure is only logged."""
         try:
             write_atomically(self.progress, _json(progress))
         except RunError as error:
             _log.warning("%s", error)
 
     def write_environment(self, extra: Mapping[str, Any]) -> None:
-        """Writes environment.json: what the run runs on, and `extra`."""
+        """Write environment.json: versions, machine and devices of the run, and `extra`."""
         write_atomically(self.environment, _json(describe_environment() | dict(extra)))
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, git commit, host, devices of this process, world size and command line."""
-    # A run on CPUs does not open a GPU that happens to be there.
+    """Return versions, git commit, host, devices of this process, world size and command line."""
+    # Not torch.cuda.is_available(): a run on CPUs must not initialise a GPU.
     gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
@@ -181,8 +181,8 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _git_commit(checkout: Path) -> str | None:
-    """The commit of the package's checkout, with "-dirty" if files differ from it; None outside a checkout."""
-    # Not any repository above: an installed package may lie inside its user's own.
+    """Return the commit of a checkout, with "-dirty" if files differ from it; None if it is not a checkout."""
+    # Do not search parent folders: an installed package may be inside a repository of its user.
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -198,7 +198,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """A line of metrics; None if it is not whole."""
+    """Parse a line of metrics.jsonl; return None if it is not complete."""
     try:
         record = json.loads(line)
     except ValueError:

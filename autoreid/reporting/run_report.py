@@ -1,4 +1,4 @@
-"""What a run shows while it goes and leaves behind: bar, log, TensorBoard, metrics and result."""
+"""The report of a run: progress bar, log, TensorBoard, metrics and result."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from autoreid.training.state import RunState
 _log = logging.getLogger(__name__)
 
 
-class Silence:
-    """The report of a rank that says nothing."""
+class NullReport:
+    """A report that does nothing, for all ranks but rank 0."""
 
-    def __enter__(self) -> Silence:
+    def __enter__(self) -> NullReport:
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
     def start_epoch(self) -> None:
-        """Says nothing."""
+        """Do nothing."""
 
     def step(self, metrics: Tensor, learning_rate: float) -> None:
-        """Says nothing."""
+        """Do nothing."""
 
     def end_epoch(self, result: EpochResult) -> None:
-        """Says nothing."""
+        """Do nothing."""
 
     def finish(self) -> None:
-        """Says nothing."""
+        """Do nothing."""
 
 
 class RunReport:
-    """Everything that rank 0 tells of a run, from the state's step on: what an earlier start told beyond it goes.
+    """The report of rank 0. Records of steps after the state's step, from an earlier start of the run, are removed.
 
     Args:
-        images_per_step: training images of all ranks, in one step.
+        images_per_step: number of training images per step, over all ranks.
     """
 
     def __init__(self, config: Config, folder: RunFolder, state: RunState, images_per_step: int) -> None:
@@ -78,7 +78,7 @@ class RunReport:
         self.board.close()
 
     def start_epoch(self) -> None:
-        """Starts the epoch's progress bar, and the clock of its plain lines."""
+        """Start the progress bar and the clock of the progress lines."""
         steps, done = self.state.steps_per_epoch, self.state.step_in_epoch
         self.name = f"epoch {self.state.epoch + 1}/{self.config.training.epochs}"
         self.bar = progress_bar(steps, done, self.name, enabled=True)
@@ -87,7 +87,12 @@ class RunReport:
         self._show_progress()
 
     def step(self, metrics: Tensor, learning_rate: float) -> None:
-        """Moves the bar; now and then a plain line and a point on each curve, of rank 0's share of the batch."""
+        """Update the progress bar, and at intervals log a line and add a point to each curve.
+
+        Args:
+            metrics: metrics of the step on rank 0, for its share of the batch.
+            learning_rate: learning rate of the weights.
+        """
 
         def values() -> dict[str, float]:
             return dict(zip(self.state.metric_names, metrics.tolist(), strict=True))
@@ -103,16 +108,16 @@ class RunReport:
         self.bar.update()
 
     def learning_rates(self, weights: float) -> dict[str, float]:
-        """Each learning rate's name and value."""
+        """Return the learning rates by name."""
         return {"weight_learning_rate": weights}
 
     def _speed(self) -> float:
-        """Training images a second since the epoch began here."""
+        """Return the training images per second since the epoch was started or resumed."""
         step, seconds, _ = self.started
         return (self.state.step - step) * self.images_per_step / max(self.state.seconds - seconds, 1e-9)
 
     def _data_wait(self) -> float:
-        """Share of the steps' time that waited for batches, since the epoch began here."""
+        """Return the share of time spent waiting for batches since the epoch was started or resumed."""
         _, seconds, waited = self.started
         return (self.state.waited - waited) / max(self.state.seconds - seconds, 1e-9)
 
@@ -135,17 +140,17 @@ class RunReport:
         )
 
     def end_epoch(self, result: EpochResult) -> None:
-        """Adds the epoch to log, metrics and TensorBoard."""
+        """Write the results of the epoch to the log, metrics.jsonl and TensorBoard."""
         self.bar.close()
         values = result.metrics | {"images_per_second": self._speed(), "data_wait": self._data_wait()}
         of_targets: dict[str, float] = {}
         if result.retrieval is not None:
-            values |= _figures(result.retrieval)
+            values |= _metrics(result.retrieval)
             if len(result.retrieval.targets) > 1:
                 of_targets = {
                     f"retrieval/{figure}/{target}": value
                     for target, found in result.retrieval.targets.items()
-                    for figure, value in _figures(found).items()
+                    for figure, value in _metrics(found).items()
                 }
         curves = {f"epoch/{name}": value for name, value in values.items()} | of_targets
         self.board.scalars(curves, self.state.step)
@@ -153,18 +158,19 @@ class RunReport:
         self.board.flush()
         self._show_progress()
         wait = 100 * values["data_wait"]
-        _log.info("%s: %s, %.1f %% of the time waiting for data", self.name, in_words(result), wait)
+        _log.info("%s: %s, %.1f %% of the time waiting for data", self.name, summarise(result), wait)
 
     def finish(self) -> None:
-        """Writes result.json and says where everything is."""
+        """Write result.json, and log its path and the command that starts TensorBoard."""
         self.folder.write_result(self.result())
         _log.info("result: %s", self.folder.result)
         _log.info(
-            "TensorBoard: tensorboard --samples_per_plugin images=1000 --logdir %s", self.folder.root.parent
+            "TensorBoard: tensorboard --samples_per_plugin images=1000 --logdir %s",
+            self.folder.root.parent,
         )
 
     def result(self) -> dict[str, Any]:
-        """What result.json holds."""
+        """Return the content of result.json."""
         state = self.state
         retrieval = state.retrieval or {}
         of_targets = {key: retrieval[key] for key in ("targets",) if key in retrieval}
@@ -181,13 +187,13 @@ class RunReport:
         }
 
 
-def _figures(result: RetrievalResult | MeanRetrieval) -> dict[str, float]:
+def _metrics(result: RetrievalResult | MeanRetrieval) -> dict[str, float]:
     rates = {f"rank{rank}": rate for rank, rate in result.cmc.items()}
     return {"map": result.map, "minp": result.minp, **rates}
 
 
-def in_words(result: EpochResult) -> str:
-    """An epoch in a line."""
+def summarise(result: EpochResult) -> str:
+    """Return the results of an epoch as a line of text."""
     metrics = result.metrics
     text = f"loss {metrics['loss']:.3f}, accuracy {100 * metrics['accuracy']:.1f} %"
     if result.retrieval is not None:
@@ -196,7 +202,10 @@ def in_words(result: EpochResult) -> str:
         if len(result.retrieval.targets) > 1:
             each = [f"{name} {100 * found.map:.1f}" for name, found in result.retrieval.targets.items()]
             text += f", mAP by target: {', '.join(each)}"
-    entropy = [
-        f"{name.split('/')[0]} {value:.3f}" for name, value in metrics.items() if name.endswith("/entropy")
-    ]
-    return f"{text}, entropy {', '.join(entropy)}" if entropy else text
+    signs = {"entropy": "{:.3f}", "undecided": "{:.0%}"}
+    for sign, form in signs.items():
+        values = {name.split("/")[0]: value for name, value in metrics.items() if name.endswith(f"/{sign}")}
+        if values:
+            each = [f"{group} {form.format(value)}" for group, value in values.items()]
+            text += f", {sign} {', '.join(each)}"
+    return text

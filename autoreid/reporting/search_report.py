@@ -1,4 +1,4 @@
-"""What a search shows beside any run: its genotypes as files and pictures, and its alphas as curves."""
+"""The report of a search, which adds genotypes as files and pictures, and the alphas as curves."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _log = logging.getLogger(__name__)
 
 
 class SearchReport(RunReport):
-    """Everything that rank 0 tells of a search."""
+    """The report of a search on rank 0."""
 
     def __init__(self, config: Config, folder: RunFolder, task: SearchTask) -> None:
         self.task = task
         self.pictures = config.genotype_dir / config.task_name
-        make_folder(self.pictures, "set genotype_dir to a folder that can be written")
-        # The weights' images, and the alphas' where they have their own.
+        make_folder(self.pictures, "set genotype_dir to a writable folder")
+        # The images of the weights, and in a bilevel search those of the alphas.
         batches = 1 if task.state.alpha_stream is None else 2
         super().__init__(config, folder, task.state, batches * config.data.batch_size)
 
     def learning_rates(self, weights: float) -> dict[str, float]:
-        """The weights' and the alphas', and what else the step was done with."""
+        """Return the learning rates of weights and alphas, and the scheduled values of the relaxation."""
         alphas = self.task.state.alpha_optimizer.param_groups[0]["lr"]
         scheduled = self.task.relaxation.scheduled(self.state.step - 1)
         return super().learning_rates(weights) | {"alpha_learning_rate": alphas} | scheduled
 
     def end_epoch(self, result: EpochResult) -> None:
-        """Saves and draws the genotype too."""
+        """Also save and draw the genotype."""
         if isinstance(result, SearchResult):
             self._show_alphas(result.probabilities)
             self._draw(result)
@@ -47,18 +47,15 @@ class SearchReport(RunReport):
     def _show_alphas(self, probabilities: Mapping[str, Tensor]) -> None:
         choices = self.task.space.choices()
         for group, entropy in entropies(probabilities).items():
-            names, columns, shown = (
-                choices[group].rows,
-                choices[group].columns,
-                choices[group].family or group,
-            )
+            names, columns = choices[group].rows, choices[group].columns
+            family = choices[group].family or group
             rows = zip(names, entropy.tolist(), probabilities[group].tolist(), strict=True)
             for label, nats, row in rows:
                 curves = {
-                    f"alphas_{shown}/{label}/{candidate}": probability
+                    f"alphas_{family}/{label}/{candidate}": probability
                     for candidate, probability in zip(columns, row, strict=True)
                 }
-                curves[f"entropy_{shown}/{label}"] = nats
+                curves[f"entropy_{family}/{label}"] = nats
                 self.board.scalars(curves, self.state.step)
 
     def _draw(self, result: SearchResult) -> None:
@@ -73,14 +70,14 @@ class SearchReport(RunReport):
             self.board.picture(f"genotype/{part}", picture, self.state.step)
 
     def _undecided(self, result: SearchResult) -> str:
-        """Says how many choices are undecided, for the caption; nothing if all are decided."""
+        """Say how many choices are undecided, for the caption; nothing if all are decided."""
         counts = undecided(result.probabilities, self.task.space.choices())
         total = sum(len(values) for values in result.probabilities.values())
         count = sum(counts.values())
         return f" · undecided: {count} of {total} choices" if count else ""
 
     def finish(self) -> None:
-        """Says how far the search has decided, and where the pictures are."""
+        """Also log how far the search has decided, and the folder of the genotypes."""
         result = self.result()
         if result["undecided"]:
             _log.warning(
@@ -94,7 +91,7 @@ class SearchReport(RunReport):
         super().finish()
 
     def result(self) -> dict[str, Any]:
-        """With the genotype, the digest of the alphas, and how far the search has decided."""
+        """Return the content of result.json, with the genotype, the digest of the alphas and the open choices."""
         task = self.task
         choices = task.space.choices()
         open_choices = undecided(task.relaxation.probabilities(task.state.alphas), choices)

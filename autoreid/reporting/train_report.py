@@ -1,4 +1,4 @@
-"""What a training shows beside any run: the size of its network."""
+"""The report of a training, which adds the size of the network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from autoreid.training.task import TrainTask
 
 
 class TrainReport(RunReport):
-    """Everything that rank 0 tells of a training."""
+    """The report of a training on rank 0."""
 
     def __init__(self, config: Config, folder: RunFolder, task: TrainTask) -> None:
         self.network = task.state.network
         super().__init__(config, folder, task.state, config.data.batch_size)
 
     def result(self) -> dict[str, Any]:
-        """With the network's name, parameters (without the classifier) and multiply-accumulates for an image."""
+        """Return the content of result.json, with the network's name, parameters without the classifier, and MACs."""
         size = {
             "network": self.config.model.name,
             "parameters": count_parameters(self.network),

@@ -19,7 +19,7 @@ class Alphas(nn.Module):
         )
 
     def digest(self) -> bytes:
-        """Returns the SHA-256 of the float32 bytes, groups in alphabetical order."""
+        """Return the SHA-256 of the float32 bytes, groups in alphabetical order."""
         sha256 = hashlib.sha256()
         for name in sorted(self.groups):
             sha256.update(self.groups[name].detach().float().cpu().contiguous().numpy().tobytes())

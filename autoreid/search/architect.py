@@ -66,7 +66,7 @@ class Architect:
         self.captured: nn.Module | None = None
 
     def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
-        """Computes a gradient for each parameter of the alphas, from this rank's batches.
+        """Compute a gradient for each parameter of the alphas, from this rank's batches.
 
         Args:
             step: number of completed steps, for a relaxation with noise. Both batches use the noise of the alphas'

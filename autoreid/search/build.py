@@ -22,7 +22,7 @@ from autoreid.training.precision import PassPrecision
 
 
 def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimizer:
-    """Builds the optimiser of the alphas, which has a weight decay of its own."""
+    """Build the optimiser of the alphas, which has its own weight decay."""
     search = config.search
     rate, decay = search.alpha_learning_rate, search.alpha_weight_decay
     if search.alpha_optimizer == "sgd":
@@ -31,7 +31,7 @@ def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimiz
 
 
 def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
-    """Builds a search. Equal seeds give equal weights and alphas on every rank.
+    """Build a search. Equal seeds give equal weights and alphas on every rank.
 
     Raises:
         ConfigError: a setting is not possible on this device or with this many ranks.

@@ -37,14 +37,14 @@ class SearchProgress:
         self._sums = {name: torch.zeros(2, *shapes[name], device=device) for name in sorted(shapes)}
 
     def add(self, gradients: Sequence[Tensor]) -> None:
-        """Adds the gradients of a step, averaged over the ranks: one for each group, in alphabetical order."""
+        """Add the gradients of a step, averaged over the ranks: one for each group, in alphabetical order."""
         self._steps += 1
         for sums, gradient in zip(self._sums.values(), gradients, strict=True):
             sums[0] += gradient
             sums[1] += gradient.square()
 
     def gradient_signs(self) -> dict[str, float]:
-        """Returns `<group>/gradient_snr` of the epoch, and starts the next one.
+        """Return `<group>/gradient_snr` of the epoch, and start the next one.
 
         It is the signal-to-noise ratio of one step's gradient: the length of its mean over the steps, divided by the
         square root of its total variance. The square of the mean is corrected for the noise that is left in it. At
@@ -62,7 +62,7 @@ class SearchProgress:
         return signs
 
     def changes(self, columns: dict[str, list[int]]) -> dict[str, float]:
-        """Stores the choices; returns `<group>/changed`, the number of those that differ from the last epoch's."""
+        """Store the choices, and return `<group>/changed`, how many differ from those of the last epoch."""
         before, self.columns = self.columns, columns
         if before is None:
             return {}
@@ -70,7 +70,7 @@ class SearchProgress:
         return {f"{name}/changed": float(sum(a != b for a, b in both)) for name, both in pairs.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns tensors and plain values; genotypes as their text."""
+        """Return tensors and plain values; genotypes as their text."""
         plain = {name: getattr(self, name) for name in self._PLAIN}
         genotypes = {name: getattr(self, name) for name in self._GENOTYPES}
         texts = {name: None if value is None else str(value) for name, value in genotypes.items()}
@@ -78,7 +78,7 @@ class SearchProgress:
         return {**plain, **texts, "steps": self._steps, "sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state."""
+        """Restore a state."""
         for name in self._PLAIN:
             setattr(self, name, state[name])
         for name in self._GENOTYPES:

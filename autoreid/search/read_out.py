@@ -30,7 +30,7 @@ def by_perturbation(
     data: SearchData,
     world: World,
 ) -> Genotype:
-    """Chooses the candidates whose removal from the mixture lowers the mAP most (Wang et al., ICLR 2021).
+    """Choose the candidates whose removal from the mixture lowers the mAP most (Wang et al., ICLR 2021).
 
     Each candidate is removed alone, and the others of its row take its weight in proportion; nothing is trained in
     between. Weights of edges, with partial channels, keep their probabilities.
@@ -54,7 +54,7 @@ def by_perturbation(
 
 
 def without(mixing: Tensor, row: int, column: int) -> Tensor:
-    """Returns mixing weights (E, O) in which one candidate has weight 0 and the rest of its row still sums to 1."""
+    """Return mixing weights (E, O) in which one candidate has weight 0 and the rest of its row still sums to 1."""
     found = mixing.clone()
     found[row, column] = 0
     found[row] /= found[row].sum().clamp(min=torch.finfo(found.dtype).tiny)
@@ -64,11 +64,11 @@ def without(mixing: Tensor, row: int, column: int) -> Tensor:
 def by_evolution(
     config: Config, space: Space, supernet: nn.Module, data: SearchData, world: World
 ) -> Genotype:
-    """Chooses the network with the highest mAP in the supernet, by evolution (arXiv 1904.00420).
+    """Choose the network with the highest mAP in the supernet, by evolution (arXiv 1904.00420).
 
-    A generation consists of the parents, which are the better half of all networks seen so far, and their mutations.
-    Each network is measured with running statistics of its own: those of the supernet belong to the mean of all
-    networks. The images of a measurement are spread over the ranks.
+    A generation consists of mutations of the parents, which are the better half of the networks measured so far. Each
+    network is measured with its own running statistics, because those of the supernet are means over all networks. The
+    images of a measurement are spread over the ranks.
     """
     settings = config.search.one_shot
     rng = np.random.default_rng(derive_seed(config.seed, "evolution"))
@@ -91,7 +91,7 @@ def by_evolution(
 def own_statistics(
     config: Config, supernet: nn.Module, path: Sample, data: SearchData, world: World
 ) -> Iterator[None]:
-    """Replaces the running statistics by the mean statistics of a path on a few batches of training images."""
+    """Replace the running statistics by the mean statistics of a path on a few batches of training images."""
     before = [(buffer, buffer.clone()) for buffer in supernet.buffers()]
     try:
         with torch.no_grad():
@@ -133,7 +133,7 @@ def _images(config: Config, data: SearchData, world: World) -> Iterator[Tensor]:
     split, share = data.stream.split, config.data.batch_size // world.size
     wanted = config.search.one_shot.norm_batches * config.data.batch_size
     chosen = np.linspace(0, len(split) - 1, wanted).round().astype(np.int64)
-    # The images of an identity are consecutive, so that a batch takes every so many-th image.
+    # Images of an identity are consecutive: each batch takes images at equal distances.
     order = chosen.reshape(config.data.batch_size, -1).T.reshape(-1, world.size, share)[:, world.rank]
     layout = memory_format(config.training)
     for batch in embedding_batches(split, order.flatten(), data.images, share, 0, world.device):

@@ -27,7 +27,7 @@ Level = Literal["weights", "alphas"]
 
 
 class Relaxation(ABC):
-    """Computes what a supernet takes beside the images.
+    """The way from alphas to a supernet's other inputs: mixing weights, or a sample of candidates.
 
     Attributes:
         samples: whether passes may leave candidates out, whose weights then have no gradient.
@@ -38,14 +38,14 @@ class Relaxation(ABC):
     learns_alphas: ClassVar[bool] = True
 
     def inputs(self, alphas: Alphas, step: int, level: Level, alphas_learn: bool) -> tuple[Any, ...]:
-        """Returns what the supernet takes beside the images in a search's pass.
+        """Return what the supernet takes in addition to the images, in a pass of a search.
 
         Equal arguments give equal results, on every rank and after a resume. All passes of one level in one step
         share them.
 
         Args:
             step: number of completed steps.
-            level: whose images the pass is computed on.
+            level: the level whose images the pass uses.
             alphas_learn: whether the pass gives the alphas a gradient.
         """
         sample = self.sample(alphas, step, level, alphas_learn)
@@ -56,7 +56,7 @@ class Relaxation(ABC):
 
     @abstractmethod
     def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
-        """Returns mixing weights (E, O) for each group, differentiable in the alphas; arguments as in `inputs`."""
+        """Return mixing weights (E, O) for each group, differentiable in the alphas; arguments as in `inputs`."""
 
     def sample(
         self,
@@ -65,25 +65,25 @@ class Relaxation(ABC):
         level: Level,  # noqa: ARG002
         alphas_learn: bool,  # noqa: ARG002
     ) -> Sample | None:
-        """Returns the only candidates to compute, or None to compute all; arguments as in `inputs`."""
+        """Return the only candidates to compute, or None to compute all; arguments as in `inputs`."""
         return None
 
     def evaluation(self, alphas: Alphas) -> tuple[Any, ...]:
-        """Returns what the supernet takes beside the images when retrieval is measured: no noise, no gradient."""
+        """Return what the supernet takes in addition to the images when it is measured: without noise or gradient."""
         return (self.probabilities(alphas),)
 
     def probabilities(self, alphas: Alphas) -> Mixing:
-        """Returns the probability of each candidate, (E, O) for each group; the genotype is read from them."""
+        """Return the probability of each candidate, (E, O) for each group; the genotype is read from them."""
         with torch.no_grad():
             return softmax(alphas)
 
     def scheduled(self, step: int) -> dict[str, float]:  # noqa: ARG002
-        """Returns the values that follow a schedule, by the names of their curves."""
+        """Return the values that follow a schedule, by the names of their curves."""
         return {}
 
 
 def softmax(alphas: Alphas) -> dict[str, Tensor]:
-    """Applies a softmax to each row of the alphas, (E, O) for each group."""
+    """Apply a softmax to each row of the alphas, (E, O) for each group."""
     return {name: torch.softmax(alpha, dim=-1) for name, alpha in alphas.groups.items()}
 
 
@@ -91,7 +91,7 @@ class Softmax(Relaxation):
     """Mixing weights softmax(alpha) over the candidates of each row (DARTS, eq. 2)."""
 
     def mixture(self, alphas: Alphas, step: int = 0, level: Level = "weights") -> Mixing:  # noqa: ARG002
-        """Returns the same weights for every pass."""
+        """Return the same weights for every pass."""
         return softmax(alphas)
 
 
@@ -110,13 +110,13 @@ class GumbelSoftmax(Relaxation):
     temperature: TemperatureSchedule
 
     def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
-        """Returns weights with the noise of this step and level."""
+        """Return weights with the noise of this step and level."""
         temperature = self.temperature.at(step)
         perturbed = self._perturbed(alphas, step, level)
         return {name: torch.softmax(values / temperature, dim=-1) for name, values in perturbed.items()}
 
     def scheduled(self, step: int) -> dict[str, float]:
-        """Returns the temperature."""
+        """Return the temperature."""
         return {"temperature": self.temperature.at(step)}
 
     def _perturbed(self, alphas: Alphas, step: int, level: Level) -> dict[str, Tensor]:
@@ -138,12 +138,12 @@ class HardGumbelSoftmax(GumbelSoftmax):
     samples: ClassVar[bool] = True
 
     def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
-        """Returns one-hot weights with the gradient of the soft ones."""
+        """Return one-hot weights with the gradient of the soft ones."""
         soft = super().mixture(alphas, step, level)
         return {name: _straight_through(values) for name, values in soft.items()}
 
     def sample(self, alphas: Alphas, step: int, level: Level, alphas_learn: bool) -> Sample | None:
-        """Returns the argmax of each row of alpha + noise for passes without a gradient of the alphas."""
+        """Return the argmax of each row of alpha + noise for passes without a gradient of the alphas."""
         if alphas_learn:
             return None
         with torch.no_grad():
@@ -159,7 +159,7 @@ class GDAS(HardGumbelSoftmax):
     """
 
     def sample(self, alphas: Alphas, step: int, level: Level, alphas_learn: bool) -> Sample | None:  # noqa: ARG002
-        """Returns the argmax of each row of alpha + noise for every pass."""
+        """Return the argmax of each row of alpha + noise for every pass."""
         return super().sample(alphas, step, level, alphas_learn=False)
 
 
@@ -176,7 +176,7 @@ class DrNAS(Relaxation):
     seed: int
 
     def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
-        """Returns the sample of this step and level, made in float64 on the CPU so that it is equal on every device."""
+        """Return the sample of this step and level, made in float64 on the CPU so that it is equal on every device."""
         with torch.random.fork_rng([]):
             torch.manual_seed(derive_seed(self.seed, step, level))
             return {
@@ -187,7 +187,7 @@ class DrNAS(Relaxation):
             }
 
     def probabilities(self, alphas: Alphas) -> Mixing:
-        """Returns the means of the distributions."""
+        """Return the means of the distributions."""
         with torch.no_grad():
             found = {name: _concentration(alpha) for name, alpha in alphas.groups.items()}
             return {name: values / values.sum(-1, keepdim=True) for name, values in found.items()}
@@ -216,7 +216,7 @@ class SmoothDARTS(Relaxation):
     largest: float = 0.3
 
     def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
-        """Returns softmax(alpha), perturbed for the weights."""
+        """Return softmax(alpha), perturbed for the weights."""
         if level == "alphas":
             return softmax(alphas)
         epsilon = self._epsilon(step)
@@ -228,7 +228,7 @@ class SmoothDARTS(Relaxation):
         return found
 
     def scheduled(self, step: int) -> dict[str, float]:
-        """Returns the size of the perturbation."""
+        """Return the size of the perturbation."""
         return {"perturbation": self._epsilon(step)}
 
     def _epsilon(self, step: int) -> float:
@@ -257,16 +257,16 @@ class PathSampling(Relaxation):
     fair: bool
 
     def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:  # noqa: ARG002
-        """Returns equal weights for all candidates."""
+        """Return equal weights for all candidates."""
         return softmax(alphas)
 
     def sample(self, alphas: Alphas, step: int, level: Level, alphas_learn: bool) -> Sample | None:  # noqa: ARG002
-        """Returns the network of this step."""
+        """Return the network of this step."""
         path = self.space.path(self.space.random_genotype(self._rng("path", step)))
         return self._fair(path, step) if self.fair else path
 
     def evaluation(self, alphas: Alphas) -> tuple[Any, ...]:  # noqa: ARG002
-        """Returns one network of the space, the same each time."""
+        """Return one network of the space, the same each time."""
         return None, self.space.path(self.space.random_genotype(self._rng("evaluation")))
 
     def _fair(self, path: Sample, step: int) -> Sample:
@@ -286,7 +286,7 @@ class PathSampling(Relaxation):
 
 
 def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Samples standard Gumbel noise, -log of exponential noise, in float64 so that it is equal on every device."""
+    """Sample standard Gumbel noise, -log of exponential noise, in float64 so that it is equal on every device."""
     noise = -torch.empty(like.shape, dtype=torch.float64).exponential_(generator=generator).log()
     if like.device.type == "cuda":
         noise = noise.pin_memory()  # otherwise the host would wait for the copy
@@ -299,7 +299,7 @@ def _straight_through(soft: Tensor) -> Tensor:
 
 
 def build_relaxation(config: Config, space: Space, steps_per_epoch: int) -> Relaxation:
-    """Builds the config's relaxation."""
+    """Build the config's relaxation."""
     name, seed = config.search.relaxation, derive_seed(config.seed, "gumbel")
     temperature = TemperatureSchedule(config.search.temperature, steps_per_epoch, config.training.epochs)
     match name:

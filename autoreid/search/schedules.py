@@ -26,7 +26,7 @@ class TemperatureSchedule:
     epochs: int
 
     def at(self, step: int) -> float:
-        """Returns the temperature after `step` steps."""
+        """Return the temperature after `step` steps."""
         settings = self.settings
         if settings.schedule == "halving":
             halvings = step // self.steps_per_epoch // settings.every_epochs
@@ -38,7 +38,7 @@ class TemperatureSchedule:
 
 
 def alpha_learning_rate(search: Search, training: Training, step: int, steps_per_epoch: int) -> float:
-    """Returns the learning rate of the alphas after `step` steps, by `search.alpha_schedule`."""
+    """Return the learning rate of the alphas after `step` steps, by `search.alpha_schedule`."""
     schedule = search.alpha_schedule or ("weights" if search.alpha_optimizer == "sgd" else "constant")
     if schedule == "weights":
         share = learning_rate(training, step, steps_per_epoch) / training.learning_rate

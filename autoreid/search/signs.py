@@ -14,12 +14,12 @@ DECIDED_RATIO = 2.0
 
 
 def entropies(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Computes the entropy of each row in nats, (E,) for each group: ln(O) if undecided, 0 if decided."""
+    """Compute the entropy of each row in nats, (E,) for each group: ln(O) if undecided, 0 if decided."""
     return {name: torch.special.entr(values).sum(-1) for name, values in probabilities.items()}
 
 
 def best_two(probabilities: Tensor, choices: Choices) -> Tensor:
-    """Returns the two largest probabilities of each row (E, 2), among the candidates that a genotype may have.
+    """Return the two largest probabilities of each row (E, 2), among the candidates that a genotype may have.
 
     Args:
         probabilities: (E, O).
@@ -32,7 +32,7 @@ def best_two(probabilities: Tensor, choices: Choices) -> Tensor:
 
 
 def undecided(probabilities: Mapping[str, Tensor], choices: Mapping[str, Choices]) -> dict[str, int]:
-    """Counts the rows of each group whose best candidate is less than DECIDED_RATIO times as probable as the second."""
+    """Count the rows of each group whose best candidate is less than DECIDED_RATIO times as probable as the second."""
     found = {}
     for name, values in probabilities.items():
         first, second = best_two(values, choices[name]).unbind(1)
@@ -41,7 +41,7 @@ def undecided(probabilities: Mapping[str, Tensor], choices: Mapping[str, Choices
 
 
 def best_columns(probabilities: Mapping[str, Tensor], choices: Mapping[str, Choices]) -> dict[str, list[int]]:
-    """Returns the most probable candidate of each row among those that a genotype may have, by its column."""
+    """Return the most probable candidate of each row among those that a genotype may have, by its column."""
     found = {}
     for name, values in probabilities.items():
         allowed = choices[name].allowed
@@ -54,7 +54,7 @@ def search_signs(
     choices: Mapping[str, Choices],
     watched: Mapping[str, Sequence[str]],
 ) -> dict[str, float]:
-    """Describes the alphas' probabilities by a few numbers.
+    """Describe the alphas' probabilities by a few numbers.
 
     Args:
         probabilities: (E, O) for each group, on the CPU.

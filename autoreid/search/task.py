@@ -69,7 +69,7 @@ class SearchState(RunState):
     progress: SearchProgress
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state; those of older versions have no progress, which then starts anew."""
+        """Restore a state; those of older versions have no progress, which is then empty."""
         super().load_state_dict({"progress": self.progress.state_dict(), **state})
 
 
@@ -108,16 +108,16 @@ class SearchTask:
     network: nn.Module
 
     def learning_rate(self) -> float:
-        """Returns the learning rate of the weights in the next step."""
+        """Return the learning rate of the weights in the next step."""
         return learning_rate(self.config.training, self.state.step, self.state.steps_per_epoch)
 
     def alpha_learning_rate(self) -> float:
-        """Returns the learning rate of the alphas in the next step."""
+        """Return the learning rate of the alphas in the next step."""
         config, state = self.config, self.state
         return alpha_learning_rate(config.search, config.training, state.step, state.steps_per_epoch)
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
-        """Performs one step of the alphas and one of the weights."""
+        """Perform one step of the alphas and one of the weights."""
         state = self.state
         self._set_learning_rates()
         weight_batch = self._next(state.stream)
@@ -148,7 +148,7 @@ class SearchTask:
         return agreement, metrics, self._step_alphas(gradients)
 
     def dry_run(self, batches: Iterator[Batch]) -> None:
-        """Computes the gradients of a step without DDP. No state changes."""
+        """Compute the gradients of a step without DDP. No state changes."""
         state, weight_batch = self.state, next(batches)
         # Both batches are in memory before either is used, as in a step.
         alpha_batch = None if state.alpha_stream is None else next(batches)
@@ -161,7 +161,7 @@ class SearchTask:
         state.alpha_optimizer.zero_grad()
 
     def _backward(self, network: nn.Module, batch: Batch, alphas_learn: bool) -> Tensor:
-        """Computes the gradient of the weights, and of the alphas if they learn from it; returns the metrics."""
+        """Compute the gradient of the weights, and of the alphas if they learn from it; returns the metrics."""
         self.state.weight_optimizer.zero_grad()
         metrics, count = [], self.accumulation.count
         with self.precision.backends():
@@ -192,7 +192,7 @@ class SearchTask:
             group["lr"] = self.alpha_learning_rate()
 
     def _step_alphas(self, gradients: Sequence[Tensor]) -> list[Norms]:
-        """Performs a step with averaged gradients and returns their norms. Without gradients it does nothing."""
+        """Perform a step with averaged gradients and returns their norms. Without gradients it does nothing."""
         if not gradients:
             return []
         state = self.state
@@ -205,13 +205,13 @@ class SearchTask:
         return [norms_of(names, gradients)]
 
     def genotype(self) -> Genotype:
-        """Returns the genotype that the search has found so far."""
+        """Return the genotype that the search has found so far."""
         if self.state.progress.found is not None:
             return self.state.progress.found
         return self.space.genotype(self.relaxation.probabilities(self.state.alphas))
 
     def end_epoch(self) -> SearchResult:
-        """Closes the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
+        """Close the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
         config, state = self.config, self.state
         metrics = close_epoch(state, config.training.epochs)
         probabilities = self.relaxation.probabilities(state.alphas)
@@ -237,7 +237,7 @@ class SearchTask:
         return signs
 
     def _check_collapse(self, genotype: Genotype) -> None:
-        """Stops the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
+        """Stop the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
 
         The last genotype before them is the result.
         """

@@ -1,5 +1,5 @@
-"""Slurm: what is asked of it, the submitit executor, requeueing, and watching jobs. Only this package imports submitit.
+"""Submitting jobs to Slurm, requeueing them and watching them. Only this package imports submitit.
 
-`jobs/` are its command lines. It runs the same commands that people type (`python -m autoreid.train ...`), one process
-a task; nothing here knows what a search is.
+`jobs/` holds the command lines. A job runs the same commands that users type (`python -m autoreid.train ...`), one
+process for each Slurm task. Nothing here depends on what a search is.
 """

@@ -1,4 +1,4 @@
-"""Submits an evaluation: the command line of jobs/submit_evaluate.py."""
+"""Submit an evaluation: the command line of jobs/submit_evaluate.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from autoreid.embedder import load_network
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths, parse
 from autoreid.slurm.executor import JobExecutor
+from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.queue import require_slurm
-from autoreid.slurm.request import read_request
-from autoreid.slurm.submit import announce, make_parser, run_here, test_only
+from autoreid.slurm.submit import announce, make_parser, run_locally, test_only
 from autoreid.slurm.tasks import PackageCommand
 
 _EXAMPLES = """\
@@ -22,34 +22,34 @@ _EXAMPLES = """\
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = make_parser(
         "submit_evaluate",
-        "Submits an evaluation. What follows -- is the command line of python -m autoreid.evaluate.",
+        "Submit an evaluation. Arguments after -- are passed to python -m autoreid.evaluate.",
         _EXAMPLES,
     )
     options = parser.parse_args(given[:cut])
-    request = read_request(vars(options))
+    job_options = read_job_options(vars(options))
     evaluation = parse(given[cut + 1 :])
     if evaluation.output is None:
-        raise ConfigError("--output: give a folder, after --, for a job prints to a log that nobody reads")
+        raise ConfigError("--output: required in a job; give a folder for the results, after --")
     for path in named_paths("--checkpoint", evaluation.checkpoint).values():
         load_network(path)
     for name, path in named_paths("--data", evaluation.data).items():
         read_folder(path, name)
     output: Path = evaluation.output.absolute()
     command = PackageCommand("evaluate", given[cut + 1 :], Path.cwd())
-    executor = JobExecutor(request, output / "slurm", output.name)
+    executor = JobExecutor(job_options, output / "slurm", output.name)
     if options.dry_run:
         print(executor.script())
     elif options.test_only:
         test_only(executor.script())
     elif options.local:
-        run_here(command, request.ranks)
+        run_locally(command, job_options.ranks)
     else:
         require_slurm()
         (job,) = executor.launch([command])
-        announce(job, output, executor.folder, request, "evaluation")
+        announce(job, output, executor.folder, job_options, "evaluation")
     return 0

@@ -1,4 +1,4 @@
-"""submitit's executor, told what it leaves out: requeueing, srun's CPUs, and an end of all tasks when one dies."""
+"""submitit's Slurm executor, with requeueing, `srun --cpus-per-task` and `srun --kill-on-bad-exit` added."""
 
 from __future__ import annotations
 
@@ -12,45 +12,47 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from autoreid.errors import RunError
-from autoreid.slurm.request import JobRequest
+from autoreid.slurm.job_options import JobOptions
 from autoreid.slurm.tasks import PackageCommand
 
 
 class JobExecutor(submitit.SlurmExecutor):
-    """Renders and submits the jobs of one request.
+    """Renders batch scripts and submits jobs that share the same options.
 
     Args:
-        folder: on a file system that all nodes share; gets the script, and a log for each task.
-        name: of the job.
-        runs: run folders of the array's elements, or the one of a single job; none if it is not to come back.
+        job_options: options of sbatch and of the requeueing.
+        folder: folder for the batch script and a log for each Slurm task, on a file system that all nodes share.
+        name: name of the job.
+        runs: run folder of each array task, or of the single job; empty if the job must not be requeued.
     """
 
-    def __init__(self, request: JobRequest, folder: Path, name: str, runs: Sequence[Path] = ()) -> None:
-        python = request.python or shlex.quote(sys.executable)
+    def __init__(self, job_options: JobOptions, folder: Path, name: str, runs: Sequence[Path] = ()) -> None:
+        python = job_options.python or shlex.quote(sys.executable)
         super().__init__(folder=folder, python=python)
         self.update_parameters(
-            **parameters(request, name), teardown=come_back(python, runs, request.max_restarts)
+            **parameters(job_options, name),
+            teardown=requeue_commands(python, runs, job_options.max_restarts),
         )
 
     @classmethod
     def affinity(cls) -> int:
-        """Rendering needs no Slurm; submitting says itself when there is none."""
+        """Report the executor as available: rendering needs no Slurm, and submitting without it raises an error."""
         return 2
 
-    def script(self, elements: int = 1) -> str:
-        """The text that sbatch gets, for a job or for an array of some elements."""
-        array = {"map_count": elements} if elements > 1 else {}
-        kept, self.parameters = self.parameters, self.parameters | array
+    def script(self, array_size: int = 1) -> str:
+        """Return the batch script of a job, or of a job array with `array_size` array tasks."""
+        array = {"map_count": array_size} if array_size > 1 else {}
+        original, self.parameters = self.parameters, self.parameters | array
         try:
             return self._make_submission_file_text(self._submitit_command_str, "")
         finally:
-            self.parameters = kept
+            self.parameters = original
 
     def launch(self, commands: Sequence[PackageCommand]) -> list[str]:
-        """Submits one job, or an array of several; returns the ids of all elements.
+        """Submit one job, or a job array for several commands, and return the id of each job or array task.
 
         Raises:
-            RunError: sbatch refused; says why.
+            RunError: sbatch rejected the job.
         """
         try:
             if len(commands) == 1:
@@ -61,12 +63,12 @@ class JobExecutor(submitit.SlurmExecutor):
         except (FailedJobError, FailedSubmissionError) as error:
             lines = [line for line in str(error).splitlines() if "sbatch: error" in line]
             reason = "; ".join(line.partition("sbatch: error: ")[2] for line in lines) or str(error).strip()
-            raise RunError(f"sbatch refused the job: {reason}") from error
+            raise RunError(f"sbatch rejected the job: {reason}") from error
 
 
-def parameters(request: JobRequest, name: str) -> dict[str, Any]:
-    """A request as submitit's parameters."""
-    plain = (
+def parameters(job_options: JobOptions, name: str) -> dict[str, Any]:
+    """Return the parameters of submitit's executor for job options."""
+    unchanged = (
         "nodes",
         "cpus_per_task",
         "mem",
@@ -82,29 +84,29 @@ def parameters(request: JobRequest, name: str) -> dict[str, Any]:
         "mail_user",
         "mail_type",
     )
-    given = {key: getattr(request, key) for key in plain if getattr(request, key) is not None}
-    if request.gpus and not request.gres:
-        given["gpus_per_node"] = request.gpus
-    if request.array_limit:
-        given["array_parallelism"] = request.array_limit
-    if request.setup:
-        given["setup"] = list(request.setup)
+    given = {key: getattr(job_options, key) for key in unchanged if getattr(job_options, key) is not None}
+    if job_options.gpus and not job_options.gres:
+        given["gpus_per_node"] = job_options.gpus
+    if job_options.array_limit:
+        given["array_parallelism"] = job_options.array_limit
+    if job_options.setup:
+        given["setup"] = list(job_options.setup)
     return given | {
         "job_name": name,
-        # In whole minutes, as submitit counts; without one the partition's limit holds.
-        "time": None if request.seconds is None else -(-request.seconds // 60),
-        "ntasks_per_node": request.tasks_per_node,
-        "signal_delay_s": request.lead_seconds,
+        # submitit counts in whole minutes. Without a time limit the partition's default applies.
+        "time": None if job_options.seconds is None else -(-job_options.seconds // 60),
+        "ntasks_per_node": job_options.tasks_per_node,
+        "signal_delay_s": job_options.lead_seconds,
         "stderr_to_stdout": True,
-        # Since Slurm 22.05 srun does not take over the batch script's --cpus-per-task.
-        "srun_args": [f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1"],
-        "additional_parameters": {"requeue": True, **request.slurm},
+        # Since Slurm 22.05 srun does not inherit --cpus-per-task from the batch script.
+        "srun_args": [f"--cpus-per-task={job_options.cpus_per_task}", "--kill-on-bad-exit=1"],
+        "additional_parameters": {"requeue": True, **job_options.slurm},
         "wckey": None,
     }
 
 
-def come_back(python: str, runs: Sequence[Path], max_restarts: int) -> list[str]:
-    """Shell lines after the tasks: whether the job has more to do, and what its exit status is."""
+def requeue_commands(python: str, runs: Sequence[Path], max_restarts: int) -> list[str]:
+    """Return the last shell lines of a batch script: they requeue the job if needed, and set its exit status."""
     if not runs:
         return ["exit $?"]
     folders = " ".join(shlex.quote(str(run)) for run in runs)

@@ -1,4 +1,4 @@
-"""A rank's log, or its job's raw output: jobs/logs.py."""
+"""Show the log of a rank, or the raw output of a Slurm task: jobs/logs.py."""
 
 from __future__ import annotations
 
@@ -18,52 +18,58 @@ examples:
 """
 
 
-def log_of(run: Run, rank: int, raw: bool) -> Path:
-    """The file of a rank's log, or of all that its process printed.
+def find_log(run: Run, rank: int, raw: bool) -> Path:
+    """Return the path of a rank's log, or with `raw` of the file with everything that its process printed.
 
     Raises:
-        ConfigError: there is none (yet); says what there is.
+        ConfigError: the file does not exist (yet); the message lists the logs that exist.
     """
     if not raw:
         path = run.folder / "logs" / f"rank{rank}.log"
-        there = sorted(found.name for found in path.parent.glob("rank*.log"))
+        existing = sorted(found.name for found in path.parent.glob("rank*.log"))
     else:
         if run.job is None:
             raise ConfigError(f"{run.folder}: was not submitted as a job; leave out --raw")
-        # An array's elements write beside its first one's.
+        # All tasks of a job array write to the folder of the first one.
         found_raw = sorted(run.folder.parent.glob(f"*/slurm/{run.job}_{rank}_log.out"))
         path = found_raw[0] if found_raw else run.folder / "slurm" / f"{run.job}_{rank}_log.out"
-        there = sorted(found.name for found in path.parent.glob("*_log.out"))
+        existing = sorted(found.name for found in path.parent.glob("*_log.out"))
     if not path.exists():
-        listed = (
-            ", ".join(there) if there else f"nothing yet; the run is {run.state} {run.last_reason}".strip()
-        )
-        raise ConfigError(f"{path}: no such log; there is {listed}")
+        hint = f"existing logs: {', '.join(existing)}"
+        if not existing:
+            hint = f"no logs yet; the run is {run.state} {run.last_reason}".strip()
+        raise ConfigError(f"{path}: log does not exist; {hint}")
     return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; becomes `tail`, which shows and follows files better than anything written here."""
+    """Run the command: replace this process by `tail`, which shows the file and follows it."""
     parser = argparse.ArgumentParser(
         prog="python jobs/logs.py",
-        description="Shows the log of one of a run's ranks.",
+        description="Show the log of one rank of a run.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN", help="task name, run folder or job id")
-    parser.add_argument("--rank", type=int, default=0, metavar="N", help="whose (default 0)")
     parser.add_argument(
-        "--raw", action="store_true", help="what the job's task printed, from before its log began"
-    )
-    parser.add_argument("--follow", action="store_true", help="go on as it grows, until interrupted")
-    parser.add_argument(
-        "--lines", type=int, default=40, metavar="N", help="how many of the last (default 40)"
+        "--rank", type=int, default=0, metavar="N", help="rank whose log to show (default: 0)"
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("runs"), help="where run folders are (default runs)"
+        "--raw",
+        action="store_true",
+        help="show everything that the Slurm task printed, including what it printed before its log began",
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="keep showing new lines until interrupted, as tail -F does"
+    )
+    parser.add_argument(
+        "--lines", type=int, default=40, metavar="N", help="number of last lines to show (default: 40)"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
     )
     options = parser.parse_args(arguments)
     (run,) = find_runs([options.run], options.output_dir)
-    path = log_of(run, options.rank, options.raw)
+    path = find_log(run, options.rank, options.raw)
     command = ["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), str(path)]
     os.execvp("tail", command)  # noqa: S606

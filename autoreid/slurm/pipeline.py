@@ -1,4 +1,4 @@
-"""The whole way as dependent jobs: searches (an array, one a seed), a tournament, derive, train, evaluate."""
+"""Submit the whole pipeline as dependent jobs: searches (an array), tournament, derive, train, evaluate."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from autoreid.recipes import load_config
 from autoreid.reporting.history import record
 from autoreid.search.task import SearchTask
 from autoreid.slurm.executor import JobExecutor
+from autoreid.slurm.job_options import JobOptions, read_job_options
 from autoreid.slurm.queue import require_slurm
-from autoreid.slurm.request import JobRequest, read_request
 from autoreid.slurm.submit import (
     PlannedRun,
     announce,
+    check_not_queued,
+    is_dry_run,
     make_parser,
-    only_shown,
     plan_run,
-    refuse_active,
-    run_here,
+    run_locally,
     seed_overrides,
     test_only,
 )
@@ -50,70 +50,72 @@ _HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class Stage:
-    """One job, or array of jobs, of the pipeline.
+    """One job, or job array, of the pipeline.
 
     Attributes:
-        name: such as "search".
-        commands: one an element.
-        folder: of the submitit files and logs.
-        runs: run folders of the elements; none if the stage writes no run.
-        waits_for: what the stage before must have done, "afterany" or "afterok"; None for the first.
+        name: name of the stage, for example "search".
+        commands: the command of each array task.
+        folder: folder of submitit's files and logs.
+        runs: run folder of each array task; empty if the stage has none.
+        waits_for: type of the dependency on the previous stage, "afterany" or "afterok"; None for the first stage.
     """
 
     name: str
     commands: Sequence[PackageCommand]
-    request: JobRequest
+    job_options: JobOptions
     folder: Path
     runs: Sequence[Path] = ()
     waits_for: str | None = None
 
     def executor(self, before: str | None) -> JobExecutor:
-        """The stage's executor, told which job it waits for."""
-        request = self.request
+        """Return the executor of the stage, whose job depends on the job `before`."""
+        job_options = self.job_options
         if before is not None:
-            # A stage whose predecessor failed would wait for ever.
-            slurm = {**request.slurm, "kill-on-invalid-dep": "yes"}
+            # Without this option a job whose dependency failed stays in the queue for ever.
+            slurm = {**job_options.slurm, "kill-on-invalid-dep": "yes"}
             wait = f"{self.waits_for}:{before}"
-            request = request.model_copy(update={"dependency": wait, "slurm": slurm})
-        return JobExecutor(request, self.folder, f"{self.folder.parent.name}-{self.name}", self.runs)
+            job_options = job_options.model_copy(update={"dependency": wait, "slurm": slurm})
+        return JobExecutor(job_options, self.folder, f"{self.folder.parent.name}-{self.name}", self.runs)
 
 
-def plan_stages(options: argparse.Namespace, request: JobRequest) -> tuple[list[PlannedRun], list[Stage]]:
-    """Checks all that can be checked before the first search ran, and lays out the jobs.
+def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[list[PlannedRun], list[Stage]]:
+    """Check everything that can be checked before the searches have run, and plan the jobs.
 
     Raises:
-        ConfigError, DataError: what any of the stages would say.
+        ConfigError, DataError: errors in any of the stages.
     """
-    draw = not only_shown(options)
+    writes = not is_dry_run(options)
     searches = [
-        plan_run(options.config, [*options.overrides, *of_seed], "search", request, draw)
-        for of_seed in seed_overrides(options.config, options.overrides, options.seeds)
+        plan_run(options.config, [*options.overrides, *seed], "search", job_options, may_generate=writes)
+        for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
     name = options.name or f"{load_config(options.config, options.overrides).task_name}_found"
     recipe = load_config(options.train_config, [f"task_name={name}", *options.train])
-    if draw:
+    if writes:
         for target, folder in named_paths("--data", [str(data) for data in options.data]).items():
             read_folder(folder, target)
         _check_training(recipe, searches[0].config, options.train_config)
     here = Path.cwd()
     derived = here / "derived" / name
     run = (recipe.output_dir / name).absolute()
-    refuse_active(run)
+    check_not_queued(run)
     folders = [str(search.folder) for search in searches]
     tournament = here / "tournaments" / name
     chosen = str(tournament) if len(folders) > 1 else folders[0]
     derive = [chosen, *options.train, "--config", str(options.train_config.absolute())]
     derive += ["--output", str(derived)]
-    device = ["distributed.device=cuda"] if request.gpus and recipe.distributed.device == "auto" else []
-    small = request.model_copy(update={"nodes": 1, "gpus": 0, "tasks": 1, "gres": None, "array_limit": None})
-    single = request.model_copy(
-        update={"nodes": 1, "gpus": min(request.gpus, 1), "tasks": None, "gres": None}
+    device = ["distributed.device=cuda"] if job_options.gpus and recipe.distributed.device == "auto" else []
+    small = job_options.model_copy(
+        update={"nodes": 1, "gpus": 0, "tasks": 1, "gres": None, "array_limit": None}
+    )
+    single = job_options.model_copy(
+        update={"nodes": 1, "gpus": min(job_options.gpus, 1), "tasks": None, "gres": None}
     )
     stages = [
         Stage(
             "search",
             [search.command() for search in searches],
-            request,
+            job_options,
             searches[0].folder / "slurm",
             [search.folder for search in searches],
         ),
@@ -121,7 +123,7 @@ def plan_stages(options: argparse.Namespace, request: JobRequest) -> tuple[list[
         Stage(
             "train",
             [PackageCommand("train", ["--config", str(derived / "config.yaml"), *device], here)],
-            request,
+            job_options,
             run / "slurm",
             [run],
             "afterok",
@@ -160,24 +162,24 @@ def held_out_overrides(recipe: Config, search: Config) -> list[str]:
 
 
 def _check_training(recipe: Config, search: Config, path: Path) -> None:
-    """Raises what training the found network would, with the genotype of a search that has not begun."""
+    """Raise the errors of training a found network, with the genotype of the untrained supernet."""
     if recipe.task != "train" or recipe.model.name != "derived":
         raise ConfigError(
-            f"{path}: expected task: train and model.name: derived, such as configs/retrain.yaml"
+            f"{path}: expected task = train and model.name = derived, as in configs/retrain.yaml"
         )
     alone = World(0, 1, 0, torch.device("cpu"))
     task = build_task(search, alone)[1]
-    assert isinstance(task, SearchTask)  # noqa: S101 (plan_run saw to it)
+    assert isinstance(task, SearchTask)  # noqa: S101 (plan_run has checked it)
     options = {**recipe.model.options, "genotype": str(task.genotype())}
     network = build_model("derived", 1, **options)
     check_input_size(network, recipe.data.height, recipe.data.width)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command of jobs/submit_pipeline.py; returns its exit status."""
+    """Run jobs/submit_pipeline.py and return its exit status."""
     parser = make_parser(
         "submit_pipeline",
-        "Submits searches, and jobs that derive the best found network, train and evaluate it.",
+        "Submit searches, and the jobs that derive, train and evaluate the best network that they find.",
         _EXAMPLES,
     )
     add = parser.add_argument
@@ -187,25 +189,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         required=True,
         metavar="FILE",
-        help="recipe of the found network's training",
+        help="recipe of the training of the found network",
     )
     add(
-        "--seeds", type=int, nargs="+", metavar="SEED", help="searches, as an array; a tournament chooses one"
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        help="run one search for each seed, as a job array; a tournament chooses the best",
     )
     add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
-    add("--name", help="of the training (default: the search's, with _found)")
+    add("--name", help="task name of the training (default: the task name of the search, with _found)")
     add(
         "--train",
         action="append",
         default=[],
         metavar="section.key=value",
-        help="value that replaces one of the training's recipe; may stand several times",
+        help="value that overrides the training recipe's; can be repeated",
     )
-    add("overrides", nargs="*", metavar="section.key=value", help="values that replace the search recipe's")
+    add("overrides", nargs="*", metavar="section.key=value", help="values that override the search recipe's")
     options = parser.parse_intermixed_args(arguments)
-    request = read_request(vars(options))
-    searches, stages = plan_stages(options, request)
-    if only_shown(options):
+    job_options = read_job_options(vars(options))
+    searches, stages = plan_stages(options, job_options)
+    if is_dry_run(options):
         for stage in stages:
             print(f"# ---- {stage.name} ----", flush=True)
             script = stage.executor(None).script(len(stage.commands))
@@ -218,14 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.local:
         for stage in stages:
             for command in stage.commands:
-                run_here(command, stage.request.ranks)
+                run_locally(command, stage.job_options.ranks)
         return 0
     _launch(stages)
     return 0
 
 
 def _launch(stages: Sequence[Stage]) -> None:
-    """Submits all stages, each to wait for the one before."""
+    """Submit all stages, each depending on the previous one."""
     before: str | None = None
     for stage in stages:
         executor = stage.executor(before)
@@ -235,6 +241,6 @@ def _launch(stages: Sequence[Stage]) -> None:
             record(run, "submitted", job=(job, 0))
         for index, job in enumerate(ids):
             folder = stage.runs[index] if stage.runs else stage.folder.parent
-            announce(job, folder, executor.folder, stage.request, stage.name)
+            announce(job, folder, executor.folder, stage.job_options, stage.name)
         before = ids[0].partition("_")[0]
-    print("python jobs/status.py shows how far they are", file=sys.stderr)
+    print("show their progress with: python jobs/status.py", file=sys.stderr)

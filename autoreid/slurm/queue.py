@@ -1,4 +1,4 @@
-"""What Slurm says of jobs: the queue first, then accounting or the controller's memory for those that left it."""
+"""Ask Slurm for the states of jobs: squeue first, then sacct or scontrol for jobs that have left the queue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from autoreid.errors import ConfigError
 
-#: States in which a job may still do something.
+#: States of jobs that have not ended.
 ACTIVE = frozenset(
     (
         "PENDING",
@@ -28,11 +28,11 @@ _TIMEOUT_SECONDS = 60
 
 
 class JobState(NamedTuple):
-    """A job as Slurm sees it.
+    """The state of a job in Slurm.
 
     Attributes:
-        reason: why it waits, or its nodes.
-        time_left: until its limit, as squeue writes it.
+        reason: why the job is pending, or its nodes.
+        time_left: time until the time limit, as squeue prints it.
     """
 
     state: str
@@ -41,33 +41,36 @@ class JobState(NamedTuple):
 
 
 def require_slurm() -> None:
-    """Raises ConfigError where jobs cannot be submitted."""
+    """Raise ConfigError if sbatch is not installed on this machine."""
     if shutil.which("sbatch") is None:
         raise ConfigError(
-            "sbatch: no such program; submit on a login node, or run here with --local (--dry-run shows the script)"
+            "sbatch: command not found; submit from a login node, or run on this machine with --local "
+            "(--dry-run prints the batch script)"
         )
 
 
 def job_states(jobs: Collection[str]) -> dict[str, JobState]:
-    """The states of jobs, in at most one call of squeue and one of sacct; without accounting, scontrol is asked.
+    """Return the states of jobs by job id, with one call of squeue and at most one of sacct.
+
+    Clusters without accounting have no sacct: there, scontrol is called once for each job that has left the queue.
 
     Args:
-        jobs: ids, of an array's elements as ARRAY_INDEX.
+        jobs: job ids; ARRAYID_INDEX for the tasks of a job array.
 
     Returns:
-        By id; jobs that Slurm has forgotten are absent.
+        The states by job id, without the jobs that Slurm no longer knows.
     """
     if not jobs or shutil.which("squeue") is None:
         return {}
-    found = _in_queue(sorted(jobs))
+    found = _from_squeue(sorted(jobs))
     gone = sorted(set(jobs) - found.keys())
     if gone:
-        found |= _in_accounts(gone) or _in_memory(gone)
+        found |= _from_sacct(gone) or _from_scontrol(gone)
     return found
 
 
 def _run(*command: str) -> str | None:
-    """A command's output; None if it failed."""
+    """Return the standard output of a command, or None if it failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
     except (OSError, subprocess.SubprocessError):
@@ -75,15 +78,15 @@ def _run(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _in_queue(jobs: Sequence[str]) -> dict[str, JobState]:
-    # All of the user's jobs, not --jobs: asked for one that has left, squeue fails.
+def _from_squeue(jobs: Sequence[str]) -> dict[str, JobState]:
+    # All of the user's jobs instead of --jobs: squeue fails if one of the given jobs has left the queue.
     shown = _run("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T|%R|%L")
     rows = (line.split("|", 3) for line in (shown or "").splitlines())
     found = {job: JobState(state, reason, left) for job, state, reason, left in rows}
     return {job: found[job] for job in jobs if job in found}
 
 
-def _in_accounts(jobs: Sequence[str]) -> dict[str, JobState]:
+def _from_sacct(jobs: Sequence[str]) -> dict[str, JobState]:
     columns = "--format=JobID,State,NodeList"
     shown = _run("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}", columns)
     rows = (line.split("|", 2) for line in (shown or "").splitlines())
@@ -91,7 +94,7 @@ def _in_accounts(jobs: Sequence[str]) -> dict[str, JobState]:
     return {job: JobState(state.split()[0], nodes) for job, state, nodes in rows if job in jobs and state}
 
 
-def _in_memory(jobs: Sequence[str]) -> dict[str, JobState]:
+def _from_scontrol(jobs: Sequence[str]) -> dict[str, JobState]:
     found = {}
     for job in jobs:
         shown = _run("scontrol", "--oneliner", "show", "job", job)

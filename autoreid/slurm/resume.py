@@ -1,6 +1,6 @@
-"""python -m autoreid.slurm.resume: the last line of a job script; requeues the job if its run has more to do.
+"""python -m autoreid.slurm.resume: the last command of a batch script; requeues the job if its run can continue.
 
-It comes after every task has left, so none of them is killed by the requeue.
+It runs after all Slurm tasks have exited, so that the requeue kills none of them.
 """
 
 from __future__ import annotations
@@ -16,73 +16,85 @@ from autoreid.errors import AutoreidError
 from autoreid.reporting.history import (
     Event,
     current_job,
-    of_incarnation,
+    events_of_start,
     read_history,
     record,
     starts_without_progress,
 )
 
-#: Starts from the same step, one after another, after which a run is given up.
+#: A job is no longer requeued after this many consecutive starts from the same step.
 MAX_STARTS_WITHOUT_PROGRESS = 3
-#: Exit statuses of a wrong config or data set, and of ranks that disagree: the next attempt would do no better.
-_HOPELESS = (2, 3)
+#: Exit statuses of errors that a restart would repeat: a wrong config or data set, and ranks that disagree.
+_PERMANENT_FAILURES = (2, 3)
 
 
 def reason_to_requeue(events: Sequence[Event], job: str | None, restart: int, status: int) -> str | None:
-    """Why a job should come back, judged by its run's history and its tasks' exit status; None if it should not.
+    """Return why a job should be requeued, or None if it should not.
 
-    A run that was told to stop comes back; so does one whose tasks ended without a word: killed, or cut off from
-    a peer. What failed with a message of its own would fail again.
+    A run that stopped at the time limit is requeued. So is a run whose processes did not record how they ended,
+    because they were killed or lost contact with another rank. A run that recorded an error would fail again.
+
+    Args:
+        events: the history of the run.
+        restart: how often the job was restarted.
+        status: exit status of srun.
     """
-    end = _end(events, job, restart)
+    end = _recorded_end(events, job, restart)
     if end is not None and end.kind == "stopped":
-        # SIGTERM is the start of a requeue by Slurm, or of a cancellation: not ours to decide.
+        # After SIGTERM, Slurm itself requeues the job (preemption), or the user has cancelled it.
         return f"stopped by {end.reason}" if end.reason == "SIGUSR2" else None
-    if end is not None or status in (0, *_HOPELESS):
+    if end is not None or status in (0, *_PERMANENT_FAILURES):
         return None
-    return f"a task was lost (exit status {status})"
+    return f"a Slurm task was lost (exit status {status})"
 
 
 def exit_status(events: Sequence[Event], job: str | None, restart: int, status: int) -> int:
-    """What a job that does not come back ends with: its tasks' status, but 0 once its run has finished.
+    """Return the exit status of a job that is not requeued: that of srun, or 0 if its run has finished.
 
-    The signal ahead of the time limit may reach tasks that have finished and are leaving; it kills them.
+    srun's status is not enough: the stop signal can kill processes that have finished and are exiting.
     """
-    end = _end(events, job, restart)
+    end = _recorded_end(events, job, restart)
     return 0 if end is not None and end.kind == "finished" else status
 
 
-def _end(events: Sequence[Event], job: str | None, restart: int) -> Event | None:
-    """How the job's present incarnation ended by its own account; None if it did not say."""
-    mine = of_incarnation(events, job, restart)
-    return mine[-1] if mine and mine[-1].kind in ("stopped", "finished", "failed") else None
+def _recorded_end(events: Sequence[Event], job: str | None, restart: int) -> Event | None:
+    """Return how the run ended in this start of the job; None if its processes did not record it."""
+    current = events_of_start(events, job, restart)
+    return current[-1] if current and current[-1].kind in ("stopped", "finished", "failed") else None
 
 
-def why_not(events: Sequence[Event], restart: int, max_restarts: int) -> str | None:
-    """Why a job that would come back must not; None if it may."""
+def reason_not_to_requeue(events: Sequence[Event], restart: int, max_restarts: int) -> str | None:
+    """Return why a job that should be requeued must not be, or None if it may."""
     if restart >= max_restarts:
-        return f"it was restarted {restart} times, and --max-restarts is {max_restarts}"
+        return f"restarted {restart} times, and --max-restarts is {max_restarts}"
     starts = starts_without_progress(events)
-    if starts >= MAX_STARTS_WITHOUT_PROGRESS and not _got_further(events):
+    if starts >= MAX_STARTS_WITHOUT_PROGRESS and not _made_progress(events):
         step = next(event.step for event in reversed(events) if event.kind == "started")
-        return f"the last {starts} starts did not get beyond step {step}"
+        return f"no progress beyond step {step} in the last {starts} starts"
     return None
 
 
-def _got_further(events: Sequence[Event]) -> bool:
-    """Whether the newest incarnation saved steps beyond its start."""
+def _made_progress(events: Sequence[Event]) -> bool:
+    """Return whether the last start saved a later step than the one it began with."""
     last = events[-1]
     start = next((event for event in reversed(events) if event.kind == "started"), None)
     return last.kind == "stopped" and start is not None and (last.step or 0) > (start.step or 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns what the job's exit status shall be."""
-    parser = argparse.ArgumentParser(prog="python -m autoreid.slurm.resume", description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's folder")
-    parser.add_argument("--status", type=int, required=True, help="exit status of srun")
+    """Run the command and return the exit status for the job."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autoreid.slurm.resume",
+        description="Requeue the job at the end of its batch script, if its run can continue.",
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="run folder")
+    parser.add_argument("--status", type=int, required=True, metavar="N", help="exit status of srun")
     parser.add_argument(
-        "--max-restarts", type=int, default=100, metavar="N", help="how often the job may come back"
+        "--max-restarts",
+        type=int,
+        default=100,
+        metavar="N",
+        help="maximum number of times that the job is requeued (default: 100)",
     )
     options = parser.parse_args(arguments)
     job, restart = current_job()
@@ -91,24 +103,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reason = reason_to_requeue(events, job, restart, status)
     if reason is None:
         return exit_status(events, job, restart, status)
-    refusal = why_not(events, restart, options.max_restarts)
+    refusal = reason_not_to_requeue(events, restart, options.max_restarts)
     if refusal is None and job is not None:
         print(f"autoreid: requeueing job {job}: {reason}", file=sys.stderr)
         try:
             record(options.run, "requeued", reason=reason)
-            subprocess.run(["scontrol", "requeue", _whole_id(job)], check=True, timeout=60)
+            subprocess.run(["scontrol", "requeue", _requeue_id(job)], check=True, timeout=60)
         except (AutoreidError, OSError, subprocess.SubprocessError) as error:
             refusal = f"scontrol requeue failed: {error}"
         else:
             return status
-    print(f"autoreid: not requeueing: {refusal or 'no SLURM_JOB_ID'} ({reason})", file=sys.stderr)
+    print(f"autoreid: job not requeued: {refusal or 'SLURM_JOB_ID is not set'} ({reason})", file=sys.stderr)
     return status or 1
 
 
-def _whole_id(job: str) -> str:
-    """An array's element by the name that says so; a plain job by its number."""
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{element}" if array and element else job
+def _requeue_id(job: str) -> str:
+    """Return the id of this job for scontrol: ARRAYID_INDEX for an array task, else the job id."""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{index}" if array and index else job
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs that people name on the command line, with what their folders and Slurm say of them."""
+"""Find runs by task name, run folder or job id, with their state."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from autoreid.slurm.queue import ACTIVE, JobState, job_states
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and what is known of it.
+    """A run folder and the state of its run.
 
     Attributes:
-        job: the newest job that was submitted for it; None if none was.
-        slurm: what Slurm says of that job; None if it was forgotten, or there is no Slurm.
-        progress: what progress.json holds.
+        events: the history of the run.
+        job: the last job that was submitted for the run, or None.
+        slurm: the state of that job; None if Slurm no longer knows it, or without Slurm.
+        progress: the content of progress.json.
     """
 
     folder: Path
@@ -31,12 +32,12 @@ class Run:
 
     @property
     def is_active(self) -> bool:
-        """Whether its job is in Slurm's queue."""
+        """Whether the run's job is in Slurm's queue."""
         return self.slurm is not None and self.slurm.state in ACTIVE
 
     @property
     def state(self) -> str:
-        """Slurm's word while the job is in the queue, then what the run itself said last."""
+        """The state of the job while it is in the queue, and the last recorded event of the run afterwards."""
         if self.is_active and self.slurm is not None:
             return self.slurm.state
         last = self.events[-1].kind if self.events else "submitted"
@@ -44,31 +45,31 @@ class Run:
             return last
         if self.slurm is not None:
             return self.slurm.state
-        # It said that it started, and never how it ended; without a job nobody knows whether it still runs.
+        # The run recorded its start but not its end. Without a job, it may still be running.
         return {"started": "started" if self.job is None else "lost"}.get(last, last)
 
     @property
     def restarts(self) -> int:
-        """How often it started again."""
+        """How often the run was restarted."""
         return max(0, sum(event.kind == "started" for event in self.events) - 1)
 
     @property
     def last_reason(self) -> str:
-        """Why it was last stopped, requeued or failed, or what it waits for."""
+        """Why the job is pending, or why the run last stopped, was requeued or failed."""
         if self.slurm is not None and self.slurm.state == "PENDING":
             return self.slurm.reason
         return next((event.reason for event in reversed(self.events) if event.reason), "")
 
 
 def find_runs(names: Sequence[str], output_dir: Path) -> list[Run]:
-    """The runs of some names, in order; for no names all below a folder, the newest last.
+    """Return the runs with the given names, in order; without names all runs, ordered by their last change.
 
     Args:
         names: task names, run folders or job ids.
-        output_dir: folder of run folders.
+        output_dir: folder of the run folders.
 
     Raises:
-        ConfigError: a name is no run's.
+        ConfigError: there is no run with one of the names.
     """
     folders = sorted((path.parent for path in output_dir.glob(f"*/{FILE}")), key=_last_change)
     histories = {folder: read_history(folder) for folder in folders}
@@ -91,7 +92,7 @@ def _folder_of(name: str, output_dir: Path, histories: dict[Path, list[Event]]) 
         if any(event.kind == "submitted" and event.job == name for event in events):
             return folder
     raise ConfigError(
-        f"{name}: no run of this task name or job id in {output_dir}; --output-dir says where to look"
+        f"{name}: no run with this task name or job id in {output_dir}; set --output-dir if it is elsewhere"
     )
 
 

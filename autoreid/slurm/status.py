@@ -1,4 +1,4 @@
-"""What runs: the table of jobs/status.py."""
+"""Show the states of runs as a table: jobs/status.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from autoreid.slurm.runs import Run, find_runs
 
-#: Least seconds between two looks: the controller serves everybody.
+#: Minimum seconds between two queries, to limit the load on Slurm's controller.
 MIN_WATCH_SECONDS = 5
 
 _EXAMPLES = """\
@@ -24,7 +24,7 @@ examples:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """A run as a JSON object; figures that are not known are null."""
+    """Return a run as a JSON object; values that are not known are null."""
     progress = run.progress
     return {
         "run": run.folder.name,
@@ -43,7 +43,7 @@ _COLUMNS = ("run", "task", "job", "state", "epoch", "step", "mAP", "images/s", "
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Runs as lines under a heading."""
+    """Return the descriptions of runs as a table with a header line."""
     lines = [_COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (
@@ -53,7 +53,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    def of(part: str, whole: str) -> str:
+    def fraction(part: str, whole: str) -> str:
         return "" if row[part] is None else f"{row[part]}/{row[whole]}"
 
     left = row["seconds_left"]
@@ -63,8 +63,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["task"] or "",
         row["job"] or "",
         row["state"],
-        of("epoch", "epochs"),
-        of("step", "steps"),
+        fraction("epoch", "epochs"),
+        fraction("step", "steps"),
         "" if row["map"] is None else f"{row['map']:.1%}",
         "" if not row["images_per_second"] else f"{row['images_per_second']:.1f}",
         "" if left is None or is_over else str(datetime.timedelta(seconds=round(left))),
@@ -74,10 +74,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python jobs/status.py",
-        description="Shows what runs do: job, epoch, step, mAP, speed, time left, restarts and why.",
+        description="Show job, state, epoch, step, mAP, speed, remaining time and restarts of runs.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,14 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs", nargs="*", metavar="RUN", help="task name, run folder or job id (default: all)"
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("runs"), help="where run folders are (default runs)"
+        "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     parser.add_argument(
         "--watch",
         type=int,
         metavar="SECONDS",
-        help=f"look again every so often (at least {MIN_WATCH_SECONDS})",
+        help=f"repeat every SECONDS seconds (at least {MIN_WATCH_SECONDS})",
     )
     options = parser.parse_args(arguments)
     while True:

@@ -1,4 +1,4 @@
-"""Checks a search or training as its ranks would, and submits it: the command lines of jobs/submit_*.py."""
+"""Check a search or training as its ranks would, and submit it: the command lines of jobs/submit_*.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from autoreid.config import Config
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.files import write_atomically
@@ -22,30 +22,32 @@ from autoreid.recipes import load_config
 from autoreid.reporting.history import read_history, record
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.slurm.executor import JobExecutor
+from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
 from autoreid.slurm.queue import ACTIVE, job_states, require_slurm
-from autoreid.slurm.request import JobRequest, add_options, read_request
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.train import MAY_DIFFER, build_task, with_genotype
 
 _EXIT_STATUS = """\
-Exit status: 0 submitted (or, with --local, done); 1 Slurm refused; 2 the command line, config or data is wrong."""
+Exit status: 0 submitted (with --local: done); 1 Slurm rejected the job; 2 error in the command line, config or data."""
 
 
 def make_parser(program: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser with Slurm's options and the ways to submit; commands add their own."""
+    """Return a parser with the options of jobs, --dry-run, --test-only and --local; commands add their own options."""
     parser = argparse.ArgumentParser(
         prog=f"python jobs/{program}.py",
         description=description,
         epilog=f"examples:\n{examples}\n{_EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--dry-run", action="store_true", help="print the sbatch script and leave nothing behind"
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--dry-run", action="store_true", help="print the batch script; submit and write nothing"
     )
-    how.add_argument("--test-only", action="store_true", help="have Slurm validate the script")
-    how.add_argument(
-        "--local", action="store_true", help="run the same as processes on this machine, here and now"
+    modes.add_argument(
+        "--test-only", action="store_true", help="validate the batch script with sbatch --test-only"
+    )
+    modes.add_argument(
+        "--local", action="store_true", help="run now, as processes on this machine, without Slurm"
     )
     add_options(parser)
     return parser
@@ -53,131 +55,131 @@ def make_parser(program: str, description: str, examples: str) -> argparse.Argum
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that a job will do: its resolved config, frozen while the job waits, and its folder."""
+    """A run to submit: its resolved config and its folder."""
 
     config: Config
     folder: Path
 
     @property
     def frozen_config(self) -> Path:
-        """Where the job reads the config, which nobody edits meanwhile."""
+        """Path of the copy of the config that the job reads, so that later edits of the recipe do not affect it."""
         return self.folder / "slurm" / "config.yaml"
 
     def command(self) -> PackageCommand:
-        """What the job's tasks run."""
+        """Return the command that the Slurm tasks of the job run."""
         return PackageCommand("train", ("--config", str(self.frozen_config)), Path.cwd())
 
     def freeze(self) -> None:
-        """Writes the config for the job."""
+        """Write the copy of the config that the job reads."""
         self.frozen_config.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.frozen_config, self.config.to_yaml().encode())
 
 
 def plan_run(
-    recipe: Path, overrides: Sequence[str], task: Literal["search", "train"], request: JobRequest, draw: bool
+    recipe: Path,
+    overrides: Sequence[str],
+    task: Literal["search", "train"],
+    job_options: JobOptions,
+    may_generate: bool,
 ) -> PlannedRun:
-    """Checks everything that would end the run at its start: config, data, network, batch over ranks, run folder.
+    """Check everything that would stop the run at its start: config, data, network, batch size, run folder.
 
     Args:
-        draw: whether synthetic people that are not there yet may be drawn.
+        may_generate: whether missing synthetic data sets may be generated; if not, the data are not checked.
 
     Raises:
-        ConfigError, DataError: what the job's ranks would say, without having waited in a queue.
+        ConfigError, DataError: the errors that the ranks of the job would raise.
     """
     config = with_genotype(load_config(recipe, overrides))
     if config.task != task:
-        raise ConfigError(f"{recipe}: task: {config.task}; submit it with jobs/submit_{config.task}.py")
-    if request.gpus and config.distributed.device == "auto":
-        # A job that asked for GPUs must not train on CPUs because a driver is missing.
+        raise ConfigError(
+            f"{recipe}: task = {config.task}, expected {task}; submit it with jobs/submit_{config.task}.py"
+        )
+    if job_options.gpus and config.distributed.device == "auto":
+        # A job with GPUs must fail rather than compute on CPUs because a driver is missing.
         distributed = config.distributed.model_copy(update={"device": "cuda"})
         config = config.model_copy(update={"distributed": distributed})
     folder = (config.output_dir / config.task_name).absolute()
     RunFolder(folder).check_claim(config, MAY_DIFFER)
-    refuse_active(folder)
-    if draw:
-        draw_people(config.data)
-    undrawn = [name for name in config.data.synthetic if not (config.data.root / name).exists()]
-    if undrawn:
-        print(f"not checked: the data, for {', '.join(undrawn)} will be drawn on submission", file=sys.stderr)
+    check_not_queued(folder)
+    if may_generate:
+        generate_people(config.data)
+    missing = [name for name in config.data.synthetic if not (config.data.root / name).exists()]
+    if missing:
+        names = ", ".join(missing)
+        print(f"data not checked: {names} (synthetic) will be generated on submission", file=sys.stderr)
     else:
-        build_task(config, World(0, request.ranks, 0, torch.device("cpu")))
+        build_task(config, World(0, job_options.ranks, 0, torch.device("cpu")))
     return PlannedRun(config, folder)
 
 
-def refuse_active(folder: Path) -> None:
-    """Raises ConfigError if a job that was submitted for a run folder is still in Slurm's queue."""
+def check_not_queued(folder: Path) -> None:
+    """Raise ConfigError if a job that was submitted for a run folder is still in Slurm's queue."""
     jobs = {event.job for event in read_history(folder) if event.kind == "submitted" and event.job}
     for job, state in job_states(jobs).items():
         if state.state in ACTIVE:
             raise ConfigError(
-                f"{folder}: job {job} of this run is {state.state}; give another task_name, or cancel it: "
+                f"{folder}: job {job} of this run is still {state.state}; set another task_name, or cancel the job: "
                 f"python jobs/cancel.py {folder}"
             )
 
 
-def only_shown(how: argparse.Namespace) -> bool:
-    """Whether nothing may be left behind."""
-    return bool(how.dry_run or how.test_only)
+def is_dry_run(options: argparse.Namespace) -> bool:
+    """Return whether the command submits and writes nothing (--dry-run or --test-only)."""
+    return bool(options.dry_run or options.test_only)
 
 
-def submit_runs(runs: Sequence[PlannedRun], request: JobRequest, how: argparse.Namespace) -> list[str]:
-    """Submits runs as one job, or as an array, or does with them what --dry-run, --test-only or --local says.
-
-    Returns:
-        Job ids, one a run; none if nothing was submitted.
-    """
+def submit_runs(runs: Sequence[PlannedRun], job_options: JobOptions, options: argparse.Namespace) -> None:
+    """Submit one run as a job, or several as a job array; or handle --dry-run, --test-only and --local."""
     first = runs[0]
     name = first.config.task_name
-    executor = JobExecutor(request, first.folder / "slurm", name, [run.folder for run in runs])
-    if how.dry_run:
-        print(executor.script(len(runs)))
-        return []
-    if how.test_only:
-        test_only(executor.script(len(runs)))
-        return []
-    if not how.local:
+    executor = JobExecutor(job_options, first.folder / "slurm", name, [run.folder for run in runs])
+    if is_dry_run(options):
+        script = executor.script(len(runs))
+        print(script) if options.dry_run else test_only(script)
+        return
+    if not options.local:
         require_slurm()
     for run in runs:
         run.freeze()
-    if how.local:
+    if options.local:
         for run in runs:
-            run_here(run.command(), request.ranks)
-        return []
+            run_locally(run.command(), job_options.ranks)
+        return
     ids = executor.launch([run.command() for run in runs])
     for run, job in zip(runs, ids, strict=True):
         record(run.folder, "submitted", job=(job, 0))
-        announce(job, run.folder, executor.folder, request, run.config.task)
-    return ids
+        announce(job, run.folder, executor.folder, job_options, run.config.task)
 
 
-def announce(job: str, folder: Path, logs: Path, request: JobRequest, what: str) -> None:
-    """Says where a job and its output are."""
-    nodes = "1 node" if request.nodes == 1 else f"{request.nodes} nodes"
-    ranks = "1 rank" if request.ranks == 1 else f"{request.ranks} ranks"
+def announce(job: str, folder: Path, logs: Path, job_options: JobOptions, what: str) -> None:
+    """Print the id, size, run folder and log of a submitted job."""
+    nodes = "1 node" if job_options.nodes == 1 else f"{job_options.nodes} nodes"
+    ranks = "1 rank" if job_options.ranks == 1 else f"{job_options.ranks} ranks"
     print(f"job {job}: {what}, {ranks} on {nodes}")
     print(f"  run folder: {folder}")
     print(f"  log:        {logs / f'{job}_0_log.out'}")
 
 
 def test_only(script: str) -> None:
-    """Has sbatch validate a script; raises ConfigError with what it says against it."""
+    """Validate a batch script with `sbatch --test-only`; raise ConfigError with sbatch's message if it is rejected."""
     try:
         done = subprocess.run(
             ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60
         )
     except OSError as error:
-        raise ConfigError("sbatch: no such program; --test-only needs a login node") from error
-    said = done.stderr.strip().removeprefix("sbatch: ")
+        raise ConfigError("sbatch: command not found; use --test-only on a login node") from error
+    message = done.stderr.strip().removeprefix("sbatch: ")
     if done.returncode:
-        raise ConfigError(f"sbatch --test-only: {said}")
-    print(said)
+        raise ConfigError(f"sbatch --test-only: {message}")
+    print(message)
 
 
-def run_here(command: PackageCommand, ranks: int) -> None:
-    """Runs a command as processes on this machine, started by torchrun if there are several.
+def run_locally(command: PackageCommand, ranks: int) -> None:
+    """Run a command on this machine, with torchrun if there are several ranks.
 
     Raises:
-        SystemExit: it failed; its message is on the console.
+        SystemExit: the command failed; it has printed its error.
     """
     line = [sys.executable, "-m"]
     if ranks > 1:
@@ -190,11 +192,12 @@ def run_here(command: PackageCommand, ranks: int) -> None:
 
 
 def submit_run(task: Literal["search", "train"], arguments: Sequence[str] | None) -> int:
-    """The command of jobs/submit_search.py and jobs/submit_train.py; returns its exit status."""
+    """Run jobs/submit_search.py or jobs/submit_train.py and return the exit status."""
     example = "darts_triplet" if task == "search" else "baseline_resnet50"
+    noun = "search" if task == "search" else "training"
     parser = make_parser(
         f"submit_{task}",
-        f"Submits a {task} to Slurm, after checking all that can be checked before it waits in a queue.",
+        f"Submit a {noun} to Slurm. Config, data, network and run folder are checked first, on this machine.",
         f"  python jobs/submit_{task}.py --nodes 2 --gpus 8 --config configs/{example}.yaml\n"
         f"  python jobs/submit_{task}.py --gpus 4 --time 1-00:00:00 --partition gpu --config configs/{example}.yaml "
         "data.root=/data\n"
@@ -207,21 +210,21 @@ def submit_run(task: Literal["search", "train"], arguments: Sequence[str] | None
         type=int,
         nargs="+",
         metavar="SEED",
-        help="an array with a run for each seed, named TASK_NAME-seedN",
+        help="submit a job array with one run for each seed, named TASK_NAME-seedN",
     )
-    add("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
+    add("overrides", nargs="*", metavar="section.key=value", help="values that override the recipe's")
     options = parser.parse_intermixed_args(arguments)
-    request = read_request(vars(options))
+    job_options = read_job_options(vars(options))
     runs = [
-        plan_run(options.config, [*options.overrides, *of_seed], task, request, draw=not only_shown(options))
-        for of_seed in seed_overrides(options.config, options.overrides, options.seeds)
+        plan_run(options.config, [*options.overrides, *seed], task, job_options, not is_dry_run(options))
+        for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
-    submit_runs(runs, request, options)
+    submit_runs(runs, job_options, options)
     return 0
 
 
 def seed_overrides(recipe: Path, overrides: Sequence[str], seeds: Sequence[int] | None) -> list[list[str]]:
-    """The overrides that make a run of each seed; for no seeds, one run as the recipe says."""
+    """Return the overrides of seed and task name for the run of each seed; without seeds, none for a single run."""
     if not seeds:
         return [[]]
     name = load_config(recipe, overrides).task_name

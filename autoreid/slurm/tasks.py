@@ -1,4 +1,7 @@
-"""What each task of a job runs: one of the package's own commands, as `srun python -m autoreid.train ...` would."""
+"""The command that each Slurm task of a job runs, as `srun python -m autoreid.train ...` would run it.
+
+The pickled commands of submitted jobs name this module and its class: renaming them breaks jobs in the queue.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PackageCommand:
-    """A command of the package, for submitit to pickle and to call in every task.
+    """A command of the package, which submitit pickles and calls in every Slurm task.
 
     Attributes:
-        module: such as "train" for python -m autoreid.train.
-        arguments: its command line.
-        folder: working directory, which relative paths of the command line start from.
+        module: module of the command, for example "train" for python -m autoreid.train.
+        arguments: its command line arguments.
+        folder: working directory; relative paths in the arguments are relative to it.
     """
 
     module: str
@@ -25,13 +28,13 @@ class PackageCommand:
     folder: Path
 
     def __call__(self) -> None:
-        """Runs it, and ends the task with its exit status.
+        """Run the command and exit with its status.
 
-        submitit's handler for SIGUSR2 would pull rank 0 alone away from the others, and the one for SIGTERM do
-        nothing. Until the command sets its own, a signal ends the task as it would any program.
+        submitit's handler for SIGUSR2 would stop rank 0 without the other ranks, and its handler for SIGTERM does
+        nothing. Both are reset to the default here; the command then installs its own.
 
         Raises:
-            SystemExit: always: the exit status is Slurm's, and what the command wrote is its result.
+            SystemExit: always, so that Slurm gets the exit status of the command.
         """
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
             signal.signal(number, signal.SIG_DFL)

@@ -1,6 +1,6 @@
-"""Search spaces: a folder for each, with its genotype, supernet, derived network and drawings.
+"""Search spaces: each has a folder with its genotype, supernet, derived network and drawings.
 
-To add a space, write its folder, name it in `SPACES` and add its settings to `autoreid.config.spaces`.
+To add a space, add its folder, a line to `SPACES`, and its settings to `autoreid.config.spaces`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = [
     "with_genotype_text",
 ]
 
-#: Every space by name.
+#: All spaces by name.
 SPACES: dict[str, type[Space]] = {"reid_cell": ReidCellSpace, "osnet_ain": OsnetAinSpace}
 
 
 def build_space(search: Search) -> Space:
-    """Return the space that a config searches."""
+    """Build the space that the config names."""
     return SPACES[search.space](search)
 
 
@@ -44,11 +44,11 @@ def build_derived(num_identities: int, genotype: str | Genotype, **options: Any)
 
     Args:
         num_identities: number of identities in the training set.
-        genotype: the genotype, the path of its file, or its JSON text.
-        options: those of the `network_type` of the genotype's space.
+        genotype: a `Genotype`, the path of a genotype file, or its JSON text.
+        options: options of the `network_type` of the genotype's space.
 
     Raises:
-        ConfigError: there is no such option, or a value is out of range.
+        ConfigError: an option does not exist, or a value is out of range.
         DataError: the genotype cannot be read.
     """
     if not isinstance(genotype, Genotype):
@@ -57,12 +57,12 @@ def build_derived(num_identities: int, genotype: str | Genotype, **options: Any)
     return models.build_from({name: network_type}, name, num_identities, options | {"genotype": genotype})
 
 
-#: Every network by name: the fixed ones, and `derived`.
+#: All networks by name: the fixed networks, and `derived`.
 NETWORKS: dict[str, Callable[..., Network]] = {**models.NETWORKS, "derived": build_derived}
 
 
 def build_model(name: str, num_identities: int, **options: Any) -> Network:
-    """Build a network with fresh weights from torch's generator.
+    """Build a network, with random weights from torch's generator.
 
     See `autoreid.models.Network` for what it returns.
 
@@ -72,12 +72,12 @@ def build_model(name: str, num_identities: int, **options: Any) -> Network:
         options: options of the network, such as `last_stride` of resnet50, `parts` of pcb or `genotype` of derived.
 
     Raises:
-        ConfigError: there is no such network or option, one is missing, or a value is out of range.
+        ConfigError: the network or an option does not exist, an option is missing, or a value is out of range.
         DataError: the genotype cannot be read.
     """
     return models.build_from(NETWORKS, name, num_identities, options)
 
 
 def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a derived network with the text of its genotype instead of the path of its file."""
+    """Replace the path of a genotype by its JSON text, so that the options no longer depend on a file."""
     return {**options, "genotype": str(read_genotype(options["genotype"]))}

@@ -1,26 +1,40 @@
 """Pictures of genotypes and networks as plain nodes and arrows.
 
-Spaces describe what is to be seen, and `autoreid.reporting` draws it. Attributes and labels are those of Graphviz's DOT
-language: a label between `<` and `>` is markup.
+Spaces describe the pictures, and `autoreid.reporting` draws them. Attributes and labels are those of Graphviz's DOT
+language: a label between `<` and `>` is an HTML-like label.
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-#: Attributes of every picture, of boxes in it, and of frames around them.
-PAGE = {"rankdir": "LR", "bgcolor": "white", "dpi": "100", "pad": "0.15"}
-PAGE |= {"labelloc": "t", "fontname": "Helvetica", "fontsize": "16"}
-BOX = {"shape": "box", "style": "rounded,filled", "color": "#263238"}
+#: Attributes of every picture, of its boxes and arrows, and of the frames around groups.
+PAGE = {
+    "rankdir": "LR",
+    "ranksep": "0.2",
+    "nodesep": "0.2",
+    "newrank": "true",
+    "bgcolor": "white",
+    "dpi": "100",
+}
+PAGE |= {"pad": "0.15", "labelloc": "t", "fontname": "Helvetica", "fontsize": "16"}
+BOX = {"shape": "box", "style": "rounded,filled", "color": "#263238", "fillcolor": "#f5f5f5"}
+BOX |= {"fontname": "Helvetica", "fontsize": "13", "margin": "0.12,0.06"}
+ARROW = {"arrowsize": "0.8"}
 FRAME = {"style": "rounded,filled", "color": "#b0bec5", "fillcolor": "#fafafa", "fontsize": "13"}
 FRAME |= {"fontname": "Helvetica", "margin": "10"}
 
+#: Fills of the boxes of inputs, inner nodes and outputs.
+INPUT, INNER, OUTPUT = {"fillcolor": "#ffe0b2"}, {"fillcolor": "#e3f2fd"}, {"fillcolor": "#c8e6c9"}
+#: Colour of what the search is about, which must catch the eye.
+ACCENT = "#d6006c"
+
 
 class Node(NamedTuple):
-    """A box or circle, with the attributes in which it differs from the others."""
+    """A box or circle, with the attributes in which it differs from the drawing's other nodes."""
 
     name: str
     label: str
@@ -28,7 +42,7 @@ class Node(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """An arrow from one node to another, with the attributes in which it differs from the others."""
+    """An arrow from one node to another, with the attributes in which it differs from the other arrows."""
 
     tail: str
     head: str
@@ -49,30 +63,28 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture, left to right.
+    """A picture, laid out from left to right.
 
     Attributes:
-        title: markup that stands above it.
-        items: what it consists of, in the order in which it is laid out.
-        page, nodes, arrows: attributes of the picture, of all nodes and of all arrows.
+        title: HTML-like label above the picture; see `title`.
+        items: nodes, arrows and groups, in the order of the layout.
+        nodes: attributes of all nodes.
     """
 
     name: str
     title: str
     items: Sequence[Node | Arrow | Group]
-    page: Mapping[str, str]
     nodes: Mapping[str, str]
-    arrows: Mapping[str, str] = field(default_factory=dict)
 
 
 def title(head: str, note: str) -> str:
-    """The markup of a title: the head in bold, and a note in grey behind it; both are plain text."""
-    # The spaces stand inside the font element, which Graphviz does not allow to be empty.
+    """Return the label of a title: the head in bold, followed by a note in grey. Both are plain text."""
+    # The spaces are inside the font element because Graphviz does not allow it to be empty.
     return f'<b>{html.escape(head)}</b><font color="#546e7a">   {html.escape(note)}</font>'
 
 
 def abbreviate(number: int) -> str:
-    """Three figures, as papers give sizes: 638 k, 9.12 M."""
+    """Return a number with three significant digits and a unit, such as 638 k or 9.12 M."""
     for unit, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= unit:
             return f"{number / unit:.3g} {letter}"

@@ -1,4 +1,4 @@
-"""What the genotypes of all spaces share: a JSON file that is parsed and validated, never evaluated."""
+"""The base class of all genotypes, and reading them: JSON that is parsed and validated, never evaluated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from autoreid.spaces.drawing import Drawing
 
 
 class Genotype(BaseModel, ABC):
-    """What every space's genotype has in common; equality compares all choices."""
+    """The choices of a search. Each space has a subclass. Two genotypes are equal if all their choices are equal.
+
+    Attributes:
+        format: version of the JSON format.
+        space: name of the space.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,24 +31,36 @@ class Genotype(BaseModel, ABC):
     space: str
 
     def __str__(self) -> str:
-        """A stable JSON text: equal genotypes give equal bytes."""
+        """Return the JSON text. Equal genotypes have equal texts."""
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
     def save(self, path: Path) -> None:
-        """Writes the JSON text to a file, replacing it in one step; raises RunError when it cannot."""
+        """Write the JSON text to a file atomically.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
         write_atomically(path, str(self).encode())
 
     @abstractmethod
     def sample_like(self, rng: np.random.Generator) -> Genotype:
-        """Draws a genotype of the same space and shape uniformly: the baseline that a search has to beat."""
+        """Sample a genotype of the same space and size uniformly: the baseline that a search has to beat."""
 
     @abstractmethod
     def drawings(self, caption: str) -> dict[str, Drawing]:
-        """Describes the genotype's pictures, by what each shows; the caption is part of their titles."""
+        """Return the drawings of the genotype, by the name of what each shows.
+
+        Args:
+            caption: is part of the titles.
+        """
 
     @staticmethod
     def load(path: Path) -> Genotype:
-        """Reads any space's genotype; raises DataError that names file, place and value."""
+        """Load the genotype of any space from a file.
+
+        Raises:
+            DataError: the file cannot be read, or is not a genotype; the message names the file, key and value.
+        """
         try:
             text = path.read_bytes()
         except OSError as error:
@@ -52,7 +69,14 @@ class Genotype(BaseModel, ABC):
 
     @staticmethod
     def parse(text: str | bytes, where: str) -> Genotype:
-        """Reads any space's genotype from its JSON text; raises DataError that names `where`, place and value."""
+        """Parse the JSON text of a genotype of any space.
+
+        Args:
+            where: where the text comes from, for error messages.
+
+        Raises:
+            DataError: the text is not a genotype; the message names `where`, the key and the value.
+        """
         try:
             return _any_space().validate_json(text)
         except ValidationError as error:
@@ -60,10 +84,10 @@ class Genotype(BaseModel, ABC):
 
 
 def read_genotype(genotype: str) -> Genotype:
-    """Reads a genotype from the path of its file or from its JSON text.
+    """Read a genotype, given the path of its file or its JSON text.
 
     Raises:
-        DataError: it cannot be read, or is not a genotype.
+        DataError: the file cannot be read, or is not a genotype.
     """
     if genotype.lstrip().startswith("{"):
         return Genotype.parse(genotype, "model.options.genotype")
@@ -71,24 +95,24 @@ def read_genotype(genotype: str) -> Genotype:
 
 
 def _types() -> dict[str, type[Genotype]]:
-    """The genotype class of each space, by the space's name."""
-    # Imported here because the spaces import this module.
+    """Return the genotype class of each space, by the name of the space."""
+    # Not imported at the top, because the spaces import this module.
     from autoreid.spaces import SPACES
 
     return {name: space.genotype_type for name, space in SPACES.items()}
 
 
 def _any_space() -> TypeAdapter[Any]:
-    """Validates a genotype as the class that its `space` names."""
+    """Return a validator that chooses the genotype class by the value of `space`."""
     union: Any = reduce(or_, _types().values())
     return TypeAdapter(Annotated[union, Field(discriminator="space")])
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong: its place in the file, why, and what was found."""
+    """Return the first error: its key in the file, the reason, and the value found."""
     first = error.errors()[0]
     if first["type"].startswith("union_tag"):
         return f"space: expected one of {', '.join(_types())} (found {first['ctx'].get('tag', 'none')})"
-    # The first part of the place says which space's genotype it was taken for.
-    place = ".".join(map(str, first["loc"][1:])) or "file"
-    return f"{place}: {first['msg']} (found {repr(first['input'])[:60]})"
+    # The first part of the location is not a key of the file: it is the space.
+    key = ".".join(map(str, first["loc"][1:])) or "file"
+    return f"{key}: {first['msg']} (found {repr(first['input'])[:60]})"

@@ -1,4 +1,4 @@
-"""Weights to start from: a derived network can take over what its supernet learnt."""
+"""Loads the initial weights of a training. A derived network can inherit the weights of its supernet."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from autoreid.spaces.space import Derived
 
 
 def load_start(network: nn.Module, path: Path) -> LoadReport:
-    """Loads the weights that a training starts from, as `load_weights` does, or out of a search's checkpoint.
+    """Load the initial weights of a training, from a file of weights like `load_weights` or from a search's checkpoint.
 
-    Of a supernet a derived network takes the candidates that its genotype chose and all that they share. The
-    supernet's norms have no scale and shift: the network's start at 1 and 0.
+    From a search's checkpoint, a derived network inherits the weights of the candidates in its genotype and all
+    weights that the candidates share. The norms of a supernet have no scale and shift, so those of the network start at
+    1 and 0.
 
     Raises:
-        DataError: as `load_weights`; or the network is not derived, or not of the search's space, layout or size;
-            or the search's operations have a part of the channels only.
+        DataError: as `load_weights`; or the checkpoint is that of a search and the network is not derived, or differs
+            from the supernet in its space, layout or size; or the search used partial channels.
     """
     content = read_weights(path)
     state = content.get("state") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "alphas" not in state:
         return fill(network, state_dict_of(content, path), path)
     if not isinstance(network, Derived):
-        raise DataError(f"{path}: the checkpoint of a search: only model.name: derived can start from it")
+        raise DataError(f"{path}: the checkpoint of a search needs model.name: derived")
     search = parse_config(content["config"], f"{path}: config").search
     if search.space != network.genotype.space:
         raise DataError(
-            f"{path}: a search of {search.space}: a network of {network.genotype.space} cannot start from it"
+            f"{path}: the checkpoint of a search of {search.space} needs a genotype of {search.space}, not of "
+            f"{network.genotype.space}"
         )
     try:
         weights = build_space(search).inherited(state["network"], network.genotype)
@@ -43,5 +45,7 @@ def load_start(network: nn.Module, path: Path) -> LoadReport:
     layers = {name for name, value in network.named_parameters() if value.dim() > 1}
     absent = [name for name in report.missing if name in layers and not {*name.split(".")} & {*heads}]
     if absent:
-        raise DataError(f"{path}: the search's supernet has no {absent[0]}: it has another layout")
+        raise DataError(
+            f"{path}: the search's supernet has no {absent[0]}: its layout or operations differ from the network's"
+        )
     return report

@@ -1,4 +1,4 @@
-"""The interface of a search space: code outside its folder never depends on which space it is."""
+"""The interface of a search space. Code outside of a space's folder uses nothing else of it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from autoreid.models.network import Network
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
 
-#: Mixing weights of all candidates, (E, O) for each group of choices.
+#: The mixing weights of all candidates: (E, O) for each group of choices, by the name of the group.
 Mixing = Mapping[str, Tensor]
-#: One candidate for each row of each group, by its column; NOTHING leaves the row out. Others are not computed.
+#: The column of one candidate for each row of each group, or NOTHING for none. Other candidates are not computed.
 Sample = Mapping[str, Sequence[int]]
 NOTHING = -1
 
@@ -26,9 +26,9 @@ class Choices(NamedTuple):
     """A group of alphas, (E, O).
 
     Attributes:
-        rows: a name for each of the E decisions, for plots.
-        columns: the O candidates, which are the same in each row.
-        family: groups of one family share their curves; None if the group has its own.
+        rows: names of the E choices, for plots.
+        columns: names of the O candidates, which are the same for all choices.
+        family: groups with the same family share their curves in plots. With None, the group has separate curves.
         never_chosen: candidates that take a share of the mixture but are not part of any genotype.
     """
 
@@ -49,41 +49,46 @@ class Choices(NamedTuple):
 
 
 class Supernet(Network):
-    """All networks of a space in one, whose weights they share."""
+    """A network that contains all networks of a space, with shared weights."""
 
     @abstractmethod
     def forward(
         self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeds images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
+        """Embed images (B, 3, H, W) with a mixture of all candidates, or with one candidate for each choice.
+
+        At least one of `mixing` and `sample` must be given.
 
         Args:
-            mixing: the weights of the mixture.
-            sample: the candidates to compute. Their weights are 1 without `mixing`, otherwise those in `mixing`.
+            mixing: the mixing weights.
+            sample: the candidates to compute. Their weights are those in `mixing`, or 1 without it.
 
         Returns:
-            In training mode the embedding (B, D) before the neck and logits (B, identities). In evaluation mode the
-            embedding that is ranked, which is the one that derived networks rank.
+            In training mode, the embedding (B, D) before the neck and the logits (B, identities). In evaluation mode,
+            the embedding that is used for ranking, as in derived networks.
         """
 
 
 class Derived(Network):
-    """The network that a genotype describes. It is built from the number of identities, a genotype and options.
+    """The network that a genotype describes.
+
+    Its constructor takes the number of identities, the genotype, and options.
 
     Attributes:
-        genotype: the genotype that it was built from.
+        genotype: the genotype.
     """
 
     genotype: Genotype
 
     @abstractmethod
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
-        """Describes the picture of the network.
+        """Return a drawing of the network.
 
         Args:
-            shapes: C × H × W of the output of each module, by the module's name; of the images under "".
+            shapes: the output shape of each module as text, C × H × W, by the module's name; that of the images under
+                "".
             caption: the name of the network.
-            size: its parameters and multiply-accumulates.
+            size: the number of its parameters and multiply-accumulates as text.
         """
 
 
@@ -103,22 +108,22 @@ class Space(ABC):
 
     @abstractmethod
     def choices(self) -> dict[str, Choices]:
-        """Returns the groups of alphas by name."""
+        """Return the groups of alphas by name."""
 
     def watched(self) -> dict[str, tuple[str, ...]]:
-        """Returns candidates whose share of the mixture is worth a curve, by the name of the curve; by default none."""
+        """Return candidates whose total share of the mixture is plotted, by the name of the curve; by default none."""
         return {}
 
     @abstractmethod
     def build_supernet(self, num_identities: int) -> Supernet:
-        """Builds the supernet with fresh weights from torch's generator."""
+        """Build the supernet, with random weights from torch's generator."""
 
     @abstractmethod
     def genotype(self, probabilities: Mapping[str, Tensor]) -> Genotype:
-        """Reads the most probable choices from (E, O) for each group; of equal ones, the first in order."""
+        """Read the most probable candidates from the probabilities (E, O) of each group. The first one wins a tie."""
 
     def random_genotype(self, rng: np.random.Generator) -> Genotype:  # noqa: ARG002
-        """Samples a genotype uniformly from those that this search could find.
+        """Sample a genotype uniformly from those that this search could find.
 
         Raises:
             ConfigError: the space cannot sample networks, which is the default; `path` and `mutated` raise it too.
@@ -126,11 +131,11 @@ class Space(ABC):
         raise self._no_samples()
 
     def path(self, genotype: Any) -> Sample:  # noqa: ARG002
-        """Returns the candidates of the supernet that form a genotype's network."""
+        """Return the candidates of the supernet that form the network of a genotype."""
         raise self._no_samples()
 
     def mutated(self, genotype: Any, rng: np.random.Generator) -> Genotype:  # noqa: ARG002
-        """Returns a genotype with one choice changed at random."""
+        """Return a copy of a genotype with one random choice changed."""
         raise self._no_samples()
 
     def _no_samples(self) -> ConfigError:
@@ -139,13 +144,21 @@ class Space(ABC):
         )
 
     def has_collapsed(self, genotype: Any) -> bool:  # noqa: ARG002
-        """Returns whether the search should stop because its genotype is degenerate; by default never."""
+        """Return whether the search should stop because its genotype is degenerate; by default never."""
         return False
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: Any) -> dict[str, Tensor]:  # noqa: ARG002
-        """Returns the weights of a supernet that a genotype's derived network also has, by the network's names.
+        """Select the weights that a genotype's derived network inherits from a supernet.
+
+        Args:
+            weights: the state dict of the supernet.
+
+        Returns:
+            The weights, with their names in the derived network.
 
         Raises:
-            DataError: the network cannot start from them; by default always.
+            DataError: the derived network cannot use the weights of this supernet; by default always.
         """
-        raise DataError("networks of this space cannot start from the weights of a search; train from none")
+        raise DataError(
+            "networks of this space cannot inherit the weights of a search; train from random weights"
+        )

@@ -1,4 +1,4 @@
-"""Micro-batches: the gradient of a large batch in the memory of a small one."""
+"""Gradient accumulation over micro-batches: the gradient of a large batch with the memory of a small one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from autoreid.data.loaders import Batch
 
 @dataclass(frozen=True)
 class Accumulation:
-    """Splits a rank's share of a batch into micro-batches, whose gradients are averaged.
+    """Splits a rank's share of a batch into micro-batches. The gradient of the batch is the mean of theirs.
 
     The loops over micro-batches run the backward pass of one before the forward pass of the next, so that only one
-    graph is in memory at a time. The identities of the share are distributed in turn: the g-th goes to micro-batch
-    g mod `count`. If every rank has a multiple of `count` identities, the j-th micro-batches of all ranks together
-    are the j-th micro-batch of a single process.
+    graph is in memory at a time. The g-th identity of the share goes to micro-batch g mod `count`. If every rank has a
+    multiple of `count` identities, the j-th micro-batches of all ranks together are the j-th micro-batch of a single
+    process.
 
     Attributes:
         count: number of micro-batches.
-        images_per_identity: K; the images of an identity are consecutive in a batch.
+        images_per_identity: number of images of each identity, which are consecutive in a batch.
     """
 
     count: int = 1
     images_per_identity: int = 1
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """Yields the micro-batches. Each is created when it is asked for."""
+        """Yield the micro-batches, creating each only when it is requested."""
         if self.count == 1:
             yield batch
             return

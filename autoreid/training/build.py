@@ -1,4 +1,4 @@
-"""Builds what searches and trainings have in common: the placed network, the optimiser, the micro-batches."""
+"""Builds the parts that searches and trainings share: the network on its device, the optimiser, the micro-batches."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from autoreid.training.cuda_graphs import capture_training, check_cuda_graphs
 
 
 def memory_format(training: Training) -> torch.memory_format:
-    """Returns the memory layout of images and weights."""
+    """Return the memory format of images and weights."""
     return torch.channels_last if training.channels_last else torch.contiguous_format
 
 
 def place_network(
     network: nn.Module, config: Config, world: World, inputs: Sequence[Any] = (), parts_unused: bool = False
 ) -> nn.Module:
-    """Moves a network to the device, compiles or captures it if the config says so, and wraps it in DDP.
+    """Move a network to the device, compile or capture it if the config says so, and wrap it in DDP.
 
     Args:
-        inputs: what the network takes beside images, for CUDA graphs; see `capture_training`.
-        parts_unused: whether a step may leave weights without a gradient.
+        inputs: examples of the network's other inputs besides the images, for CUDA graphs; see `capture_training`.
+        parts_unused: whether some weights may get no gradient in a step.
 
     Returns:
-        The network for training passes. Use the given network for everything else.
+        The module for training passes. Use the original network for everything else.
 
     Raises:
         ConfigError: the network cannot be compiled or captured on this device or with this many ranks.
@@ -41,8 +41,8 @@ def place_network(
     shared, training = config.distributed.share_batch_statistics, config.training
     if training.compile and shared and world.size > 1:
         raise ConfigError(
-            f"training.compile: true on {world.size} ranks needs distributed.share_batch_statistics: false; a "
-            f"collective for each norm would cut the compiled network to pieces"
+            f"training.compile: true on {world.size} ranks needs distributed.share_batch_statistics: "
+            f"false; the collective of each norm would break the compiled graph"
         )
     if shared:
         share_batch_statistics(network)
@@ -52,13 +52,16 @@ def place_network(
     if training.cuda_graphs:
         check_cuda_graphs(config, world)
         network = capture_training(network, config, world, *inputs)
-    # A resumed run is bit-exact on CPUs, and on GPUs in deterministic mode.
+    # Resuming must be bit-exact on CPUs, and on GPUs in deterministic mode.
     exact = world.device.type == "cpu" or config.distributed.deterministic
     return distributed.data_parallel(network, not shared, parts_unused, exact)
 
 
 def build_optimizer(training: Training, network: Network) -> torch.optim.Optimizer:
-    """Builds the optimiser of the weights, with two groups: the backbone, whose rate is scaled, and the head."""
+    """Build the optimiser of the weights, with two parameter groups: the backbone and the head.
+
+    The learning rate of the backbone is multiplied by `training.backbone_scale`.
+    """
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     head = {id(weight) for module in network.head() for weight in module.parameters()}
     for weight in network.parameters():
@@ -75,10 +78,10 @@ def build_optimizer(training: Training, network: Network) -> torch.optim.Optimiz
 
 
 def build_accumulation(config: Config, world: World) -> Accumulation:
-    """Builds the config's micro-batches.
+    """Build the splitting of a rank's batch into micro-batches.
 
     Raises:
-        ConfigError: the identities of a rank cannot be distributed evenly over the micro-batches.
+        ConfigError: the identities of a rank cannot be split evenly into the micro-batches.
     """
     count, images_per_identity = config.training.accumulation, config.data.images_per_identity
     unit = count * images_per_identity * world.size

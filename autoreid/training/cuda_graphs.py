@@ -1,7 +1,8 @@
-"""CUDA graphs: a network's forward and backward passes, captured once and replayed without the host's launches.
+"""CUDA graphs: captures the forward and backward pass of a network once, and replays them in every step.
 
-A replay reads the weights, and updates the running statistics, where they lie in memory: optimisers, checkpoints and
-evaluation work as without graphs, and the kernels are the same. Each captured pass keeps its own memory.
+A replay launches all kernels at once, where the host would otherwise launch them one by one. It reads the weights and
+updates the running statistics in place, so optimisers, checkpoints and evaluation work as without graphs. The kernels
+are the same. Each captured pass has a separate memory pool.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from autoreid.training.precision import allowing_tf32
 
 
 def check_cuda_graphs(config: Config, world: World) -> None:
-    """Raises ConfigError if this run's device or ranks do not go with the graphs that the config asks for."""
+    """Raise ConfigError if the network cannot be captured on this device or with this many ranks."""
     if world.device.type != "cuda":
         raise ConfigError(f"training.cuda_graphs: true needs a GPU; this run computes on {world.device.type}")
     if config.distributed.share_batch_statistics and world.size > 1:
@@ -31,8 +32,8 @@ def check_cuda_graphs(config: Config, world: World) -> None:
         )
 
 
-class _Pass(nn.Module):
-    """The network, in a module of its own: its forward method is replaced, the network's stays."""
+class _TrainingPass(nn.Module):
+    """Wraps a network to be captured. Capturing replaces the forward method of the wrapper, not of the network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -43,37 +44,44 @@ class _Pass(nn.Module):
 
 
 class _FrozenPass(nn.Module):
-    """The supernet with weights that need no gradient, and running statistics left alone."""
+    """A supernet with detached weights that does not update its running statistics."""
 
     def __init__(self, supernet: nn.Module) -> None:
         super().__init__()
-        self._of = [supernet]  # in a list, so that its weights are not this module's
+        self._supernet = [supernet]  # in a list, so that it is not registered as a submodule
         self._weights = {name: weight.detach() for name, weight in supernet.named_parameters()}
 
     def forward(self, *inputs: Any) -> Any:
-        (supernet,) = self._of
+        (supernet,) = self._supernet
         with frozen_statistics(supernet):
             return functional_call(supernet, self._weights, inputs)
 
 
 def capture_training(network: nn.Module, config: Config, world: World, *inputs: Any) -> nn.Module:
-    """The network, whose training passes are replayed from now on.
+    """Capture the forward and backward pass of a network in training.
 
     Args:
-        network: on its device, in training mode, and not wrapped for ranks yet.
-        inputs: what the network takes beside a rank's share of a batch, as tensors or dictionaries of them, whose
-            values do not matter; they require gradients if they will, and come in the same order always.
+        network: on its device, in training mode, and not wrapped in DDP.
+        inputs: examples of the network's other inputs besides the images: tensors, or dictionaries of tensors. Their
+            values do not matter. They must require gradients where later inputs do, and have the same order.
 
     Returns:
-        A module with the network's weights, for training passes only.
+        A module that shares the network's weights and replays its training passes.
     """
-    return _capture(_Pass(network), network, config, world, *inputs)
+    return _capture(_TrainingPass(network), network, config, world, *inputs)
 
 
 def capture_alphas(
     supernet: nn.Module, config: Config, world: World, mixing: Mapping[str, Tensor]
 ) -> nn.Module:
-    """The pass of the alphas' first-order gradient, replayed; arguments as in `capture_training`."""
+    """Capture the pass that computes the first-order gradient of the alphas.
+
+    It computes no gradients of the weights and does not update the running statistics.
+
+    Args:
+        supernet: on its device, in training mode, and not wrapped in DDP.
+        mixing: examples of the mixing weights. They require gradients.
+    """
     return _capture(_FrozenPass(supernet), supernet, config, world, mixing)
 
 
@@ -82,14 +90,14 @@ def _capture(module: nn.Module, network: nn.Module, config: Config, world: World
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
     images = torch.zeros(data.batch_size // world.size, 3, data.height, data.width, device=world.device)
     buffers = [buffer.clone() for buffer in network.buffers()]
-    # Without autocast's cache of converted weights: they change, and a replay would not notice.
-    half = torch.autocast(
+    # No cache of the weights in half precision: a replay would not see that the weights have changed.
+    autocast = torch.autocast(
         world.device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
     )
-    with half, allowing_tf32(precision, world.device):
+    with autocast, allowing_tf32(precision, world.device):
         arguments = (images.contiguous(memory_format=layout), *inputs)
         captured: nn.Module = torch.cuda.make_graphed_callables(module, arguments)  # type: ignore[assignment]
-    with torch.no_grad():  # what the passes before the capture did to the running statistics
+    with torch.no_grad():  # The warm-up passes before the capture have updated the running statistics.
         for buffer, before in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(before)
     return captured

@@ -1,4 +1,4 @@
-"""Embedding images in the precision and memory layout of a training."""
+"""Computes embeddings in the precision and memory format of the training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from autoreid.training.precision import PassPrecision
 
 @dataclass(frozen=True)
 class EmbeddingPass:
-    """Computes the embeddings of a network as its training computes them: both settings change the last digits.
+    """Computes embeddings with the precision and the memory format of the training, which change their last digits.
 
     Attributes:
-        network: in evaluation mode, with its weights in the memory layout.
-        precision: of the forward pass.
-        layout: memory layout of the images.
-        inputs: what the network takes beside the images.
+        network: in evaluation mode, with its weights in the memory format.
+        precision: precision of the forward pass.
+        layout: memory format of the images.
+        inputs: the network's other inputs besides the images.
     """
 
     network: nn.Module
@@ -29,7 +29,7 @@ class EmbeddingPass:
     inputs: Sequence[Any] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in any layout -> embeddings (B, D) float32."""
+        """Embed images (B, 3, H, W) in any memory format; returns (B, D) float32."""
         with self.precision.backends(), self.precision.autocast():
             embedding: Tensor = self.network(images.contiguous(memory_format=self.layout), *self.inputs)
             return embedding.float()

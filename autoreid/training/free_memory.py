@@ -1,4 +1,4 @@
-"""How much memory a rank's tensors may take."""
+"""The memory that is available to a rank's tensors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from autoreid.distributed import World, gather_objects
 
 
 def free_bytes(world: World, held: int) -> int:
-    """What this rank's tensors may take, those in hand included: of its GPU, or of a fair part of its node's memory.
+    """Return the bytes that this rank's tensors may use in total, including those that it already holds.
+
+    On a GPU this is the free memory of the GPU; on a CPU, an equal share of the node's free memory for each of its
+    ranks. All ranks call it together.
 
     Args:
-        held: bytes in hand, where torch does not count them.
+        held: bytes of the tensors that the rank already holds. Only used on CPUs: on GPUs torch counts them.
     """
     if world.device.type == "cuda":
         return torch.cuda.mem_get_info(world.device)[0] + torch.cuda.memory_reserved(world.device)
@@ -23,34 +26,44 @@ def free_bytes(world: World, held: int) -> int:
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this machine's processes may still take, within what Slurm or a container lets this one have."""
+    """Return the bytes that this process may still allocate on this machine, within the limits of its cgroups.
+
+    Slurm and containers set such limits.
+
+    Args:
+        proc: where procfs is mounted.
+        cgroups: where the cgroup file systems are mounted.
+    """
     lines = (proc / "meminfo").read_text().splitlines()
-    room: float = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+    free: float = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
     for line in (proc / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        top = cgroups / "memory" if controllers else cgroups
-        here = top / path.lstrip("/")
-        for group in (here, *here.parents):
-            if group.is_relative_to(top):
-                room = min(room, _room_in(group, second=not controllers))
-    return int(room)
+        root = cgroups / "memory" if controllers else cgroups
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents):
+            if group.is_relative_to(root):
+                free = min(free, _free_in_cgroup(group, version=1 if controllers else 2))
+    return int(free)
 
 
-def _room_in(group: Path, second: bool) -> float:
-    """Of a cgroup of the first or second version; caches of files make way. Infinite without a limit."""
-    names = (
+def _free_in_cgroup(group: Path, version: int) -> float:
+    """Return the bytes that are left below the limit of a cgroup; infinity if it has no limit.
+
+    The inactive file cache counts as free, because the kernel reclaims it when memory runs short.
+    """
+    limit_file, usage_file, cache_key = (
         ("memory.max", "memory.current", "inactive_file")
-        if second
+        if version == 2
         else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     )
     try:
-        limit = (group / names[0]).read_text().strip()
+        limit = (group / limit_file).read_text().strip()
         if limit == "max":
             return float("inf")
-        used = int((group / names[1]).read_text())
+        used = int((group / usage_file).read_text())
         entries = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except OSError:  # the root has none, a container may not see its own
+    except OSError:  # the root cgroup has no such files, and a container may not see its own
         return float("inf")
-    return max(0, int(limit) - used + int(entries.get(names[2], 0)))
+    return max(0, int(limit) - used + int(entries.get(cache_key, 0)))

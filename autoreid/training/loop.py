@@ -1,4 +1,4 @@
-"""The loop of every run, search or training: it starts at any step."""
+"""The loop over epochs and steps that searches and trainings share. It can resume at any step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class EpochResult:
 
     Attributes:
         epoch: counted from 1.
-        metrics: means over the epoch's steps and ranks, and values that the task adds.
-        retrieval: on the targets; None if it was not measured after this epoch.
+        metrics: means over the steps of the epoch and the ranks, and further values of the task.
+        retrieval: retrieval on the targets; None if it was not measured after this epoch.
         is_best: whether the retrieval is the best so far.
     """
 
@@ -41,50 +41,50 @@ class Task(Protocol):
         """The state of the run."""
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
-        """Performs one step.
+        """Perform one step.
 
         Returns:
             Whether any rank has received a stop signal, and this rank's metrics, named by `state.metric_names`.
         """
 
     def dry_run(self, batches: Iterator[Batch]) -> None:
-        """Computes the gradients of a step without DDP. No state changes."""
+        """Compute the gradients of a step without DDP and without changing any state."""
 
     def learning_rate(self) -> float:
-        """Returns the learning rate of the weights in the next step."""
+        """Return the learning rate of the weights in the next step."""
 
     def end_epoch(self) -> EpochResult:
-        """Closes the epoch whose last step is done, and measures retrieval if it is due."""
+        """Count the epoch after its last step, and measure retrieval if it is due."""
 
 
 class Report(Protocol):
     """Callbacks of the loop."""
 
     def start_epoch(self) -> None:
-        """Called when an epoch starts, or resumes in the middle."""
+        """Called when an epoch starts, or is resumed in the middle."""
 
     def step(self, metrics: Tensor, learning_rate: float) -> None:
         """Called after each step, with this rank's metrics."""
 
     def end_epoch(self, result: EpochResult) -> None:
-        """Called when an epoch has ended."""
+        """Called at the end of each epoch."""
 
 
 def run_epochs(
     task: Task, config: Config, save: Callable[[bool], None], report: Report, stop: StopSignal
 ) -> bool:
-    """Runs a task until it is finished, or until the end of the step in which a stop signal arrives.
+    """Run a task until it is finished, or until the end of the step in which a stop signal arrives.
 
     Args:
-        save: writes a checkpoint of the task's state; its argument says whether it is the best so far. All ranks
-            call it.
+        save: saves a checkpoint of the task's state. Its argument says whether the network is the best so far. All
+            ranks call it together.
 
     Returns:
         Whether the task is finished. If not, its state is saved.
 
     Raises:
         DataError: an image could not be read.
-        RunError: a gradient is not finite; names step and parameter.
+        RunError: a gradient is not finite; the message names the step and the parameter.
         DisagreementError: the ranks hold different alphas.
     """
     state = task.state
@@ -96,23 +96,23 @@ def run_epochs(
             stopping, metrics = task.step(stop)
             state.seconds += time.monotonic() - started
             report.step(metrics, learning_rate)
-            # Save before an epoch is measured, too: that may take longer than the job is given to stop.
+            # Save before measuring an epoch: measuring may take longer than the job's grace period.
             epoch_ends = state.step_in_epoch == state.steps_per_epoch
             if stopping or epoch_ends or state.step % config.checkpoint.every_steps == 0:
-                # Only rank 0 writes its totals, so that every rank has to continue with their mean.
+                # The checkpoint holds rank 0's totals only, so all ranks continue with the mean of theirs.
                 (state.totals,), _ = average_and_agree([state.totals])
                 save(False)
             if stopping:
                 return False
         result = task.end_epoch()
-        # Report before saving: a run that is killed in between reports the epoch twice instead of never.
+        # Report first: if the run is killed before the save, the epoch is reported twice rather than never.
         report.end_epoch(result)
         save(result.is_best)
     return True
 
 
 def close_epoch(state: RunState, epochs: int) -> dict[str, float]:
-    """Counts an epoch whose last step is done, and returns its metrics, averaged over steps and ranks."""
+    """Count an epoch after its last step, and return its metrics, averaged over steps and ranks."""
     (totals,), _ = average_and_agree([state.totals])
     means = (totals / state.steps_per_epoch).tolist()
     state.totals.zero_()

@@ -24,12 +24,13 @@ from autoreid.training.state import RunState
 def measure_network(
     config: Config, network: nn.Module, data: TrainingData, world: World, inputs: Sequence[Any] = ()
 ) -> MeanRetrieval:
-    """Ranks the gallery of each target, with the network in evaluation mode and rank 0's running statistics.
+    """Measure the retrieval of a network on each target, in evaluation mode with rank 0's running statistics.
 
-    Images are embedded in the precision and layout of the training. Distances are float32.
+    Embeddings are computed in the precision and memory format of the training, distances in float32. All ranks call it
+    together. Afterwards the network is in training mode.
 
     Args:
-        inputs: what the network takes beside the images.
+        inputs: the network's other inputs besides the images.
     """
     training = config.training
     precision = PassPrecision(training.precision, world.device)
@@ -44,7 +45,7 @@ def measure_network(
     )
     network.eval()
     try:
-        # Not worth a compilation of its own: it runs once an epoch.
+        # Runs at most once per epoch, which is too rarely to be worth a compilation.
         with torch.compiler.set_stance("force_eager"):
             return MeanRetrieval(
                 {
@@ -59,5 +60,5 @@ def measure_network(
 
 
 def is_due(state: RunState, every_epochs: int) -> bool:
-    """Returns whether retrieval is measured after the epoch that was just closed; always after the last one."""
+    """Return whether retrieval is measured after the epoch that has just ended. It always is after the last one."""
     return state.finished or state.epoch % every_epochs == 0

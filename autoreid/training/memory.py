@@ -1,8 +1,8 @@
-"""What a step will take of the device's memory, measured on a few images before the first one.
+"""Estimates how much memory a step needs, before the first step.
 
-The gradients of a step are computed with two small batches, by the run's own code on the run's own device, and the
-most that was alive at a time is read off both: a straight line in the number of images says the rest. So candidates,
-micro-batches, shared statistics, recomputed cells and half precision count as they will in earnest.
+A dry run computes the gradients of a step for two small batches, with the same code and on the same device as the
+run. The peak memory of a larger batch is extrapolated linearly from these two peaks. The estimate therefore includes
+the effects of the candidates, micro-batches, shared statistics, activation checkpointing and half precision.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What a rank needs, in bytes.
+    """The memory that a rank needs, in bytes.
 
     Attributes:
-        fixed: whatever the batch: weights, their gradients and averages, copies that the alphas' gradient takes.
+        fixed: independent of the batch: weights, gradients, moving averages, the state of the optimiser, and the
+            copies of weights that the gradient of the alphas needs.
         per_image: for each image of the rank's share of a batch.
     """
 
@@ -44,63 +45,70 @@ class MemoryNeed:
     per_image: float
 
     def of(self, images: int) -> float:
-        """For a share of so many images."""
+        """Return the bytes that a share of this number of images needs."""
         return self.fixed + self.per_image * images
 
-    def images_in(self, room: float, unit: int) -> int:
-        """The largest share, a multiple of `unit`, that does not need more than the room."""
-        return max(0, int((room - self.fixed) // (self.per_image * unit)) * unit)
+    def images_in(self, free: float, unit: int) -> int:
+        """Return the largest number of images, a multiple of `unit`, that fits into the free bytes."""
+        return max(0, int((free - self.fixed) // (self.per_image * unit)) * unit)
 
 
 def log_memory(task: Task, config: Config, world: World) -> None:
-    """Says what a step needs and what there is, with a warning if it will not fit; all ranks call it together.
+    """Log the memory that a step needs and the memory that is free, with a warning if the step will not fit.
 
-    Gradients, running statistics, random numbers and the streams' positions are left as they were.
+    All ranks call it together. It does not change the gradients, running statistics, random states or the positions
+    of the streams.
 
     Raises:
-        torch.OutOfMemoryError: a few images are too many already.
+        torch.OutOfMemoryError: not even the small batches of the dry run fit.
     """
-    room = free_bytes(world, held=_bytes(_tensors_of(task.state)))
+    free = free_bytes(world, held=_total_bytes(_lasting_tensors(task.state)))
     need = measure_need(task, config, world)
     count, share = config.training.accumulation, config.data.batch_size // world.size
     _log.info(
-        "memory: %s an image and %s for weights and gradients; this rank's %d images (in %d micro-batch%s) need about "
-        "%s of %s free; up to %d images would fit",
-        _shown(need.per_image),
-        _shown(need.fixed),
+        "memory: %s per image and %s for weights and gradients; this rank's %d images (in %d micro-batch%s) need "
+        "about %s of %s free; up to %d images fit",
+        _format_bytes(need.per_image),
+        _format_bytes(need.fixed),
         share,
         count,
         "es" if count > 1 else "",
-        _shown(need.of(share)),
-        _shown(room),
-        need.images_in(room, count * config.data.images_per_identity),
+        _format_bytes(need.of(share)),
+        _format_bytes(free),
+        need.images_in(free, count * config.data.images_per_identity),
     )
-    if need.of(share) > room:
-        _log.warning("memory: a step will hardly fit; %s", LESS_MEMORY)
+    if need.of(share) > free:
+        _log.warning("memory: a step will probably not fit; %s", LESS_MEMORY)
 
 
-def _shown(size: float) -> str:
+def _format_bytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def measure_need(task: Task, config: Config, world: World) -> MemoryNeed:
-    """Rehearses a step with two small batches, uncompiled: a compiler would work for minutes on each."""
-    identities = -(-2 // config.data.images_per_identity)  # a norm over one image is none
+    """Measure the memory of a step in a dry run with two small batches. All ranks call it together.
+
+    The network is not compiled for it: a compilation for each batch would take minutes.
+    """
+    # At least two images: batch statistics need more than one.
+    identities = -(-2 // config.data.images_per_identity)
     fewest = config.training.accumulation * config.data.images_per_identity * identities
-    peak = _meter(world.device)
-    own_random_numbers = torch.random.fork_rng([world.device] if world.device.type == "cuda" else [])
-    with own_random_numbers, torch.compiler.set_stance("force_eager"):
+    device, on_gpu = world.device, world.device.type == "cuda"
+    # Read only once: libraries keep some of the memory that the first dry run allocates, and the second reuses it.
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    restored_random_state = torch.random.fork_rng([device] if on_gpu else [])
+    with restored_random_state, torch.compiler.set_stance("force_eager"):
         small, large = (
-            peak(partial(task.dry_run, _blanks(config, world.device, images)))
+            _peak_bytes(partial(task.dry_run, _black_batches(config, device, images)), device, before)
             for images in (fewest, 2 * fewest)
         )
     per_image = (large - small) / fewest
-    lasting = _bytes(_tensors_of(task.state)) + _bytes_to_come(task.state.weight_optimizer)
+    lasting = _total_bytes(_lasting_tensors(task.state)) + _missing_state_bytes(task.state.weight_optimizer)
     return MemoryNeed(lasting + small - per_image * fewest, per_image)
 
 
-def _blanks(config: Config, device: torch.device, images: int) -> Iterator[Batch]:
-    """Batches of black images, made when they are asked for."""
+def _black_batches(config: Config, device: torch.device, images: int) -> Iterator[Batch]:
+    """Yield batches of black images, allocating each only when it is requested."""
     data = config.data
     while True:
         pixels = torch.zeros(images, 3, data.height, data.width)
@@ -108,29 +116,28 @@ def _blanks(config: Config, device: torch.device, images: int) -> Iterator[Batch
         yield batch.to(device, memory_format(config.training))
 
 
-def _meter(device: torch.device) -> Callable[[Callable[[], None]], int]:
-    """Measures the most bytes that are alive at a time during actions, beside what is there now."""
+def _peak_bytes(action: Callable[[], None], device: torch.device, before: int) -> int:
+    """Run an action and return its peak memory in bytes.
+
+    Args:
+        before: bytes allocated on a GPU before the first action, which do not count.
+    """
     if device.type != "cuda":
-
-        def on_cpu(action: Callable[[], None]) -> int:
-            with _Ledger() as ledger:
-                action()
-            return ledger.peak
-
-        return on_cpu
-    # Not anew for each action: what the first leaves with the libraries, the others find there.
-    before = torch.cuda.memory_allocated(device)
-
-    def on_gpu(action: Callable[[], None]) -> int:
-        torch.cuda.reset_peak_memory_stats(device)
-        action()
-        return torch.cuda.max_memory_allocated(device) - before
-
-    return on_gpu
+        with _AllocationTracker() as tracker:
+            action()
+        return tracker.peak
+    torch.cuda.reset_peak_memory_stats(device)
+    action()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
-class _Ledger(TorchDispatchMode):
-    """Counts the bytes that operations allocate for their results, for as long as these live."""
+class _AllocationTracker(TorchDispatchMode):
+    """Tracks the bytes of all storages that operations allocate, until they are freed.
+
+    Attributes:
+        now: bytes that are allocated now.
+        peak: the largest value of `now` so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,31 +146,31 @@ class _Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given: set[int] | None = None
+        inputs: set[int] | None = None
         for storage in _storages(result):
             if id(storage) in self._alive:
                 continue
-            # Views of what was there before are nothing new.
-            if given is None:
-                given = {id(other) for other in _storages((*args, *(kwargs or {}).values()))}
-            if id(storage) not in given:
-                self._count(storage)
+            # A view of an input, or an operation in place, allocates nothing.
+            if inputs is None:
+                inputs = {id(other) for other in _storages((*args, *(kwargs or {}).values()))}
+            if id(storage) not in inputs:
+                self._add(storage)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
 
-        def end(_: object) -> None:
+        def remove(_: object) -> None:
             del self._alive[key]
             self.now -= size
 
-        self._alive[key] = weakref.ref(storage, end)
+        self._alive[key] = weakref.ref(storage, remove)
         self.now += size
         self.peak = max(self.peak, self.now)
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    """Of what an operation takes or gives: tensors, and lists and tuples of them."""
+    """Yield the storages of an operation's inputs or outputs: tensors, and lists and tuples of them."""
     if isinstance(values, Tensor):
         yield values.untyped_storage()
     elif isinstance(values, list | tuple):
@@ -171,23 +178,23 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
             yield from _storages(value)
 
 
-def _tensors_of(state: RunState) -> Iterable[Tensor]:
-    """The network's, its moving average's and the optimiser's, as far as there are any yet."""
+def _lasting_tensors(state: RunState) -> Iterable[Tensor]:
+    """Yield the tensors of the network, its moving average and the optimiser's state, if these exist."""
     ema = getattr(state, "ema", None)
     modules = [state.network] if ema is None else [state.network, ema]
     yield from itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
-    for kept in state.weight_optimizer.state.values():
-        yield from (value for value in kept.values() if isinstance(value, Tensor))
+    for of_weight in state.weight_optimizer.state.values():
+        yield from (value for value in of_weight.values() if isinstance(value, Tensor))
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def _total_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _bytes_to_come(optimizer: torch.optim.Optimizer) -> int:
-    """What the optimiser will keep for the weights that it has not moved yet."""
+def _missing_state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of the state that the optimiser will create for weights in their first update."""
     total = 0
     for group in optimizer.param_groups:
         copies = 3 if group.get("amsgrad") else 2 if "betas" in group else int(group["momentum"] > 0)
-        total += copies * _bytes(weight for weight in group["params"] if weight not in optimizer.state)
+        total += copies * _total_bytes(weight for weight in group["params"] if weight not in optimizer.state)
     return total

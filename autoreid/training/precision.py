@@ -1,4 +1,4 @@
-"""The precision in which GPUs compute a network: IEEE float32, TF32 or bfloat16."""
+"""The precision of a network's forward and backward passes: float32, TF32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from autoreid.config import Precision
 
 @contextmanager
 def allowing_tf32(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Sets whether convolutions and matrix products may use TF32, in forward and backward passes.
+    """Allow TF32 in convolutions and matrix products, or forbid it if the precision is float32.
 
-    Outside of this context torch's own defaults hold: TF32 in convolutions but not in matrix products. On CPUs it
-    changes nothing.
+    The previous flags are restored at the end. By default, torch allows TF32 in convolutions only. On CPUs this context
+    does nothing.
     """
     if device.type != "cuda":
         yield
         return
-    # Not `fp32_precision`, which torch 2.6 does not have: torch refuses to mix the two.
+    # torch 2.6 has no `fp32_precision`, and newer versions refuse to mix it with these flags.
     cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, cublas.allow_tf32
     cudnn.allow_tf32 = cublas.allow_tf32 = precision != "float32"
@@ -33,15 +33,15 @@ def allowing_tf32(precision: Precision, device: torch.device) -> Iterator[None]:
 
 @dataclass
 class PassPrecision:
-    """The precision of a network's passes on a device."""
+    """The contexts that set the precision of a network's passes on a device."""
 
     precision: Precision
     device: torch.device
 
     def backends(self) -> AbstractContextManager[None]:
-        """Returns the context for forward passes together with their backward passes: it sets the TF32 flags."""
+        """Return the context that sets the TF32 flags. Use it around forward and backward passes."""
         return allowing_tf32(self.precision, self.device)
 
     def autocast(self) -> torch.autocast:
-        """Returns the context for forward passes alone; backward passes follow their forward pass."""
+        """Return the autocast context. Use it around forward passes only: a backward pass uses the same types."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

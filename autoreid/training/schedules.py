@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step: nothing to save, nothing to restore."""
+"""Learning rates as functions of the step, so that a checkpoint has no scheduler to save."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from autoreid.config import Training
 
 
 def cosine(step: int, steps: float, start: float, end: float) -> float:
-    """Half a cosine from `start` at step 0 towards `end` at step `steps` (SGDR, arXiv 1608.03983, eq. 5)."""
+    """Return half a cosine from `start` at step 0 to `end` at step `steps` (SGDR, arXiv 1608.03983, eq. 5)."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
-    """The weights' learning rate in the step after so many, with the schedule and warm-up that the config asks for."""
+    """Return the learning rate of the weights, with the schedule and the warm-up of the config.
+
+    Args:
+        step: index of the step, from 0.
+    """
     if training.schedule == "cosine":
         steps = training.epochs * steps_per_epoch
         rate = cosine(step, steps, training.learning_rate, training.final_learning_rate)

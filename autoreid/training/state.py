@@ -19,23 +19,24 @@ _NUMBERS = ("step", "epoch", "finished", "best_map", "retrieval", "seconds", "re
 
 @dataclass(kw_only=True)
 class RunState:
-    """The state of a run. A run resumes from exactly what `state_dict` returns.
+    """The state of a run. Resuming needs nothing but what `state_dict` returns.
 
     Attributes:
-        network: the network whose weights are trained, without DDP's wrapper.
-        stream: batches that train the weights; an epoch is one pass over it.
-        metric_names: names of a step's metrics.
+        network: the network to train, without DDP's wrapper.
+        weight_optimizer: the optimiser of the weights.
+        stream: the batches that train the weights. An epoch is one pass over it.
+        metric_names: names of the metrics of a step.
         totals: sums of the metrics over the steps of the current epoch, (metrics,).
         step: number of completed steps.
         epoch: number of completed epochs.
         finished: whether the run is complete, or has stopped early.
         best_map: the best mAP measured so far.
-        retrieval: the retrieval measured last, as MeanRetrieval.as_plain returns it.
-        seconds: time spent in steps, over all restarts.
-        restarts: how often the run was resumed.
+        retrieval: the most recent retrieval, as returned by `MeanRetrieval.as_plain`.
+        seconds: time spent in steps since the run was first started.
+        restarts: how often the run has been resumed.
     """
 
-    #: Attributes with a state dict of their own; they may be None.
+    #: Names of the attributes that are saved by their `state_dict`. An attribute may be None.
     PARTS: ClassVar[tuple[str, ...]] = ("network", "weight_optimizer", "stream")
 
     network: nn.Module
@@ -53,7 +54,7 @@ class RunState:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in an epoch, which is one pass over the images that train the weights."""
+        """Number of steps in an epoch."""
         return self.stream.batches_per_epoch
 
     @property
@@ -63,28 +64,28 @@ class RunState:
 
     @property
     def waited(self) -> float:
-        """Seconds for which steps have waited for batches, since this process started."""
+        """Seconds that steps have spent waiting for batches since this process started."""
         return sum(part.waited for _, part in self._parts() if isinstance(part, BatchStream))
 
     def set_learning_rate(self, rate: float) -> None:
-        """Sets the learning rate of each of the optimiser's groups: `rate` times the group's scale."""
+        """Set the learning rate of each parameter group to `rate` times the group's scale."""
         for group in self.weight_optimizer.param_groups:
             group["lr"] = rate * group["scale"]
 
     def count(self, metrics: Tensor) -> None:
-        """Counts a step with this rank's metrics."""
+        """Count a completed step, and add this rank's metrics to the totals."""
         self.totals += metrics
         self.step += 1
 
     def record(self, retrieval: MeanRetrieval) -> bool:
-        """Records a measured retrieval; returns whether it is the best so far."""
+        """Record a retrieval, and return whether its mAP is the best so far."""
         self.retrieval = retrieval.as_plain()
         is_best = retrieval.map > self.best_map
         self.best_map = max(self.best_map, retrieval.map)
         return is_best
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns weights, optimisers, positions, numbers and random states, as tensors and plain values."""
+        """Return everything that a checkpoint saves, as tensors and plain values."""
         parts = {name: part.state_dict() for name, part in self._parts()}
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         cuda = torch.cuda.get_rng_state() if self._on_gpu else None
@@ -92,13 +93,13 @@ class RunState:
         return parts | numbers | {"totals": totals, "random": [torch.get_rng_state(), cuda]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state. Learning rates follow from the step."""
+        """Restore the state. Learning rates are not part of it: they are functions of the step."""
         for name, part in self._parts():
             part.load_state_dict(state[name])
         for name in _NUMBERS:
             setattr(self, name, state[name])
         totals = state["totals"]
-        if isinstance(totals, Tensor):  # as older versions saved them
+        if isinstance(totals, Tensor):  # a checkpoint of an older version
             totals = dict(zip(_UNNAMED_TOTALS, totals.tolist(), strict=True))
         self.totals.copy_(torch.tensor([totals.get(name, 0.0) for name in self.metric_names]))
         cpu, cuda = state["random"]
@@ -108,7 +109,7 @@ class RunState:
 
     @property
     def _on_gpu(self) -> bool:
-        """Whether the run uses a GPU. One that does not must not ask for its random state, which would open it."""
+        """Whether the run uses a GPU. Otherwise CUDA's random state must not be read: that would initialise CUDA."""
         return self.totals.device.type == "cuda"
 
     def _parts(self) -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
-"""The pieces of a step that searches and trainings share.
+"""The parts of a step that searches and trainings share.
 
-A step asks the device for nothing until its end: whether all gradients were finite and what the ranks agreed on is
-then read at once. So the host waits for the device once a step, when all work of the step has been queued.
+A step reads nothing from the device until its end. The norms of the gradients and what the ranks agreed on are then
+read together, so that the host waits for the device once per step, after all work of the step has been queued.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from autoreid.training.state import RunState
 
 
 class Agreement(NamedTuple):
-    """What all ranks know of a step, once it has been read.
+    """What all ranks agree on in a step, not read from the device yet.
 
     Attributes:
         flags: (2,) booleans: whether any rank has received a stop signal, and whether any could not read an image.
-        broken: what was wrong with this rank's image, if one could not be read.
+        broken: the error message of the image that this rank could not read, or None.
     """
 
     flags: Tensor
@@ -32,11 +32,11 @@ class Agreement(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """Norms of gradients, not read yet.
+    """Norms of gradients, not read from the device yet.
 
     Attributes:
-        names: of the parameters, in order.
-        values: (parameters,).
+        names: names of the parameters.
+        values: (parameters,), the norms in the same order.
     """
 
     names: Sequence[str]
@@ -46,29 +46,40 @@ class Norms(NamedTuple):
 def average_and_agree_on_step(
     gradients: Sequence[Tensor], batches: Iterable[Batch], stop: StopSignal
 ) -> tuple[list[Tensor], Agreement]:
-    """The step's one all-reduce beside DDP's buckets: it averages gradients and carries what all ranks must know."""
+    """Average gradients over the ranks and combine the ranks' flags, in one all-reduce.
+
+    Apart from DDP's buckets, this is the only all-reduce of gradients in a step.
+
+    Args:
+        gradients: this rank's gradients. May be empty.
+        batches: all batches of the step.
+        stop: this rank's stop signal.
+
+    Returns:
+        The averaged gradients, and the agreement for `end_step`.
+    """
     broken = next((batch.broken for batch in batches if batch.broken), None)
     averages, flags = average_and_agree(gradients, (stop.received is not None, broken is not None))
     return averages, Agreement(flags, broken)
 
 
 def norms_of(names: Sequence[str], gradients: Sequence[Tensor]) -> Norms:
-    """The norm of each gradient."""
+    """Return the norm of each gradient."""
     return Norms(names, torch.stack(torch._foreach_norm(list(gradients))))
 
 
 def step_weights(state: RunState, gradient_clip: float | None, frozen: bool = False) -> Norms:
-    """One step of the weights' optimiser with the gradients that are there, which DDP has averaged.
+    """Perform a step of the weights' optimiser with the gradients that DDP has averaged.
 
     Args:
-        gradient_clip: largest norm of the gradient; None does not clip.
-        frozen: whether only the head is moved.
+        gradient_clip: maximum norm of the gradient of all weights together; None disables clipping.
+        frozen: whether to update the head only.
 
     Returns:
         The norm of each weight's gradient, for `end_step`.
     """
     if frozen:
-        # After DDP's backward pass, which expects every weight to have its gradient.
+        # Only now, because DDP expects a gradient for every weight in the backward pass.
         for group in state.weight_optimizer.param_groups:
             if group["part"] == "backbone":
                 for weight in group["params"]:
@@ -86,22 +97,23 @@ def step_weights(state: RunState, gradient_clip: float | None, frozen: bool = Fa
 
 
 def end_step(step: int, agreement: Agreement, *norms: Norms) -> bool:
-    """Reads what the step came to; all ranks come to the same.
+    """Check the gradients of a step and read what the ranks agreed on. The result is the same on all ranks.
 
     Args:
-        step: steps done before this one.
+        step: number of steps completed before this one.
 
     Returns:
         Whether any rank has received a stop signal.
 
     Raises:
-        DataError: an image could not be read on any rank.
-        RunError: the gradient of a parameter is not finite; names step and parameter. The weights are spoiled.
+        DataError: a rank could not read an image.
+        RunError: a gradient is not finite; the message names the step and the parameter. The step has already updated
+            the weights, so they must not be saved.
     """
     values = [norm.values for norm in norms]
     if agreement.flags.device == values[0].device:
         stopping, broken, *lengths = torch.cat([agreement.flags.to(values[0].dtype), *values]).tolist()
-    else:  # a single process, whose flags are on the host
+    else:  # a single process keeps its flags on the host
         stopping, broken = agreement.flags.tolist()
         lengths = torch.cat(values).tolist()
     if broken:

@@ -1,4 +1,4 @@
-"""The training of a fixed network: a baseline, or the network that a search has found."""
+"""The training of a fixed network: a baseline, or the network that was derived from a search."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrainState(RunState):
     """The state of a training.
 
     Attributes:
-        ema: the moving average of the network, if one is kept.
+        ema: the moving average of the network, if the config asks for it.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = (*RunState.PARTS, "ema")
@@ -46,17 +46,17 @@ class TrainState(RunState):
 
     @property
     def measured(self) -> nn.Module:
-        """The network that is measured: the moving average, or the network itself."""
+        """The network to measure: the moving average if there is one, or else the network itself."""
         return self.network if self.ema is None else self.ema.module
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """A training: its state, and what its steps need.
+    """A training: its state, and everything that its steps need.
 
     Attributes:
-        network: the network for training passes: compiled, captured or under DDP where asked for. `state.network`
-            is the network itself.
+        network: the module for training passes, as returned by `place_network`: compiled, captured or wrapped in DDP.
+            `state.network` is the network itself.
     """
 
     config: Config
@@ -69,11 +69,11 @@ class TrainTask:
     network: nn.Module
 
     def learning_rate(self) -> float:
-        """Returns the learning rate of the head in the next step."""
+        """Return the learning rate of the head in the next step."""
         return learning_rate(self.config.training, self.state.step, self.state.steps_per_epoch)
 
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
-        """Performs one step of the weights."""
+        """Perform one step of the weights."""
         training, state = self.config.training, self.state
         batch = next(state.stream).to(self.world.device, memory_format(training))
         state.set_learning_rate(self.learning_rate())
@@ -89,14 +89,14 @@ class TrainTask:
         return stopping, metrics
 
     def dry_run(self, batches: Iterator[Batch]) -> None:
-        """Computes the gradients of a step without DDP. No state changes."""
+        """Compute the gradients of a step without DDP and without changing any state."""
         self._set_mode(frozen=False)
         with frozen_statistics(self.state.network):
             self._backward(self.state.network, next(batches))
         self.state.weight_optimizer.zero_grad()
 
     def _backward(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Computes the gradient of the weights; returns the metrics."""
+        """Compute the gradients of the weights and return the metrics."""
         self.state.weight_optimizer.zero_grad()
         metrics, count = [], self.accumulation.count
         with self.precision.backends():
@@ -115,7 +115,7 @@ class TrainTask:
         return values
 
     def _set_mode(self, frozen: bool) -> None:
-        """Sets training mode. A frozen backbone is in evaluation mode: its running statistics stay as they are."""
+        """Set training mode. A frozen backbone is in evaluation mode, which keeps its running statistics fixed."""
         network = self.state.network
         network.train()
         network.set_epoch(self.state.epoch, self.config.training.epochs)
@@ -125,7 +125,7 @@ class TrainTask:
                 child.train(child in head)
 
     def end_epoch(self) -> EpochResult:
-        """Closes the epoch, and measures the network or its moving average if it is due."""
+        """Count the epoch, and measure the network or its moving average if that is due."""
         config, state = self.config, self.state
         metrics = close_epoch(state, config.training.epochs)
         retrieval, is_best = None, False
@@ -136,11 +136,11 @@ class TrainTask:
 
 
 def build_training(config: Config, data: TrainingData, world: World) -> TrainTask:
-    """Builds a training. Equal seeds give equal weights on every rank.
+    """Build a training. All ranks get the same initial weights, which depend on the seed.
 
     Raises:
-        ConfigError: a network, option or loss term does not exist, or a setting is not possible on this device.
-        DataError: the weights to start from cannot be read.
+        ConfigError: a network, option or loss term does not exist, or a setting is not supported on this device.
+        DataError: the initial weights cannot be loaded.
     """
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(config.model.name, data.num_identities, **config.model.options)

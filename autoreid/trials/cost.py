@@ -5,7 +5,13 @@ from __future__ import annotations
 import time
 
 from autoreid.config import Config
-from autoreid.data.training_data import build_search_data, build_training_data, draw_people, run_images
+from autoreid.data.training_data import (
+    build_search_data,
+    build_training_data,
+    generate_people,
+    read_datasets,
+    run_images,
+)
 from autoreid.distributed import StopSignal, World
 from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
@@ -19,8 +25,9 @@ def search_seconds(config: Config, world: World) -> float:
     Raises:
         ConfigError, DataError: errors that the search would raise at its start.
     """
-    draw_people(config.data)
-    task = build_search(config, build_search_data(config, world, run_images(config, world)), world)
+    generate_people(config.data)
+    images = run_images(config, world, read_datasets(config))
+    task = build_search(config, build_search_data(config, world, images), world)
     warmup, epochs = config.search.warmup_epochs, config.training.epochs
     seconds = _step_seconds(task) * warmup if warmup else 0.0
     # The alphas learn in the epochs after the warm-up.
@@ -36,8 +43,9 @@ def trial_seconds(trial: Trial, world: World) -> float:
         ConfigError, DataError: errors that the trial would raise at its start.
     """
     config = trial.config
-    draw_people(config.data)
-    task = build_training(config, build_training_data(config, world, run_images(config, world)), world)
+    generate_people(config.data)
+    images = run_images(config, world, read_datasets(config))
+    task = build_training(config, build_training_data(config, world, images), world)
     return _step_seconds(task) * task.state.steps_per_epoch * config.training.epochs
 
 

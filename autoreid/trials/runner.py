@@ -15,7 +15,7 @@ from torch import Tensor
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.config import Config
 from autoreid.data.images import Images
-from autoreid.data.training_data import build_training_data, draw_people, run_images
+from autoreid.data.training_data import build_training_data, generate_people, read_datasets, run_images
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import RunError
 from autoreid.files import make_folder
@@ -86,8 +86,8 @@ class TrialRunner:
         Raises:
             DataError: a data set is missing or cannot be read.
         """
-        draw_people(recipe.data)
-        return cls(folder, world, stop, run_images(recipe, world))
+        generate_people(recipe.data)
+        return cls(folder, world, stop, run_images(recipe, world, read_datasets(recipe)))
 
     def run(self, trials: Mapping[str, Trial]) -> list[dict[str, Any]] | None:
         """Run the trials that have no result yet.

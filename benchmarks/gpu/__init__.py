@@ -1,1 +1,1 @@
-"""What scripts/gpu_check.sh measures, one module a part. Each offers `cases(check)`."""
+"""The measurements of scripts/gpu_check.sh. Each part is a module with a function `cases(check)`."""

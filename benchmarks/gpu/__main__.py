@@ -1,7 +1,7 @@
-"""One part of scripts/gpu_check.sh: python -m benchmarks.gpu PART --results FILE [--scratch FOLDER] [--dry-run].
+"""Run one part of scripts/gpu_check.sh: python -m benchmarks.gpu PART --results FILE [--scratch FOLDER] [--dry-run].
 
-`versions` writes what the machine is, or says in one line why nothing can run on it. `summary` prints the table of a
-results file.
+`versions` writes a description of the machine, or prints in one line why nothing can be measured on it. `summary`
+prints the table of a results file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.gpu import summary
 
-#: In the order of what matters most; scripts/gpu_check.sh has the time limits.
+#: The parts, the most important ones first; scripts/gpu_check.sh has their time limits.
 PARTS = (
     "product_tests",
     "supernet",
@@ -32,7 +32,7 @@ PARTS = (
 
 
 def main() -> int:
-    """Runs one part and returns the exit status."""
+    """Run one part and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     add = parser.add_argument
     add("part", choices=("versions", *PARTS, "summary"))
@@ -41,10 +41,15 @@ def main() -> int:
         type=Path,
         required=True,
         metavar="FILE",
-        help="JSON lines, one a case; they are appended",
+        help="file to which one line of JSON is appended for each case",
     )
-    add("--scratch", type=Path, metavar="FOLDER", help="for data sets and runs; parts may share it")
-    add("--seconds", type=float, default=math.inf, help="cases that no longer fit are left out")
+    add("--scratch", type=Path, metavar="FOLDER", help="folder for data sets and runs, which parts may share")
+    add(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="time limit; cases that do not fit into it are skipped",
+    )
     add("--dry-run", action="store_true", help="tiny sizes, on the CPU")
     arguments = parser.parse_args()
     if arguments.part == "summary":
@@ -52,7 +57,7 @@ def main() -> int:
     try:
         from benchmarks.gpu.harness import Check
 
-        # The first part of all finds out whether any part lacks something.
+        # The first part imports all parts, to find missing packages early.
         needed = (*PARTS, "versions") if arguments.part == "versions" else (arguments.part,)
         *_, module = (importlib.import_module(f"benchmarks.gpu.{name}") for name in needed)
     except ModuleNotFoundError as error:

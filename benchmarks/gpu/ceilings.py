@@ -1,4 +1,4 @@
-"""What the device can do at best: bytes and products a second, and what a launch costs."""
+"""Upper limits of the device: memory bandwidth, matrix products per second, and the cost of a launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.gpu.meters import clock, microseconds, tf32
 
 
 def memory(check: Check) -> Figures:
-    """Bytes read and written in memory, and copied from the host."""
+    """Measure the bandwidth of copies within device memory, and from the host."""
     device, size = check.device, check.pick(2**28, 2**16)
     source, target = torch.randn(size, device=device), torch.empty(size, device=device)
     figures = {
@@ -30,7 +30,7 @@ def memory(check: Check) -> Figures:
 
 
 def products(check: Check) -> Figures:
-    """Multiplications and additions of square matrices in each precision."""
+    """Measure products of square matrices in each precision."""
     n = check.pick(8192, 64)
     figures = {}
     for precision in ("float32", "tf32", "bfloat16"):
@@ -43,7 +43,7 @@ def products(check: Check) -> Figures:
 
 
 def launches(check: Check) -> Figures:
-    """An operation on one number: by itself, and forward and backward through autograd."""
+    """Measure an operation on a single number, without autograd, and forward and backward with autograd."""
     count = check.pick(1000, 10)
     number = torch.ones(1, device=check.device, requires_grad=True)
 
@@ -65,7 +65,7 @@ def launches(check: Check) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """Memory, products, launches."""
+    """Yield a case each for memory, products and launches."""
     yield Case("memory", lambda: memory(check))
     yield Case("matrix products", lambda: products(check))
     yield Case("small operations", lambda: launches(check))

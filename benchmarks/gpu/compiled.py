@@ -1,4 +1,4 @@
-"""Compiled supernets: the seconds until the first step, and the time of a pass afterwards."""
+"""Compiled supernets: seconds until the first step, and the time of a pass afterwards."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ BATCH = 64
 
 
 class Plan(NamedTuple):
-    """A supernet to compile, and the least time that this takes."""
+    """A supernet to compile, and the minimum time that this needs."""
 
     precision: str
     cells_per_stage: tuple[int, ...]
     least_seconds: float
 
 
-#: Small ones first: the eight cells of the recipe may take minutes.
+#: Small supernets come first, because compiling the eight cells of the recipe may take minutes.
 PLANS = (
     Plan("bfloat16", (1, 1), 30),
     Plan("bfloat16", (2, 2, 2, 2), 100),
     Plan("tf32", (1, 1), 30),
     Plan("tf32", (2, 2, 2, 2), 100),
 )
-#: A dry run's candidates: tracing all seven would take longer than everything else.
+#: Candidate operations in a dry run, in which tracing all seven would take longer than everything else.
 FEWER = {"operations": ("skip_connect", "sep_conv_3x3")}
 
 
 def compare(check: Check, plan: Plan) -> Figures:
-    """A compiled pass against an eager one and against one by one."""
+    """Compare a compiled pass with an eager one, and with one module for each candidate."""
     settings: dict[str, Any] = check.pick({"cells_per_stage": plan.cells_per_stage}, FEWER)
     single = clock(Pass(check, plan.precision, BATCH, fused=False, **settings), check.device)
     eager = clock(Pass(check, plan.precision, BATCH, **settings), check.device)
     torch.compiler.reset()
     compiled = Pass(check, plan.precision, BATCH, **settings)
-    # A dry run traces the network as inductor would have it, and leaves out minutes of code generation.
+    # A dry run traces the network as for inductor, but skips code generation, which takes minutes.
     compiled.network.compile(backend=check.pick("inductor", "aot_eager"))
     started = time.perf_counter()
     compiled()
@@ -62,7 +62,7 @@ def compare(check: Check, plan: Plan) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """A case for each plan; one alone in a dry run."""
+    """Yield a case for each plan, or only one in a dry run."""
     for plan in check.pick(PLANS, PLANS[:1]):
         name = f"compiled, {plan.precision}, {sum(plan.cells_per_stage)} cells, batch {BATCH}"
         yield Case(name, partial(compare, check, plan), check.pick(plan.least_seconds, 5), "ratio 0.25")

@@ -1,4 +1,4 @@
-"""Runs with one seed, and a run that was resumed: do they end with the same bits?"""
+"""Whether two runs with the same seed, and a resumed run, end with the same bits."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from autoreid.checkpoint import CheckpointFolder
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.recipes import overrides, recipe
 
-#: Recipes with changes that keep them short.
+#: Titles and recipes, with overrides.
 PLANS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("quickstart, first order", "quickstart.yaml", ()),
     ("quickstart, second order", "quickstart.yaml", ("search.order=second",)),
     ("osnet_ain", "osnet_ain_quickstart.yaml", ("training.warmup_epochs=0",)),
 )
 SHORT = ("training.epochs=1", "search.warmup_epochs=0", "checkpoint.every_steps=3")
-#: Parts of a state that a run ends with.
+#: The parts of the state that are compared.
 PARTS = ("network", "weight_optimizer", "alphas", "alpha_optimizer")
 
 
 def tensors_of(value: Any, name: str = "") -> dict[str, Tensor]:
-    """Every tensor in nested mappings and lists, by its path."""
+    """Return all tensors in nested mappings and lists, by their paths."""
     if isinstance(value, Tensor):
         return {name: value}
     if isinstance(value, Mapping):
@@ -42,7 +42,7 @@ def tensors_of(value: Any, name: str = "") -> dict[str, Tensor]:
 
 
 def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
-    """Paths of the tensors that are not equal bit for bit, or that one side lacks."""
+    """Return the paths of the tensors that are not bit-identical, or that are missing on one side."""
     return [
         name
         for name in sorted({*one, *other})
@@ -51,7 +51,7 @@ def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[st
 
 
 def run(check: Check, name: str, changes: tuple[str, ...], output: Path) -> Path:
-    """Runs the search by the package's own command, or resumes it; gives its folder."""
+    """Run or resume a search with the package's command, and return its folder."""
     config = recipe(check, name, *changes, f"output_dir={output}")
     path = check.scratch / f"{output.name}.yaml"
     path.write_text(config.to_yaml())
@@ -61,14 +61,14 @@ def run(check: Check, name: str, changes: tuple[str, ...], output: Path) -> Path
 
 
 def final_state(folder: Path) -> dict[str, Tensor]:
-    """What a run ended with."""
+    """Return the tensors in the last checkpoint of a run."""
     saved = CheckpointFolder(folder / "checkpoints", keep_last=2).load_latest()
     assert saved is not None
     return tensors_of({part: saved["state"][part] for part in PARTS})
 
 
 def interrupted(finished: Path, output: Path) -> None:
-    """Copies a finished run's folder as if the run had been killed after its first checkpoint."""
+    """Copy the folder of a finished run, as if the run had been killed after its first checkpoint."""
     copy = output / finished.name
     shutil.copytree(finished, copy)
     checkpoints = CheckpointFolder(copy / "checkpoints", keep_last=2)
@@ -78,7 +78,7 @@ def interrupted(finished: Path, output: Path) -> None:
 
 
 def compare(check: Check, name: str, changes: tuple[str, ...]) -> Figures:
-    """Two runs, and a third that is resumed in the middle."""
+    """Compare two runs, and a third one that is resumed in the middle."""
     base = check.scratch / "determinism"
     shutil.rmtree(base, ignore_errors=True)
     finished = run(check, name, changes, base / "first")
@@ -97,7 +97,7 @@ def compare(check: Check, name: str, changes: tuple[str, ...]) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """Searches in the deterministic mode."""
+    """Yield searches in the deterministic mode."""
     for title, name, changes in check.pick(PLANS, PLANS[:1]):
         more = check.pick((), ("data.workers=0",))
         modes = overrides(("deterministic",))

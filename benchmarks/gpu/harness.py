@@ -1,4 +1,4 @@
-"""How a part runs its cases: one by one, each able to fail without stopping the others."""
+"""Run the cases of a part. A case that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
-#: What a case measured, by name. Names end with their unit where they have one, as in `peak_gb`.
+#: The measurements of a case, by name. Names end with their unit if they have one, as in `peak_gb`.
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,10 +27,10 @@ class Case:
     """One measurement.
 
     Attributes:
-        name: its row in the table.
-        measure: takes the measurement.
-        least_seconds: the case is left out if the part has less time than that.
-        to_reach: what this project aims at on one H100, in words.
+        name: name of its row in the table.
+        measure: function that takes the measurement.
+        least_seconds: the case is skipped if the part has less time left.
+        to_reach: the project's target on one H100, as text.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Case:
 
 
 class Check:
-    """The device and sizes of a part, its time, and the file that its figures go to.
+    """The device, time limit and results file of a part.
 
     Args:
-        part: the part's name.
-        results: file that a line of JSON is appended to for each case.
+        part: name of the part.
+        results: file to which a line of JSON is appended for each case.
         scratch: folder for data sets and runs.
-        seconds: how long the part may take.
-        dry_run: use tiny sizes on the CPU.
+        seconds: time limit of the part.
+        dry_run: whether to use tiny sizes on the CPU.
     """
 
     def __init__(
@@ -64,21 +64,21 @@ class Check:
 
     @staticmethod
     def problem(dry_run: bool) -> str | None:
-        """Why nothing can be measured here, if so."""
+        """Return why nothing can be measured on this machine, or None."""
         if dry_run or torch.cuda.is_available():
             return None
-        return f"torch {torch.__version__} sees no CUDA device; --dry-run tries the script on the CPU"
+        return f"torch {torch.__version__} sees no CUDA device; test the script on the CPU with --dry-run"
 
     def pick(self, full: T, tiny: T) -> T:
-        """A size: `full`, or `tiny` in a dry run."""
+        """Return `full`, or `tiny` in a dry run."""
         return tiny if self.dry_run else full
 
     def seconds_left(self) -> float:
-        """Until the part should end."""
+        """Return the seconds until the time limit of the part."""
         return self._deadline - time.monotonic()
 
     def run(self, cases: Iterable[Case]) -> None:
-        """Runs the cases in order and writes what each measured."""
+        """Run the cases in order, and write the measurements of each."""
         for case in cases:
             print(f"{self.part}: {case.name}", flush=True)
             figures = self._measure(case)
@@ -109,13 +109,14 @@ class Check:
 
 
 def call(command: Sequence[str], seconds: float) -> tuple[int, str]:
-    """Runs a command in the repository's root.
+    """Run a command in the root of the repository.
 
     Returns:
-        Its exit status and everything that it printed.
+        The exit status and the output of the command.
 
     Raises:
-        TimeoutError: it took longer. It was asked to end first, so that a launcher can end its workers.
+        TimeoutError: the command took longer than `seconds`. It gets SIGTERM first, so that a launcher can end its
+            workers.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:

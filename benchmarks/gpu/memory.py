@@ -1,4 +1,4 @@
-"""The largest batch whose step fits into 11 GB, beside what a run says of it before its first step."""
+"""The largest batch with a step that fits into 11 GB, compared with the estimate of a run before its first step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.gpu.meters import synchronize
 from benchmarks.gpu.recipes import build, overrides, placed, recipe
 
 ROOM = 11e9
-#: Modes and other changes of configs/darts_triplet.yaml.
+#: Titles, modes and overrides for configs/darts_triplet.yaml, and targets.
 PLANS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("float32", ("float32",), (), "64 images"),
     ("bfloat16", ("bfloat16",), (), ""),
@@ -29,11 +29,11 @@ PLANS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
 
 
 def largest(fits: Callable[[int], bool], low: int, high: int, unit: int) -> int:
-    """The largest multiple of `unit` that fits, by bisection.
+    """Return the largest multiple of `unit` that fits, found by bisection.
 
     Args:
         low: a multiple that fits, or 0.
-        high: a multiple above `low` that is taken not to fit.
+        high: a larger multiple that is assumed not to fit.
     """
     while high - low > unit:
         middle = (low + high) // 2 // unit * unit
@@ -42,14 +42,14 @@ def largest(fits: Callable[[int], bool], low: int, high: int, unit: int) -> int:
 
 
 def blanks(config: Config, device: torch.device, images: int) -> Iterator[Batch]:
-    """Black images without end."""
+    """Yield batches of black images without end."""
     size = (images, 3, config.data.height, config.data.width)
     while True:
         yield Batch(torch.zeros(size), torch.zeros(images, dtype=torch.int64), None).to(device)
 
 
-def rehearses(task: SearchTask | TrainTask, config: Config, device: torch.device, images: int) -> bool:
-    """Whether the gradients of a step with so many images can be computed in the memory there is."""
+def fits_into_memory(task: SearchTask | TrainTask, config: Config, device: torch.device, images: int) -> bool:
+    """Return whether the gradients of a step with this number of images fit into memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -62,7 +62,7 @@ def rehearses(task: SearchTask | TrainTask, config: Config, device: torch.device
 
 
 def measure(check: Check, changes: tuple[str, ...]) -> Figures:
-    """Bisects between no image and twice as many as are expected to fit."""
+    """Bisect between no images and twice the number that is expected to fit."""
     config = recipe(check, "darts_triplet.yaml", "data.batch_size=32", *changes)
     with placed(config) as world:
         return _measure(check, config, world)
@@ -71,18 +71,18 @@ def measure(check: Check, changes: tuple[str, ...]) -> Figures:
 def _measure(check: Check, config: Config, world: World) -> Figures:
     device = world.device
     task = build(config, world)
-    task.step(StopSignal())  # the optimisers have their buffers from now on
+    task.step(StopSignal())  # so that the optimisers have their buffers
     need = measure_need(task, config, world)
     unit = config.data.images_per_identity
     expected = need.images_in(ROOM, unit)
-    # On a CPU nothing limits what fits: there this only tries the search.
+    # A CPU has no memory limit here: a dry run only tests the bisection.
     high = check.pick(2 * expected + unit, 4 * unit)
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, ROOM / torch.cuda.get_device_properties(device).total_memory), device
         )
     try:
-        found = largest(partial(rehearses, task, config, device), 0, high, unit)
+        found = largest(partial(fits_into_memory, task, config, device), 0, high, unit)
     finally:
         if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0, device)
@@ -95,7 +95,7 @@ def _measure(check: Check, config: Config, world: World) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """A second-order search in several modes."""
+    """Yield a second-order search in several modes."""
     for name, modes, changes, goal in check.pick(PLANS, PLANS[:1]):
         action = partial(measure, check, (*overrides(modes), *changes))
         yield Case(f"darts_triplet, {name}, in 11 GB", action, 12, goal)

@@ -1,4 +1,4 @@
-"""Meters of time, memory, kernels, and of the host's waits for the device."""
+"""Measure time, memory, kernels, and the host's waits for the device."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.harness import ROOT, Figures
 
 Action = Callable[[], object]
-#: Calls of CUDA that start work on the device.
+#: CUDA calls that launch work on the device.
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Wait until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether convolutions and products of float32 tensors may use TF32."""
+    """Set whether convolutions and products of float32 tensors may use TF32, for the duration of the `with` block."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = allowed
@@ -42,13 +42,13 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def clock(action: Action, device: torch.device, rounds: int = 5, warm: int = 2) -> dict[str, float]:
-    """Median milliseconds of a call.
+    """Measure the median milliseconds of a call.
 
-    On a CPU the action is called once, to try it.
+    On a CPU the action is called only once, as a test.
 
     Returns:
-        `ms` until the device is done, and `host_ms` until the call returns. The action is bound by launches where both
-        are about equal.
+        `ms` until the device has finished, and `host_ms` until the call returns. If both are about equal, the action is
+        limited by the host's launches.
     """
     if device.type != "cuda":
         rounds, warm = 1, 0
@@ -66,7 +66,7 @@ def clock(action: Action, device: torch.device, rounds: int = 5, warm: int = 2) 
 
 
 def microseconds(action: Action, device: torch.device, calls: int = 30) -> float:
-    """The device's time for one call: the median of three runs of many calls."""
+    """Return the device time of one call in microseconds: the median of three runs of many calls."""
     if device.type != "cuda":
         calls = 1
     times = []
@@ -82,7 +82,7 @@ def microseconds(action: Action, device: torch.device, calls: int = 30) -> float
 
 
 def peak_gigabytes(action: Action, device: torch.device) -> float | None:
-    """The most that the action allocates beside what was there before it; None on a CPU."""
+    """Return the peak memory that an action allocates in addition to existing tensors; None on a CPU."""
     if device.type != "cuda":
         action()
         return None
@@ -95,7 +95,7 @@ def peak_gigabytes(action: Action, device: torch.device) -> float | None:
 
 
 def count_kernels(action: Action, device: torch.device, longest: int = 10) -> Figures:
-    """What torch's profiler sees an action do on the device; on a CPU, torch's operations.
+    """Count the kernels of an action with torch's profiler; on a CPU, torch's operations.
 
     Returns:
         `kernels`, `copies` (and fills) of memory, `launches` by the host, `busy_ms` of the device, and the `longest`
@@ -113,7 +113,7 @@ def count_kernels(action: Action, device: torch.device, longest: int = 10) -> Fi
     counts: Counter[str] = Counter()
     nanoseconds: Counter[str] = Counter()
     launches = 0
-    # The raw events: profile.events() takes many seconds for the 100,000 of a search step.
+    # Raw events, because profile.events() takes many seconds for the 100,000 events of a search step.
     for event in found.profiler.kineto_results.events():
         name = event.name()
         if event.device_type() == kind and (on_cuda or name.startswith("aten::")):
@@ -134,10 +134,10 @@ def count_kernels(action: Action, device: torch.device, longest: int = 10) -> Fi
 
 
 def count_waits(action: Action, device: torch.device) -> Figures:
-    """How often the host waits for the device, as torch itself reports it; nothing on a CPU.
+    """Count how often the host waits for the device, as reported by torch; return nothing on a CPU.
 
     Returns:
-        `waits`, and `waits_at`: this repository's lines that led to them, each as [line, count].
+        `waits`, and `waits_at`: the lines of this repository that caused them, each as [line, count].
     """
     if device.type != "cuda":
         action()
@@ -153,10 +153,10 @@ def count_waits(action: Action, device: torch.device) -> Figures:
 
 @contextmanager
 def noting_waits() -> Iterator[Counter[str]]:
-    """Counts torch's warnings of operations that wait, by the innermost line of the package that led to them."""
+    """Count torch's warnings about synchronising operations, by the innermost line of the package on the stack."""
     found: Counter[str] = Counter()
 
-    def show(  # called within the operation, so that its callers are still on the stack
+    def show(  # called within the operation, when its callers are still on the stack
         message: Warning | str,
         category: type[Warning],  # noqa: ARG001
         filename: str,  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""Single operations of the supernet's first stage, in the forms that they could have."""
+"""Single operations of the supernet's first stage, in alternative implementations."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import microseconds
 
-#: Images, channels, edges and the size of the maps.
+#: Images, channels, edges, and height and width of the maps.
 FULL, TINY = (64, 16, 5, 64, 32), (2, 4, 2, 8, 4)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-#: How an operation could be computed, by name, and what it is differentiated in.
+#: By name, an implementation of an operation, and the tensors of which the gradients are computed.
 Forms = dict[str, tuple[Callable[[], Tensor], list[Tensor]]]
 
 
 class Inputs:
-    """Maps of E edges, one below the other, of a node's single input, and weights."""
+    """The input of a node, the maps of E edges concatenated along the channels, and weights."""
 
     def __init__(self, check: Check, dtype: torch.dtype) -> None:
         self.check = check
@@ -37,7 +37,7 @@ class Inputs:
         self.zeros = torch.zeros(E * C, device=check.device)
 
     def times(self, forms: Forms) -> Figures:
-        """Microseconds of each form, forward and backward in the tensors named."""
+        """Return the microseconds of a forward and backward pass of each form."""
         figures = {}
         for name, (forward, inputs) in forms.items():
             output = forward()
@@ -55,7 +55,7 @@ class Inputs:
 
 
 def norms(check: Check, dtype: torch.dtype) -> Figures:
-    """Batch norm: whether there is a bias decides which of torch's kernels is taken."""
+    """Measure batch norm. Whether it has a bias decides which kernel torch uses."""
     inputs = Inputs(check, dtype)
 
     def norm(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -70,19 +70,19 @@ def norms(check: Check, dtype: torch.dtype) -> Figures:
 
 
 def depthwise(check: Check, dtype: torch.dtype) -> Figures:
-    """3×3 of all edges: from a copy of the input for each edge, or from the one input."""
+    """Measure depthwise 3×3 convolutions of all edges, with a copy of the input for each edge or a single input."""
     inputs = Inputs(check, dtype)
     x, weight, C, E = inputs.input, inputs.depthwise, inputs.channels, inputs.edges
     forms: Forms = {
         "copies": (lambda: F.conv2d(x.repeat(1, E, 1, 1), weight, padding=1, groups=E * C), [x, weight]),
-        # Channel c of the input is read by the edges' channels E·c to E·c + E - 1.
+        # Channel c of the input gives the output channels E·c to E·c + E - 1.
         "multiplier": (lambda: F.conv2d(x, weight, padding=1, groups=C), [x, weight]),
     }
     return inputs.times(forms)
 
 
 def separable(check: Check, dtype: torch.dtype) -> Figures:
-    """A depthwise 3×3 and a 1×1 of all edges: one after the other, or as one dense convolution of the input."""
+    """Measure a depthwise 3×3 and a 1×1 convolution of all edges, in sequence or as one dense convolution."""
     inputs = Inputs(check, dtype)
     x, depthwise, pointwise, C, E = (
         inputs.input, inputs.depthwise, inputs.pointwise, inputs.channels, inputs.edges
@@ -102,7 +102,7 @@ def separable(check: Check, dtype: torch.dtype) -> Figures:
 
 
 def pointwise(check: Check, dtype: torch.dtype) -> Figures:
-    """1×1 of all edges: as a grouped convolution or a batched product."""
+    """Measure 1×1 convolutions of all edges, as a grouped convolution or as a batched product."""
     inputs = Inputs(check, dtype)
     x, weight, C, E = inputs.maps, inputs.pointwise, inputs.channels, inputs.edges
 
@@ -118,7 +118,7 @@ def pointwise(check: Check, dtype: torch.dtype) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """Each operation in both precisions."""
+    """Yield each operation in both precisions."""
     for precision, dtype in PRECISIONS.items():
         for name, operation in (
             ("norms", norms),

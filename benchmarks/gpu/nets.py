@@ -1,4 +1,4 @@
-"""Fixed networks: whole steps of their trainings, and the speed at which they embed images."""
+"""Fixed networks: training steps with loading, and the speed of embedding images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.gpu.meters import clock
 from benchmarks.gpu.recipes import build, overrides, placed, recipe
 from benchmarks.gpu.steps import measure_steps
 
-#: Recipes, with what fits them to images of 256×128 and, in a dry run, of 64×32.
+#: Recipes, with overrides for images of 256×128, and further ones for dry runs with images of 64×32.
 RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "baseline_resnet50.yaml": ((), ()),
     "osnet_ain_train.yaml": ((), ("model.name=osnet_ain_x0_25",)),
@@ -23,19 +23,19 @@ RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("model.options.channels=4", "model.options.cells_per_stage=[1, 1]", "model.options.auxiliary=false"),
     ),
 }
-#: How they compute, as modes.
+#: The combinations of modes to measure.
 WAYS: tuple[tuple[str, ...], ...] = ((), ("bfloat16",), ("bfloat16", "channels last"))
 
 
 def config_of(check: Check, name: str, modes: tuple[str, ...]) -> Config:
-    """The recipe in some modes, for images of 256×128 in batches of 64."""
+    """Return the config of a recipe in some modes, for batches of 64 images of 256×128."""
     full, tiny = RECIPES[name]
     changes = (*full, *check.pick((), tiny), *overrides(modes))
     return recipe(check, name, "data.batch_size=64", *changes)
 
 
 def embed(check: Check, name: str, modes: tuple[str, ...]) -> Figures:
-    """Images a second of the network in evaluation, 256 at a time."""
+    """Measure the images per second of a network in evaluation mode, with batches of 256."""
     config = config_of(check, name, modes)
     size = (check.pick(256, 4), 3, config.data.height, config.data.width)
     half = config.training.precision == "bfloat16"
@@ -48,7 +48,7 @@ def embed(check: Check, name: str, modes: tuple[str, ...]) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """Steps and embedding of each network, computed in each way."""
+    """Yield training steps and embedding of each network, in each combination of modes."""
     for name in check.pick(list(RECIPES), list(RECIPES)[1:]):
         for modes in check.pick(WAYS, WAYS[:1]):
             title = ", ".join((name.removesuffix(".yaml"), *modes))

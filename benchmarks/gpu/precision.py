@@ -1,4 +1,4 @@
-"""The alphas' second-order gradient in each precision, against float64 at the same weights and images."""
+"""The second-order gradient of the alphas in each precision, compared with float64 for the same weights and images."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from autoreid.search.task import SearchTask
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.recipes import build, overrides, placed, recipe
 
-#: Steps before the gradients are compared: at the start the alphas hardly matter.
+#: Steps before the gradients are compared, because the alphas have little effect at the start.
 STEPS = 20
 SMALL = ("data.batch_size=32", "data.workers=0")
 Batches = tuple[Batch, Batch]
 
 
 def search(config: Config, world: World) -> SearchTask:
-    """The search of a config."""
+    """Return the search of a config."""
     task = build(config, world)
     assert isinstance(task, SearchTask)
     return task
 
 
 def gradient(task: SearchTask, batches: Batches) -> Tensor:
-    """The alphas' gradient at the state of a search, as one float64 vector."""
+    """Return the gradient of the alphas at the state of a search, as one float64 vector."""
     task.state.set_learning_rate(task.learning_rate())
     found = task.architect.gradients(*batches, task.state.step)
     return torch.cat([part.double().flatten() for part in found])
 
 
 def in_float64(task: SearchTask, batches: Batches) -> Tensor:
-    """The same, with weights, alphas, momentum and images in float64."""
+    """Return the gradient of the alphas with weights, alphas, momentum and images in float64."""
     task.state.network.double()
     task.state.alphas.double()
     for kept in task.state.weight_optimizer.state.values():
@@ -46,7 +46,7 @@ def in_float64(task: SearchTask, batches: Batches) -> Tensor:
 
 
 def measure(check: Check) -> Figures:
-    """Cosine with the float64 gradient and relative error, in each precision."""
+    """Measure the cosine similarity with the float64 gradient and the relative error, in each precision."""
     config = recipe(check, "darts_triplet.yaml", *SMALL, "search.order=first")
     with placed(config) as world:
         return _measure(check, config, world)
@@ -76,5 +76,5 @@ def _measure(check: Check, config: Config, world: World) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """One case, for the networks and batches are the same in all precisions."""
+    """Yield one case, because networks and batches are the same in all precisions."""
     yield Case("darts_triplet, second order, batch 32, against float64", lambda: measure(check), 30)

@@ -1,4 +1,4 @@
-"""The package's own tests of what only a GPU can show."""
+"""The tests of the package that need a GPU."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from benchmarks.gpu.harness import ROOT, Case, Check, Figures, call
 
 
 def files() -> list[str]:
-    """The test files that have such tests; collecting all others would take longer than running these."""
+    """Return the test files with GPU tests. Collecting all other files would take longer than running these."""
     tests = sorted((ROOT / "tests").glob("test_*.py"))
     return [str(path.relative_to(ROOT)) for path in tests if "mark.gpu" in path.read_text(encoding="utf-8")]
 
 
 def counts(printed: str) -> dict[str, int]:
-    """What the last line of pytest's output counts, such as {"passed": 3, "skipped": 1}."""
+    """Parse the counts in the last line of pytest's output, such as {"passed": 3, "skipped": 1}."""
     *_, last = printed.strip().splitlines() or [""]
     return {
         kind.rstrip("s"): int(count)
@@ -25,7 +25,7 @@ def counts(printed: str) -> dict[str, int]:
 
 
 def measure(check: Check) -> Figures:
-    """Runs them; raises what failed."""
+    """Run the tests, and raise an error that names the failed ones."""
     options = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
     status, printed = call([sys.executable, *options, *files()], check.seconds_left() - 8)
     print(printed)
@@ -36,5 +36,5 @@ def measure(check: Check) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """One case."""
+    """Yield one case."""
     yield Case("pytest -m gpu", lambda: measure(check), 20, "all pass")

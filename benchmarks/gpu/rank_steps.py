@@ -1,4 +1,4 @@
-"""A few search steps of one rank: torchrun -m benchmarks.gpu.rank_steps CONFIG OUTPUT STEPS."""
+"""Perform search steps on one rank: torchrun -m benchmarks.gpu.rank_steps CONFIG OUTPUT STEPS."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmarks.gpu.recipes import build, placed
 
 
 def steps_of(config: Config, world: World, steps: int) -> dict[str, Any]:
-    """Alphas and weights after some steps, and the milliseconds of one."""
+    """Return alphas and weights after some steps, and the milliseconds of a step."""
     task = build(config, world)
     assert isinstance(task, SearchTask)
     for _ in range(steps):
         task.step(StopSignal())
-    moved = {
+    parameters = {
         f"{part}.{name}": value.detach().cpu().clone()
         for part, module in (("alphas", task.state.alphas), ("weights", task.state.network))
         for name, value in module.named_parameters()
@@ -34,17 +34,17 @@ def steps_of(config: Config, world: World, steps: int) -> dict[str, Any]:
     for _ in range(steps):
         task.step(StopSignal())
     synchronize(world.device)
-    return {"moved": moved, "ms": round(1e3 * (time.perf_counter() - started) / steps, 1)}
+    return {"parameters": parameters, "ms": round(1e3 * (time.perf_counter() - started) / steps, 1)}
 
 
 def small_all_reduce_us(device: torch.device) -> float:
-    """Microseconds of an all-reduce of 64 numbers."""
+    """Return the microseconds of an all-reduce of 64 numbers."""
     numbers = torch.zeros(64, device=device)
     return clock(lambda: [dist.all_reduce(numbers) for _ in range(100)], device)["ms"] * 10
 
 
 def main(config_path: str, output: str, steps: str) -> None:
-    """Takes the steps; rank 0 writes what they came to."""
+    """Perform the steps; rank 0 writes the results."""
     config = load_config(Path(config_path))
     with placed(config) as world:
         found = steps_of(config, world, int(steps))

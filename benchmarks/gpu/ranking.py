@@ -20,14 +20,14 @@ TINY = (64, 300, 20)
 
 
 def rerank_and_score(query: Any, gallery: Any, *numbers: Any) -> RetrievalResult:
-    """k-reciprocal re-ranking and its evaluation."""
+    """Apply k-reciprocal re-ranking and evaluate the result."""
     return evaluate_distances(rerank(query, gallery), *numbers)
 
 
 def measure(
     check: Check, evaluate: Callable[..., RetrievalResult], problem: Problem, on_cpu_too: bool
 ) -> Figures:
-    """Seconds of a second call, from features on the device; the first loads what CUDA's libraries load."""
+    """Measure the seconds of a call with features on the device, after a first call that loads CUDA's libraries."""
     device = check.device
     features = (torch.from_numpy(side).to(device) for side in problem[:2])
     there = (*features, *problem[2:])
@@ -49,7 +49,7 @@ def measure(
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """Ranking at both sizes, re-ranking at the smaller one."""
+    """Yield ranking at both sizes, and re-ranking at the smaller one."""
     for name, evaluate, on_cpu_too, goal in (
         ("Market-1501", evaluate_retrieval, True, "0.15 s"),
         ("Market-1501", rerank_and_score, True, "2 s"),

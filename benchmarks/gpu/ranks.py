@@ -1,4 +1,4 @@
-"""Ranks under torchrun against one process: what they compute, and what the process group costs."""
+"""Ranks under torchrun compared with one process: their results, and the cost of the process group."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from benchmarks.gpu.rank_steps import steps_of
 from benchmarks.gpu.recipes import overrides, placed, recipe
 
 STEPS = 3
-#: SGD, for Adam's first steps are of one length, whatever the gradient: they hide and enlarge differences.
+#: SGD, because the first steps of Adam have the same size for any gradient, which hides or enlarges differences.
 CHANGES = ("search.alpha_optimizer=sgd", "search.warmup_epochs=0", *overrides(["float32"]))
 
 
 def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor], prefix: str) -> float:
-    """Of all values whose names begin so, as a share of the largest value."""
+    """Return the largest difference of all values with this prefix, relative to the largest value."""
     names = [name for name in one if name.startswith(prefix)]
     scale = max(float(one[name].abs().max()) for name in names)
     return max(float((one[name] - other[name]).abs().max()) for name in names) / scale
 
 
 def compare(check: Check, name: str, ranks: int) -> Figures:
-    """The same steps on one process, and on ranks that share its batch."""
+    """Compare the same steps in one process and on ranks that share its batch."""
     config = recipe(check, name, *CHANGES)
     steps = check.pick(STEPS, 1)
     with placed(config) as world:
@@ -41,20 +41,20 @@ def compare(check: Check, name: str, ranks: int) -> Figures:
     status, printed = call([sys.executable, "-m", *launcher, *program], check.seconds_left() - 10)
     print(printed)
     if status:
-        raise RuntimeError(f"torchrun ended with status {status}; the log has what it printed")
+        raise RuntimeError(f"torchrun ended with status {status}; the log has its output")
     found = torch.load(output, weights_only=True)
     return {
         "ms": found["ms"],
         "one_process_ms": single["ms"],
         "all_reduce_us": found["all_reduce_us"],
         "backend": found["backend"],
-        "alphas_difference": largest_difference(single["moved"], found["moved"], "alphas."),
-        "weights_difference": largest_difference(single["moved"], found["moved"], "weights."),
+        "alphas_difference": largest_difference(single["parameters"], found["parameters"], "alphas."),
+        "weights_difference": largest_difference(single["parameters"], found["parameters"], "weights."),
     }
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """One rank, and two where there are two GPUs."""
+    """Yield one rank, and two if there are two GPUs."""
     counts = check.pick([1, 2] if torch.cuda.device_count() > 1 else [1], [2])
     for ranks in counts:
         for name in check.pick(["quickstart", "darts_triplet"], ["quickstart"]):

@@ -1,4 +1,4 @@
-"""The recipes of configs/ on synthetic people, as a search or training that is ready to step."""
+"""Build searches and trainings from the recipes of configs/, with synthetic people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autoreid import distributed
 from autoreid.config import Config, SyntheticPeople
 from autoreid.data.datasets.market1501 import FOLDERS
 from autoreid.data.synthetic.people import write_synthetic_people
-from autoreid.data.training_data import run_images
+from autoreid.data.training_data import read_datasets, run_images
 from autoreid.distributed import World
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
@@ -21,7 +21,7 @@ from autoreid.train import build_task
 from autoreid.training.task import TrainTask
 from benchmarks.gpu.harness import ROOT, Check
 
-#: Ways to compute, as overrides of a recipe.
+#: Overrides of a recipe by mode.
 MODES: dict[str, tuple[str, ...]] = {
     "float32": ("training.precision=float32",),
     "tf32": ("training.precision=tf32",),
@@ -34,9 +34,9 @@ MODES: dict[str, tuple[str, ...]] = {
     "alphas in tf32": ("search.second_order_precision=tf32",),
     "alphas in bfloat16": ("search.second_order_precision=bfloat16",),
 }
-#: Keys of `distributed` that `distributed.setup` takes by the same name.
+#: Keys of the config's section `distributed` that are arguments of `distributed.setup`.
 DEVICE_SETTINGS = ("cudnn_benchmark", "expandable_segments", "deterministic")
-#: What keeps a dry run short, by section of the config.
+#: Overrides for dry runs, by section of the config or by space.
 TINY = {
     "data": ("data.height=64", "data.width=32", "data.batch_size=8", "data.workers=0"),
     "reid_cell": (
@@ -47,17 +47,17 @@ TINY = {
     ),
     "osnet_ain": ("search.osnet_ain.width=0.25",),
 }
-#: Each picture to train on stands for so many images, so that an epoch is long enough to wait for data as usual.
+#: Copies of each training image, so that an epoch is long enough for realistic waits for data.
 COPIES = 8
 
 
 def overrides(modes: Sequence[str]) -> list[str]:
-    """The overrides of some modes."""
+    """Return the overrides of some modes."""
     return [override for mode in modes for override in MODES[mode]]
 
 
 def people(check: Check) -> Path:
-    """A folder with the data set `people`, which is drawn unless it is there."""
+    """Return a folder with the data set `people`, which is generated if it does not exist."""
     folder = check.scratch / "data"
     if (folder / "people").exists():
         return folder
@@ -87,10 +87,10 @@ def _copy(source: Path, target: Path, copies: int) -> None:
 
 
 def recipe(check: Check, name: str, *changes: str) -> Config:
-    """The recipe `configs/NAME` on the synthetic people.
+    """Return the config of the recipe `configs/NAME` with the synthetic people.
 
     Args:
-        changes: further overrides; those of a dry run win over them.
+        changes: further overrides; those of a dry run take precedence.
     """
     given = [
         f"data.root={people(check)}",
@@ -115,7 +115,7 @@ def recipe(check: Check, name: str, *changes: str) -> Config:
 
 @contextmanager
 def placed(config: Config) -> Iterator[World]:
-    """Sets up the device, and the process group under a launcher, as `python -m autoreid.train` does."""
+    """Set up the device and, under a launcher, the process group, as `python -m autoreid.train` does."""
     settings = config.distributed
     chosen: dict[str, Any] = {key: getattr(settings, key) for key in DEVICE_SETTINGS}
     with distributed.setup(settings.device, settings.timeout_seconds, **chosen) as world:
@@ -123,5 +123,6 @@ def placed(config: Config) -> Iterator[World]:
 
 
 def build(config: Config, world: World) -> SearchTask | TrainTask:
-    """The search or training as `python -m autoreid.train` builds it, with its cache of images."""
-    return build_task(config, world, run_images(config, world))[1]
+    """Build the search or training as `python -m autoreid.train` does, with its image cache."""
+    datasets = read_datasets(config)
+    return build_task(config, world, run_images(config, world, datasets), datasets)[1]

@@ -1,4 +1,4 @@
-"""Whole steps of searches, loading included: time, memory, kernels, and waits for data and for the device."""
+"""Whole search steps with loading: time, memory, kernels, and waits for data and for the device."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import count_kernels, count_waits, synchronize
 from benchmarks.gpu.recipes import build, overrides, placed, recipe
 
-#: More batches than the loaders have made ahead when the clock starts.
+#: More batches than the loaders have prefetched when the measurement starts.
 WARM, MEASURED = 12, 12
 
 SECOND = "under 20,000 kernels, 1 wait, data wait under 2 %"
 FIRST = "under 8,000 kernels, 1 wait, data wait under 2 %"
-#: A recipe of a search, how it computes, and what to reach.
+#: Recipes, modes and targets.
 PLANS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("darts_triplet.yaml", (), SECOND),
     ("darts_triplet.yaml", ("first order",), FIRST),
@@ -34,12 +34,12 @@ PLANS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("osnet_ain_search.yaml", (), ""),
     ("osnet_ain_search.yaml", ("bfloat16",), ""),
 )
-#: The plans of a dry run.
+#: Indices of the plans of a dry run.
 TRIED = (0, 10)
 
 
 def measure_steps(check: Check, config: Config) -> Figures:
-    """Time, waits, kernels and memory of the steps of a search or training."""
+    """Measure time, waits, kernels and memory of the steps of a search or training."""
     with placed(config) as world:
         return _measure(check, config, world)
 
@@ -74,7 +74,7 @@ def _measure(check: Check, config: Config, world: World) -> Figures:
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """The recipes of searches, with a batch of 128 images."""
+    """Yield the recipes of searches, with a batch of 128 images."""
     for name, modes, goal in check.pick(PLANS, [PLANS[place] for place in TRIED]):
 
         def measure(name: str = name, modes: tuple[str, ...] = modes) -> Figures:

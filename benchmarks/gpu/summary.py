@@ -1,4 +1,4 @@
-"""The figures of a results file as a Markdown table for benchmarks/README.md."""
+"""Print the measurements of a results file as a Markdown table for benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-#: How figures are written, in the order in which a row shows them. Those that are not here stay in the results file.
+#: Formats of the measurements, in the order in which a row shows them. Others are only in the results file.
 FORMATS: dict[str, str] = {
     "ms": "{:,.1f} ms",
     "host_ms": "host {:,.1f} ms",
@@ -68,7 +68,7 @@ FORMATS: dict[str, str] = {
     "two_us": "one after the other {:.0f} µs",
     "dense_us": "dense {:.0f} µs",
     "out_of_memory": "out of memory",
-    "skipped": "left out: {}",
+    "skipped": "skipped: {}",
     "error": "failed: {}",
 }
 #: The case that scripts/gpu_check.sh writes for a part as a whole.
@@ -77,7 +77,7 @@ _LONGEST_TEXT = 160
 
 
 def shown(row: Row) -> str:
-    """A case's figures in words."""
+    """Return the measurements of a case as text."""
     words = []
     for name, form in FORMATS.items():
         value = row.get(name)
@@ -91,7 +91,7 @@ def shown(row: Row) -> str:
 
 
 def heading(versions: Row) -> str:
-    """The card, what drives it, and what was measured."""
+    """Return the heading of the table, with the GPU, versions and commit."""
     named = {
         "driver": versions.get("driver"),
         "torch": versions.get("torch"),
@@ -109,16 +109,16 @@ def heading(versions: Row) -> str:
 
 
 def what_happened(row: Row) -> str:
-    """Why a part as a whole did not end well; nothing if it did."""
+    """Return why a part did not succeed, or an empty string."""
     if "skipped" in row:
-        return f"left out ({row['skipped']})"
+        return f"skipped ({row['skipped']})"
     if row.get("timed_out"):
         return f"stopped after {row['seconds']} s"
     return f"ended with status {row['status']}" if row.get("status") else ""
 
 
 def table(rows: Iterable[Row]) -> tuple[str, bool]:
-    """The Markdown text, and whether all parts and cases ended well."""
+    """Return the Markdown text, and whether all parts and cases succeeded."""
     rows = list(rows)
     versions = next((row for row in rows if row["part"] == "versions"), {})
     lines = [heading(versions), "", "| part | case | measured | to reach |", "|---|---|---|---|"]
@@ -139,7 +139,7 @@ def table(rows: Iterable[Row]) -> tuple[str, bool]:
 
 
 def main(results: Path) -> int:
-    """Prints the table; returns 0 if everything ended well, else 1."""
+    """Print the table, and return 0 if everything succeeded, else 1."""
     rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     text, complete = table(rows)
     print(text, end="")

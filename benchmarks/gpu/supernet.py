@@ -1,4 +1,4 @@
-"""One forward and backward pass of the supernet, fused and with a module for each candidate."""
+"""A forward and backward pass of the supernet, fused and with one module for each candidate."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import clock, count_kernels, peak_gigabytes, synchronize, tf32
 from benchmarks.search_step import one_by_one
 
-#: As many as Market-1501 has to train on.
+#: The number of training identities of Market-1501.
 IDENTITIES = 751
-#: A dry run's supernet.
+#: The supernet of a dry run.
 TINY: dict[str, Any] = {"cells_per_stage": (1, 1), "channels": 4, "nodes": 2, "parts": 2}
 
 
@@ -25,10 +25,10 @@ class Pass:
     """A forward and backward pass with uniform mixing weights.
 
     Args:
-        check: gives the device and whether sizes are tiny.
+        check: the part, with its device and whether sizes are tiny.
         precision: float32, tf32 or bfloat16.
-        batch: images of 256×128.
-        fused: False takes a module for each candidate instead.
+        batch: number of images, of 256×128 pixels.
+        fused: whether the supernet is fused, or has one module for each candidate.
         settings: of `Search` and its section `reid_cell`, other than the defaults.
     """
 
@@ -50,14 +50,14 @@ class Pass:
         self.precision = precision
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Embeddings and logits."""
+        """Compute embeddings and logits."""
         half = self.precision == "bfloat16"
         with torch.autocast(self.images.device.type, torch.bfloat16, enabled=half):
             embedding, logits = self.network(self.images, self.mixing)
         return embedding, logits
 
     def __call__(self) -> None:
-        """Gives the weights and the mixing weights a fresh gradient."""
+        """Compute new gradients of the weights and the mixing weights."""
         for tensor in (*self.network.parameters(), *self.mixing.values()):
             tensor.grad = None
         with tf32(self.precision != "float32"):
@@ -66,20 +66,20 @@ class Pass:
 
 
 def measure(check: Check, one: Pass) -> Figures:
-    """Time, images a second and memory of a pass."""
+    """Measure time, images per second and memory of a pass."""
     times = clock(one, check.device)
     speed = round(1e3 * len(one.images) / times["ms"])
     return {**times, "images_a_second": speed, "peak_gb": peak_gigabytes(one, check.device)}
 
 
 def compare(check: Check, precision: str, batch: int, kernels: bool) -> Figures:
-    """Fused against one by one."""
+    """Compare the fused supernet with one module for each candidate."""
     fused = Pass(check, precision, batch)
     figures = measure(check, fused)
     single = Pass(check, precision, batch, fused=False)
-    theirs = measure(check, single)
-    figures |= {f"one_by_one_{key}": theirs[key] for key in ("ms", "host_ms", "peak_gb")}
-    figures["ratio"] = round(figures["ms"] / theirs["ms"], 3)
+    baseline = measure(check, single)
+    figures |= {f"one_by_one_{key}": baseline[key] for key in ("ms", "host_ms", "peak_gb")}
+    figures["ratio"] = round(figures["ms"] / baseline["ms"], 3)
     if kernels:
         figures |= count_kernels(fused, check.device)
         figures["one_by_one_kernels"] = count_kernels(single, check.device)["kernels"]
@@ -87,7 +87,7 @@ def compare(check: Check, precision: str, batch: int, kernels: bool) -> Figures:
 
 
 def captured(one: Pass) -> Callable[[], None]:
-    """The pass as a CUDA graph, which the host launches as a whole."""
+    """Capture a pass as a CUDA graph, and return the function that replays it."""
     device = one.images.device
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
@@ -103,17 +103,17 @@ def captured(one: Pass) -> Callable[[], None]:
 
 
 def as_graph(check: Check, precision: str, batch: int) -> Figures:
-    """A fused pass as a CUDA graph against one by one, launched as usual."""
-    theirs = clock(Pass(check, precision, batch, fused=False), check.device)
+    """Compare a fused pass as a CUDA graph with one module for each candidate, without a graph."""
+    baseline = clock(Pass(check, precision, batch, fused=False), check.device)
     fused = Pass(check, precision, batch)
     times = clock(captured(fused), check.device)
     speed = round(1e3 * batch / times["ms"])
-    ratio = round(times["ms"] / theirs["ms"], 3)
-    return {**times, "images_a_second": speed, "one_by_one_ms": theirs["ms"], "ratio": ratio}
+    ratio = round(times["ms"] / baseline["ms"], 3)
+    return {**times, "images_a_second": speed, "one_by_one_ms": baseline["ms"], "ratio": ratio}
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """Precisions and batches, then as CUDA graphs, then what saves memory."""
+    """Yield precisions and batch sizes, then CUDA graphs, then options that save memory."""
     plans = check.pick(
         [
             ("tf32", 64),

@@ -1,4 +1,4 @@
-"""What the machine is: the table's heading."""
+"""A description of the machine, for the heading of the table."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from benchmarks.gpu.harness import ROOT, Case, Check, Figures
 
 
 def cases(check: Check) -> Iterator[Case]:
-    """One case, with versions and device."""
+    """Yield one case, with versions and device."""
     yield Case("versions", lambda: host() | device(check.device))
 
 
 def host() -> Figures:
-    """Packages, processor and commit."""
+    """Return packages, processor and commit."""
     commit = _ask("git", "rev-parse", "--short", "HEAD")
     changed = _ask("git", "status", "--porcelain", "--untracked-files=no")
     return {
@@ -38,7 +38,7 @@ def host() -> Figures:
 
 
 def device(used: torch.device) -> Figures:
-    """The GPU, its driver and libraries."""
+    """Return the GPU, its driver and its libraries."""
     if used.type != "cuda":
         return {"gpu": "no GPU (dry run)"}
     properties = torch.cuda.get_device_properties(used)
@@ -56,7 +56,7 @@ def device(used: torch.device) -> Figures:
 
 
 def _ask(*command: str) -> str:
-    """What a program prints; nothing if it is missing or fails."""
+    """Return the output of a program, or an empty string if it is missing or fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True

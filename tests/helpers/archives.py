@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """An archive of a folder's content, of the kind that its name says."""
+    """Pack the contents of a folder; the archive's suffix decides its format."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:

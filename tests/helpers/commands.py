@@ -1,4 +1,4 @@
-"""The commands of jobs/, run as a user would."""
+"""Run the commands of jobs/ as a user would."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_job_script(
     name: str, *line: object, folder: Path, environment: Mapping[str, str], here: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """What `python jobs/NAME.py LINE` does in a folder.
+    """Run `python jobs/NAME.py LINE` in a folder.
 
     Args:
-        environment: all of it.
-        here: whether in this process, which has imported torch already and so is seconds faster; not for --local
-            and logs, which become another program.
+        environment: the complete environment of the command.
+        here: whether to run it in this process, which saves the seconds of importing torch. Not possible for --local
+            and logs, which start or become another program.
     """
     arguments = [str(ROOT / "jobs" / f"{name}.py"), *map(str, line)]
     if not here:
         command = [sys.executable, *arguments]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    printed, complaints = StringIO(), StringIO()
+    stdout, stderr = StringIO(), StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
         mock.patch.dict(os.environ, environment, clear=True),
-        redirect_stdout(printed),
-        redirect_stderr(complaints),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
     ):
         patch.chdir(folder)
         patch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as end:
             runpy.run_path(arguments[0], run_name="__main__")
     return subprocess.CompletedProcess(
-        arguments, int(end.value.code or 0), printed.getvalue(), complaints.getvalue()
+        arguments, int(end.value.code or 0), stdout.getvalue(), stderr.getvalue()
     )

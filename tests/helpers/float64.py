@@ -1,7 +1,7 @@
 """The train command in float64: python -m tests.helpers.float64 --config FILE, also under torchrun.
 
-Rounding must not hide or show anything: Adam makes a step of the learning rate out of the least gradient, and
-instance norm over a few pixels multiplies what float32 rounds, tenfold and more a step.
+In float32, rounding errors would hide real differences: Adam turns even the smallest gradient into a step of the size
+of the learning rate, and instance norm over a few pixels multiplies rounding errors at least tenfold in each step.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from autoreid.data.loaders import Batch
 
 
 def compute_in_float64() -> None:
-    """Makes this process build and feed every network in float64."""
+    """Make this process build and feed all networks in float64."""
     torch.set_default_dtype(torch.float64)
-    moved = Batch.to
-    Batch.to = lambda batch, *to: (on := moved(batch, *to))._replace(images=on.images.double())  # type: ignore[method-assign]
+    original = Batch.to
+    Batch.to = lambda batch, *to: (on := original(batch, *to))._replace(images=on.images.double())  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small data set of one's own, and what a run makes of its images."""
+"""A small user data set, and what a run does with its images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepare(root, world=ALONE, **options):
 
 
 def caches(root):
-    """Everything in the cache's folder, hidden or not."""
+    """Return everything in the cache's folder, including hidden files."""
     folder = root / ".image_cache"
     return sorted(folder.iterdir()) if folder.exists() else []
 
@@ -57,7 +57,7 @@ def assert_pixels(found, paths):
 
 
 def prepare_on_rank(world, root, hosts, options):
-    """What a rank finds, and how many caches it wrote itself."""
+    """Return the prepared images of a rank, and the number of caches that it wrote itself."""
     socket.gethostname = lambda: hosts[world.rank]
     written = []
     write = images.write_cache

@@ -1,4 +1,4 @@
-"""Every published data set in miniature: its true folders, file names and lists, with small images of noise."""
+"""A miniature of every published data set: its folders, file names and lists, with small images of noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DISTRACTOR, JUNK = "distractor", "junk"
 
 
 class Row(NamedTuple):
-    """An image as its authors mean it: person and camera are names."""
+    """An image and its true labels; person and camera are names."""
 
     split: str
     path: str
@@ -25,21 +25,21 @@ class Row(NamedTuple):
 
 
 class Miniature:
-    """A folder that is filled, and what is in it."""
+    """A folder that is being filled, and its contents."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: list[Row] = []
 
     def add(self, split: str, path: str, person: object, camera: object, empty: bool = False) -> None:
-        """Writes an image, or an empty file in its place."""
+        """Write an image, or an empty file instead."""
         file = self.folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"" if empty else picture(len(self.rows), file.suffix))
         self.rows.append(Row(split, path, str(person), str(camera)))
 
     def text(self, path: str, lines: list[str]) -> None:
-        """Writes a list."""
+        """Write a list."""
         file = self.folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n")
@@ -51,7 +51,7 @@ def noise(seed: int, height: int = 12, width: int = 6) -> np.ndarray:
 
 
 def picture(seed: int, suffix: str = ".jpg") -> bytes:
-    """The bytes of an image file."""
+    """Return the content of an image file."""
     file = io.BytesIO()
     kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP"}[suffix]
     Image.fromarray(noise(seed)).save(file, kind)
@@ -101,7 +101,7 @@ def dukemtmc(folder: Path) -> list[Row]:
 
 
 def occluded_duke(folder: Path) -> list[Row]:
-    """As its authors' script leaves it."""
+    """As created by the authors' script."""
     made = Miniature(folder)
     for split, part in (
         ("train", "bounding_box_train"),
@@ -116,7 +116,7 @@ def occluded_duke(folder: Path) -> list[Row]:
 
 
 def _cuhk03(folder: Path, kind: str) -> list[Row]:
-    """CUHK03-NP, the layout in which the protocol's authors pass the images on."""
+    """CUHK03-NP, the layout in which the authors of the protocol distribute the images."""
     made = Miniature(folder)
     for other in ("labeled", "detected"):
         rows = len(made.rows)
@@ -156,7 +156,7 @@ def _msmt17(folder: Path, inside: str, train: str, test: str) -> list[Row]:
                 path = (
                     f"{person:04d}/{person:04d}_{len(made.rows):03d}_{camera:02d}_0303morning_0015_0_ex.jpg"
                 )
-                # Both halves number their people from 0.
+                # Both parts number their people from 0.
                 made.add(split, f"{inside}/{images}/{path}", f"{images} {person}", camera)
                 lines.append(f"{path} {person}")
         made.text(f"{inside}/{file}", lines)
@@ -181,7 +181,7 @@ def cuhk_sysu(folder: Path) -> list[Row]:
 
 
 def viper(folder: Path, people: int = 6) -> list[Row]:
-    """The split of each row is "pair": splits are the reader's, not the folder's."""
+    """The split of each row is "pair", because the splits are computed by the reader."""
     made = Miniature(folder)
     for person in range(people):
         for camera, angle in (("a", 0), ("b", 90)):
@@ -191,7 +191,7 @@ def viper(folder: Path, people: int = 6) -> list[Row]:
 
 
 def grid(folder: Path, people: int = 6, strangers: int = 3, splits: int = 10) -> list[Row]:
-    """The same; split k trains on the people of `grid_training_people`."""
+    """The same; split k has the training people `grid_training_people`."""
     made = Miniature(folder)
     for person in range(1, people + 1):
         for part, camera in (("probe", 1 + person % 2), ("gallery", 3 + person % 2)):
@@ -210,14 +210,15 @@ def grid(folder: Path, people: int = 6, strangers: int = 3, splits: int = 10) ->
 
 
 def grid_training_people(people: int, split: int) -> np.ndarray:
-    """Half of the people from 1 on, another half in each split."""
+    """Half of the people, numbered from 1; a different half for each split."""
     return np.sort(np.random.default_rng(split).permutation(people)[: people // 2] + 1)
 
 
 def cuhk03_release(folder: Path) -> dict[str, np.ndarray]:
-    """cuhk-03.mat and the two protocols as their authors publish them; the images by name.
+    """Write cuhk-03.mat and the two protocols in the authors' format; returns the images by name.
 
-    Camera pairs of 3, 2, 0, 0 and 1 people, each with up to 10 images: 1 to 5 by one camera, 6 to 10 by the other.
+    The pairs of cameras have 3, 2, 0, 0 and 1 people, each with up to 10 images: 1 to 5 from one camera, 6 to 10 from
+    the other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[str, np.ndarray] = {}
@@ -244,14 +245,14 @@ def _cuhk03_pair(
             if (number % 5) < 2:
                 images[name] = noise(len(images), 9 + number, 5)
                 stored = file.create_dataset(place, data=images[name].T)
-            else:  # an empty cell, as MATLAB keeps it
+            else:  # an empty cell, as MATLAB stores it
                 stored = file.create_dataset(place, data=np.zeros(2, dtype=np.uint64))
             cells[number, person] = stored.ref
     return file.create_dataset(f"{kind}-{pair}", data=cells, dtype=h5py.ref_dtype).ref
 
 
 def _cuhk03_protocol(path: Path, names: list[str]) -> None:
-    """Trains on the first pair's people; of the others, the first image by each camera is a query."""
+    """Train on the people of the first pair; of the others, the first image from each camera is a query."""
     people = [name[:5] for name in names]
     labels = np.unique(people, return_inverse=True)[1] + 1
     cameras = np.array([int(name.split("_")[2]) for name in names])
@@ -266,7 +267,7 @@ def _cuhk03_protocol(path: Path, names: list[str]) -> None:
 
 
 def cuhk_sysu_release(folder: Path) -> dict[str, np.ndarray]:
-    """Scenes and Person.mat as the authors publish them; the people's pixels by the name of their image."""
+    """Write scenes and Person.mat in the authors' format; returns the people's pixels by image name."""
     scenes = {f"s{number}.jpg": number for number in (101, 102, 103)}
     (folder / "dataset/Image/SSM").mkdir(parents=True)
     (folder / "dataset/annotation").mkdir()
@@ -293,7 +294,7 @@ def cuhk_sysu_release(folder: Path) -> dict[str, np.ndarray]:
     return expected
 
 
-#: By the data sets' names; each writes its layout into a folder.
+#: Writers of the miniatures, by name of the data set.
 MINIATURES: dict[str, Callable[[Path], list[Row]]] = {
     "market1501": market1501,
     "market1501_500k": market1501_500k,

@@ -1,4 +1,4 @@
-"""The oracle of the fused OSNet supernet: at each place the four blocks by themselves, one after the other."""
+"""Reference for the fused OSNet supernet: the four candidate blocks of each place computed one after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 
 
 class PerBlock(nn.ModuleDict):
-    """The weighted sum of the blocks' outputs, with copies of a fused one's blocks."""
+    """The weighted sum of the outputs of four blocks, which are copies of the blocks of a fused one."""
 
     def __init__(self, fused: MixedBlock) -> None:
         super().__init__({name: copy.deepcopy(fused[name]) for name in OSNET_BLOCKS})

@@ -1,6 +1,6 @@
 """The oracle of the fused supernet: one module for each candidate operation of each edge, as in the papers.
 
-Nothing is shared, stacked, recomputed or done in another order; `per_edge_cell` copies a fused cell's weights.
+Nothing is shared, stacked, recomputed or reordered. `per_edge_cell` copies the weights of a fused cell.
 """
 
 from __future__ import annotations

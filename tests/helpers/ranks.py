@@ -1,4 +1,4 @@
-"""Runs a function on several real processes that form a gloo group."""
+"""Run a function in several processes that form a gloo process group."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 from autoreid import distributed
 
 TIMEOUT_SECONDS = 60.0
-#: Imported once by the server that ranks are forked from, not by every rank.
+#: Modules that the fork server imports once for all ranks.
 PRELOADED = ["pytest", "torch", "autoreid.train", "tests.helpers.tasks", "tests.helpers.runs"]
-#: A process that is not part of a group, on the CPU.
+#: A single process on the CPU.
 ALONE = distributed.World(0, 1, 0, torch.device("cpu"))
 
 
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def forkserver() -> ForkServerContext:
-    """Starts processes that have the package and the helpers imported already."""
+    """Return a multiprocessing context with processes that have already imported the package and the helpers."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
@@ -56,7 +56,11 @@ def _run(
 def run_ranks(
     function: Callable[..., Any], world_size: int, *arguments: Any, raises: bool = True
 ) -> list[Any]:
-    """What `function(world, *arguments)` returned on each rank; with raises=False, errors stand in for results."""
+    """Return the results of `function(world, *arguments)` on all ranks, in rank order.
+
+    Args:
+        raises: whether an error on a rank is raised; if not, it is returned instead of the result.
+    """
     context = forkserver()
     results = context.SimpleQueue()
     port = free_port()
@@ -68,7 +72,7 @@ def run_ranks(
         process.start()
     found: dict[int, Any] = {}
     for _ in ranks:
-        # Plain bytes: tensors sent as such live in memory that dies with the rank.
+        # Sent as bytes, because tensors would be sent in shared memory that ends with the rank.
         rank, result, trace = pickle.loads(results.get())  # noqa: S301
         if trace and raises:
             raise AssertionError(f"rank {rank} failed:\n{trace}")

@@ -1,4 +1,4 @@
-"""Runs of the train command in processes of their own, their ends by signals, and what they leave behind."""
+"""Run the train command in separate processes, send signals to it, and read its results."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from autoreid.search.task import SearchTask
 from tests.helpers.float64 import compute_in_float64
 from tests.helpers.ranks import forkserver, free_port
 
-#: Of the tiny search: 3 steps an epoch, 2 epochs.
+#: Steps of the tiny search: 2 epochs of 3 steps.
 STEPS = 6
 PATIENCE_SECONDS = 120
 
 
 def run_train(path: Path) -> None:
-    """Runs the train command and exits with its status."""
+    """Run the train command and exit with its status."""
     torch.set_num_threads(1)
     if os.environ.get("AUTOREID_TEST_FLOAT64"):
         compute_in_float64()
@@ -30,7 +30,14 @@ def run_train(path: Path) -> None:
 
 
 def run_train_with_signal(path: Path, step: int, number: int, rank: int = 0, kind: type = SearchTask) -> None:
-    """The same; sends this process a signal while it is in a step (from 1) of a task, if it is the rank."""
+    """Run the train command, and send a signal to the process of a rank while it computes a step.
+
+    Args:
+        path: config file.
+        step: number of the step, from 1.
+        number: the signal.
+        kind: class of the task.
+    """
     original = kind.step
 
     def interrupted(task, stop):
@@ -50,7 +57,7 @@ def _rank(environment: dict[str, str], function: Callable[..., None], arguments:
 def run_processes(
     function: Callable[..., None], *arguments: Any, ranks: int = 1, float64: bool = False
 ) -> list[int | None]:
-    """Runs a function in one process for each rank; their exit codes."""
+    """Run a function in one process for each rank, and return the exit codes."""
     context, port, processes = forkserver(), free_port(), []
     for rank in range(ranks):
         environment = {"AUTOREID_TEST_FLOAT64": "1" if float64 else ""}
@@ -65,7 +72,7 @@ def run_processes(
 
 
 def search_outcome(folder: Path, steps: int = STEPS) -> dict[str, Any]:
-    """All that a search leaves behind but its timings."""
+    """Return everything that a search writes, without timings."""
     run = folder / "runs" / "tiny"
     checkpoint = load_checkpoint(run / "checkpoints" / f"step-{steps:08d}.pt")["state"]
     result = json.loads((run / "result.json").read_text())
@@ -78,7 +85,7 @@ def search_outcome(folder: Path, steps: int = STEPS) -> dict[str, Any]:
 
 
 def training_outcome(folder: Path) -> dict[str, Any]:
-    """The state and the result of a training but for their timings."""
+    """Return the last checkpoint's state and the result of a training, without timings."""
     run = folder / "runs" / "tiny"
     result = json.loads((run / "result.json").read_text())
     state = load_checkpoint(run / "checkpoints" / f"step-{result['steps']:08d}.pt")["state"]
@@ -93,7 +100,7 @@ def restarts(folder: Path) -> int:
 
 
 def assert_equal(found: Any, expected: Any, path: str = "") -> None:
-    """Bit for bit, naming the first place that differs."""
+    """Compare nested containers of tensors bit for bit; the error names the first place that differs."""
     if isinstance(expected, torch.Tensor):
         assert found.dtype == expected.dtype, path
         assert torch.equal(found, expected), path

@@ -1,6 +1,6 @@
-"""A real Slurm cluster of two nodes on this machine, n1 and n2, and the faults that a job has to survive.
+"""A real Slurm cluster on this machine with the nodes n1 and n2, and the faults that jobs have to survive.
 
-Each worker of pytest-xdist has a cluster of its own, with its own folder, bridge and addresses.
+Each worker of pytest-xdist has its own cluster, with its own folder, bridge and addresses.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "local_slurm.sh"
 NODES = ("n1", "n2")
-#: Exit status of the script where this machine cannot have a cluster.
+#: Exit status of the script if a cluster is not possible on this machine.
 CANNOT_RUN = 3
-#: What no job leaves by itself; a lost node's jobs are requeued, so NODE_FAIL is none of these.
+#: Final states of jobs. NODE_FAIL is not final, because jobs of a lost node are requeued.
 FINAL = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}
 
 
 class SlurmCluster:
-    """A running cluster; `environment` is what its clients (sbatch, srun, submitit) need."""
+    """A Slurm cluster; `environment` is the environment for its clients (sbatch, srun, submitit)."""
 
     def __init__(self, folder: Path) -> None:
         foreign = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
@@ -43,7 +43,7 @@ class SlurmCluster:
     def call(
         self, *command: str | Path, timeout: float = 60, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command of the login node, which is this machine, in the cluster's environment."""
+        """Run a command on the login node, which is this machine, in the cluster's environment."""
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -52,20 +52,24 @@ class SlurmCluster:
         return done
 
     def run(self, *command: str | Path, timeout: float = 60) -> str:
-        """What the command printed; it has to succeed."""
+        """Run a command, which must succeed, and return its output."""
         return self.call(*command, timeout=timeout).stdout
 
     def on(self, node: str, *command: str) -> str:
-        """Runs a command on a node, outside of any job: `ip link set eth0 down` cuts its network."""
+        """Run a command on a node, outside of any job. For example, `ip link set eth0 down` cuts its network."""
         return self.run(SCRIPT, "on", node, *command)
 
     def facts(self, job: str | int) -> dict[str, str]:
-        """What `scontrol show job` says: JobState, Restarts, Reason, NodeList, ..."""
+        """Return the fields of `scontrol show job`: JobState, Restarts, Reason, NodeList, ..."""
         shown = self.run("scontrol", "--oneliner", "show", "job", str(job))
         return dict(re.findall(r"(\S+?)=(\S*)", shown))
 
     def wait_for(self, job: str | int, states: Collection[str] | str, timeout: float = 60) -> dict[str, str]:
-        """The job's facts once it is in one of the states, such as RUNNING; fails when it ended in another."""
+        """Wait until a job is in one of the states, such as RUNNING, and return its fields.
+
+        Raises:
+            AssertionError: the job is in another final state, or the timeout has passed.
+        """
         states = {states} if isinstance(states, str) else set(states)
         end = time.monotonic() + timeout
         while (facts := self.facts(job))["JobState"] not in states:
@@ -77,12 +81,12 @@ class SlurmCluster:
         return facts
 
     def signal_task(self, job: str | int, rank: int, name: str) -> None:
-        """Sends one rank of the job's last step a signal; a stopped one is woken by the next that Slurm sends."""
+        """Send a signal to one rank of the job's last step. Slurm's next signal resumes a process stopped by STOP."""
         node, pid = self._task(job, rank)
         self.on(node, "kill", f"-{name}", pid)
 
     def _task(self, job: str | int, rank: int) -> tuple[str, str]:
-        """Node and PID there of one rank of the job's last step."""
+        """Return the node of one rank of the job's last step, and its PID on that node."""
         tasks = [
             (int(step), node, pid)
             for node in NODES
@@ -94,26 +98,26 @@ class SlurmCluster:
         return node, pid
 
     def _processes(self, job: str | int, node: str) -> list[list[str]]:
-        """PID, job, step, rank on the node and rank of the job's processes on a node."""
+        """Return PID, job, step, local task id and task id of each process of a job on a node."""
         listed = self.call(SCRIPT, "on", node, "scontrol", "listpids", str(job), node, check=False)
         return [line.split() for line in listed.stdout.splitlines()[1:]]
 
     def kill_slurmd(self, node: str) -> None:
-        """The node's daemon dies, the tasks go on; after SlurmdTimeout the node is DOWN."""
+        """Kill the node's slurmd; its tasks keep running, and after SlurmdTimeout the node is DOWN."""
         self.on(node, "pkill", "-KILL", "--exact", "slurmd")
 
     def restart_slurmd(self, node: str) -> None:
         self.on(node, "slurmd")
 
     def kill_node(self, node: str) -> None:
-        """The node loses its power."""
+        """Simulate a power failure of a node."""
         self.run(SCRIPT, "kill-node", node)
 
     def restart_node(self, node: str) -> None:
         self.run(SCRIPT, "start-node", node)
 
     def restore(self) -> None:
-        """Cancels all jobs and brings the nodes back to idle."""
+        """Cancel all jobs, and restart the nodes that are not idle."""
         self.run("scancel", "--partition=main")
         self.run("scancel", "--partition=high")
         for node in NODES:
@@ -129,7 +133,7 @@ class SlurmCluster:
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """The session's cluster, for tests that leave its nodes as they are; skipped where it cannot run."""
+    """The cluster of the session, for tests that do not break its nodes; skips tests where it cannot run."""
     folder = Path(tempfile.mkdtemp(prefix="autoreid-slurm-"))
     cluster = SlurmCluster(folder)
     started = cluster.start()
@@ -137,7 +141,7 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
         shutil.rmtree(folder, ignore_errors=True)
         pytest.skip(f"no Slurm cluster: {started.stderr.strip()}")
     assert not started.returncode, started.stderr
-    # Tests that are killed cannot stop it themselves.
+    # This process stops the cluster if pytest is killed.
     watch = subprocess.Popen(
         ["sh", "-c", 'tail --pid=$0 -f /dev/null; exec "$1" stop', str(os.getpid()), SCRIPT],
         env=cluster.environment,
@@ -154,6 +158,6 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def faulty_cluster(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
-    """The same cluster for tests that break it: afterwards all jobs are cancelled and all nodes are mended."""
+    """The same cluster, for tests that break nodes: afterwards all jobs are cancelled and the nodes restored."""
     yield slurm_cluster
     slurm_cluster.restore()

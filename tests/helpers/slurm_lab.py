@@ -1,4 +1,4 @@
-"""A folder to submit searches from, on a cluster; its fixtures are for the modules that import them."""
+"""A folder to submit searches from to a cluster. Test modules import the fixtures that they use."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.helpers.commands import ROOT, run_job_script
 from tests.helpers.slurm_cluster import SlurmCluster
 from tests.helpers.tiny import write_tiny
 
-#: A rank on each of two nodes, and two.
+#: Options for one rank, and for two ranks, on each of two nodes.
 TWO_RANKS = ("--nodes", "2", "--gpus", "0", "--cpus-per-task", "1")
 FOUR_RANKS = (*TWO_RANKS, "--tasks", "2")
 PATIENCE = 400
 
 
 class Lab:
-    """A folder to submit from, on a cluster."""
+    """A folder to submit jobs from, and the cluster to submit them to."""
 
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
@@ -30,12 +30,12 @@ class Lab:
             "XDG_CONFIG_HOME": str(folder / "nothing"),
             "OMP_NUM_THREADS": "1",
         }
-        # One rendezvous is as good as another, but those of pytest's own parents are not ours.
+        # The variables of a launcher that started pytest must not reach the jobs.
         for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
             self.environment.pop(name, None)
 
     def recipe(self, name, **changes):
-        """64 steps; ranks keep their own batch statistics, which spares them all-reduces."""
+        """Write the recipe of a search of 64 steps. Ranks have separate batch statistics, which saves all-reduces."""
         settings = {
             "task_name": name,
             "training__epochs": 2,
@@ -52,22 +52,22 @@ class Lab:
         return path.rename(self.folder / f"{name}.yaml")
 
     def call(self, script, *line, here=True):
-        """Runs a command of jobs/."""
+        """Run a command of jobs/."""
         return run_job_script(script, *line, folder=self.folder, environment=self.environment, here=here)
 
     def submit(self, *line, script="submit_search", here=True):
-        """The ids of the jobs that a command submitted."""
+        """Run a command that submits jobs, and return their ids."""
         done = self.call(script, *line, here=here)
         assert done.returncode == 0, done.stderr
         return re.findall(r"^job (\S+):", done.stdout, re.MULTILINE)
 
     def search(self, name, *line, ranks=TWO_RANKS, **changes):
-        """Submits a search; its job."""
+        """Submit a search and return its job id."""
         (job,) = self.submit(*ranks, "--time", "20", *line, "--config", self.recipe(name, **changes))
         return job
 
     def by_torchrun(self, name, **changes):
-        """The result of the same search as two processes on this machine, without Slurm."""
+        """Run the same search as two processes on this machine, without Slurm, and return its result."""
         line = ["--gpus", "0", "--tasks", "2", "--local", "--config", self.recipe(name, **changes)]
         self.submit(*line, here=False)
         return self.result(name)
@@ -76,7 +76,7 @@ class Lab:
         return self.folder / "runs" / name
 
     def wait_for_step(self, name, step):
-        """Until a run has come to a step."""
+        """Wait until a run has reached a step."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
@@ -85,11 +85,11 @@ class Lab:
                 progress = {"step": -1}
             if progress["step"] >= step:
                 return
-            assert time.monotonic() < end, f"{name} did not get to step {step}: {progress}"
+            assert time.monotonic() < end, f"{name} did not reach step {step}: {progress}"
             time.sleep(0.1)
 
     def finish(self, job, name):
-        """The result of a job's run, once it is there."""
+        """Wait until a job has completed, and return the result of its run."""
         self.cluster.wait_for(job, "COMPLETED", timeout=PATIENCE)
         return self.result(name)
 
@@ -102,11 +102,11 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """The module's own."""
+    """A folder for the jobs of a test module."""
     return Lab(slurm_cluster, tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(lab):
-    """The result of a search that nothing happened to, on this machine without Slurm."""
+    """The result of an uninterrupted search on this machine, without Slurm."""
     return lab.by_torchrun("undisturbed")

@@ -1,4 +1,4 @@
-"""Tasks of the tiny search and the tiny training, alone or as one of several ranks, and what their steps give."""
+"""Build the tasks of the tiny search and training, in one process or several ranks, and run their steps."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ STEPS = 2
 
 
 def build_search_task(folder: Path, **changes: Any) -> SearchTask:
-    """A task of the tiny search, alone on the CPU."""
+    """Return the task of the tiny search, in a single process on the CPU."""
     config = tiny_config(folder, **changes)
     with distributed.setup("cpu") as world:
         return build_search(config, build_search_data(config, world), world)
 
 
 def build_training_task(folder: Path, **changes: Any) -> TrainTask:
-    """A task of the tiny training, alone on the CPU."""
+    """Return the task of the tiny training, in a single process on the CPU."""
     config = tiny_config(folder, **(OSNET_TRAINING | changes))
     with distributed.setup("cpu") as world:
         return build_training(config, build_training_data(config, world), world)
 
 
 def search_task_of(path: Path, world: World) -> SearchTask:
-    """This rank's task of the search that a config file describes; its people are drawn."""
+    """Return this rank's task of the search in a config file, whose synthetic data must exist."""
     config = load_config(path)
     return build_search(config, build_search_data(config, world), world)
 
 
 def search_in_float64(world: World, path: Path) -> tuple[dict, dict, torch.Tensor, str]:
-    """Alphas, weights, losses of both levels and the alphas' digest after two steps."""
+    """Return alphas, weights, losses of both levels, and the digest of the alphas after two steps."""
     compute_in_float64()
     task = search_task_of(path, world)
     losses = []
@@ -55,7 +55,7 @@ def search_in_float64(world: World, path: Path) -> tuple[dict, dict, torch.Tenso
 
 
 def train_in_float64(world: World, path: Path) -> dict[str, torch.Tensor]:
-    """A training's weights after two steps."""
+    """Return the weights of a training after two steps."""
     compute_in_float64()
     config = load_config(path)
     task = build_training(config, build_training_data(config, world), world)
@@ -65,7 +65,7 @@ def train_in_float64(world: World, path: Path) -> dict[str, torch.Tensor]:
 
 
 def count_collectives(world: World, path: Path) -> tuple[dict[str, int], int]:
-    """Collectives of two steps of a search, and how many tensors its weights have."""
+    """Return the numbers of collectives in two steps of a search, and the number of its weight tensors."""
     task = search_task_of(path, world)
     calls = {"all_reduce": 0, "others": 0, "buckets": 0}
     original = dist.all_reduce

@@ -1,4 +1,4 @@
-"""A search small enough to be run many times in a test, on synthetic people."""
+"""A search on synthetic people that is small enough to run many times in tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from autoreid.config import Config
-from autoreid.data.training_data import draw_people
+from autoreid.data.training_data import generate_people
 from autoreid.recipes import load_config
 
 TINY: dict[str, Any] = {
@@ -48,7 +48,7 @@ TINY: dict[str, Any] = {
 }
 
 
-#: Changes that make it a search for OSNet's blocks, single-level with Gumbel-softmax as published.
+#: Changes for a search in OSNet-AIN's space, single-level with Gumbel-softmax as published.
 OSNET: dict[str, Any] = {
     "search": {
         "space": "osnet_ain",
@@ -63,14 +63,14 @@ OSNET: dict[str, Any] = {
     "data__width": 32,
 }
 
-#: The same, bilevel, with one sampled candidate a block.
+#: The same, but bilevel and with one sampled candidate per block.
 OSNET_HARD: dict[str, Any] = OSNET | {
     "search__level": "bilevel",
     "search__order": "first",
     "search__relaxation": "gumbel_hard",
 }
 
-#: Changes that make it a training of the smallest fixed network; the search's sections are not used.
+#: Changes for a training of the smallest fixed network.
 OSNET_TRAINING: dict[str, Any] = {
     "task": "train",
     "model": {"name": "osnet_x0_25"},
@@ -93,7 +93,11 @@ DERIVED_TRAINING: dict[str, Any] = {
 
 
 def write_tiny(folder: Path, **changes: Any) -> Path:
-    """A config file whose run lives in the folder; changes are dotted keys with __ for the dots."""
+    """Write a config file for a run in a folder, and return its path.
+
+    Args:
+        changes: values by dotted key, with __ instead of dots.
+    """
     tree = yaml.safe_load(yaml.safe_dump(TINY))
     tree["output_dir"], tree["genotype_dir"] = str(folder / "runs"), str(folder / "genotypes")
     tree["data"]["root"] = str(folder)
@@ -109,7 +113,7 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
 
 
 def tiny_config(folder: Path, **changes: Any) -> Config:
-    """The same, loaded, with its people written."""
+    """Write and load the config file, and generate its synthetic people."""
     config = load_config(write_tiny(folder, **changes))
-    draw_people(config.data)
+    generate_people(config.data)
     return config

@@ -1,4 +1,4 @@
-"""Features that torchreid's networks give for weights and images of a formula, as recorded."""
+"""Recorded features of torchreid's networks, for weights and images that are given by a formula."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fixtures():
 
 
 def their_state(name):
-    """A state dict with torchreid's names, filled by the fixture's formula."""
+    """Return a state dict with torchreid's names and the fixture's formula."""
     state = {}
     for place, (key, shape) in enumerate(fixtures()[name]["state_dict"]):
         if key.endswith("num_batches_tracked"):

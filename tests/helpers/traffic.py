@@ -1,4 +1,4 @@
-"""What goes between host and device, on a machine without a GPU: the meta device stands in for it."""
+"""Count copies between host and device on a machine without a GPU, with the meta device instead of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 META = torch.device("meta")
-#: Operations that read values, or whose results have sizes that depend on values.
+#: Operations that read values, or that have results with sizes that depend on values.
 READING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal", "is_nonzero")
 
 
@@ -26,10 +26,9 @@ class Traffic:
 
 @contextmanager
 def traffic() -> Iterator[Traffic]:
-    """Counts copies to the meta device, and fails where a GPU would make the host wait for anything else.
+    """Count copies to the meta device, and fail at any other operation at which the host would wait for a GPU.
 
-    That is where a value is read, where a Python list becomes a tensor on the device or an index, and where an
-    operation mixes devices.
+    Such operations read a value, turn a Python list into a tensor on the device or into an index, or mix devices.
     """
     found = Traffic()
     with _Operations(found), _Lists():
@@ -56,15 +55,17 @@ class _Operations(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """Below, nothing tells that there was a list."""
+    """Finds lists, which can no longer be seen at the level of dispatched operations."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in (torch.tensor, torch.as_tensor):
-            assert isinstance(args[0], torch.Tensor) or not result.is_meta, "a list becomes a tensor there"
+            assert isinstance(args[0], torch.Tensor) or not result.is_meta, (
+                "a list becomes a tensor on the device"
+            )
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].is_meta:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            assert not any(isinstance(part, list) for part in index), "a list is an index"
+            assert not any(isinstance(part, list) for part in index), "a list is used as an index"
         return result
 
 

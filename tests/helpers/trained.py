@@ -1,4 +1,4 @@
-"""A training's checkpoint of a small derived network, as the training loop writes it, without the training."""
+"""A training checkpoint of a small derived network, in the format of the training loop, but without training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HEIGHT, WIDTH, DIMENSIONS = 64, 32, 16
 
 
 def lively_network(seed: int, images: torch.Tensor) -> nn.Module:
-    """A network whose batch statistics are those of the images, so that its embeddings of them differ."""
+    """Return a network with batch statistics of the given images, so that their embeddings differ."""
     torch.manual_seed(seed)
     network = build_model("derived", 7, **OPTIONS)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.momentum = None  # the average
+            module.momentum = None  # cumulative average
             nn.init.uniform_(module.weight, 0.5, 1.5)
     with torch.no_grad():
         network(images)
@@ -36,7 +36,7 @@ def lively_network(seed: int, images: torch.Tensor) -> nn.Module:
 
 
 def small_network(seed: int) -> nn.Module:
-    """The same, for images of noise."""
+    """The same for images of noise."""
     generator = torch.Generator().manual_seed(seed)
     return lively_network(seed, torch.randn(16, 3, HEIGHT, WIDTH, generator=generator))
 
@@ -44,7 +44,7 @@ def small_network(seed: int) -> nn.Module:
 def write_checkpoint(
     path: Path, network: nn.Module, task: str = "train", training: dict | None = None, **parts: dict
 ) -> Path:
-    """`parts` join the network's weights, such as the moving average `ema`; `training` is the config's section."""
+    """Save a checkpoint; `parts` are added to the state, such as the moving average `ema`; `training` is a section."""
     config = Config(
         task=task,
         task_name="tiny",

@@ -1,7 +1,7 @@
-"""Data sets: the published ones by name, and folders of one's own.
+"""Data sets: published ones by name, and user folders.
 
-A data set `name` lies in a folder below `data.root`. Each published one has a reader of its own, which knows that
-folder, its layout and its published size.
+The data set `name` is a folder below `data.root`. Each published one has its own reader, which knows the folder's
+names, its layout and the published size.
 """
 
 from __future__ import annotations
@@ -41,35 +41,34 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def read_dataset(root: Path, name: str) -> ReidDataset:
-    """Reads a data set below a folder: a published one by its name, or any other in a known layout; opens no image.
+    """Read a published data set by name, or a folder in any known layout; opens no image.
 
     Raises:
-        DataError: there is no such folder, or it does not follow the layout; one line that says what was expected
-            where, and the nearest names.
+        DataError: the folder does not exist or has another layout; the message says what was expected where, and
+            suggests similar names.
     """
     names = BENCHMARKS[name].folders if name in BENCHMARKS else (name,)
     folder = next((root / name for name in names if (root / name).is_dir()), None)
     if folder is None:
         missing = root / names[0]
-        raise DataError(
-            f"{missing}: no such folder; expected the data set {name} there{_nearest(root, name)}"
-        )
+        raise DataError(f"{missing}: no such folder; expected the data set {name}{_nearest(root, name)}")
     return read_folder(folder, name)
 
 
 def read_folder(folder: Path, name: str) -> ReidDataset:
-    """Reads a data set's own folder: as the published one of that name, or of the folder's, or by its layout.
+    """Read the folder of a data set; a published one is recognised by `name` or by the folder's name.
 
     Raises:
-        DataError: as `read_dataset`, or the folder holds several published data sets, and the name is none of them.
+        DataError: as in `read_dataset`, or the folder may be one of several published data sets, and `name` is
+            none of them.
     """
     benchmark = _benchmark_of(folder, name)
     if benchmark is None:
-        in_market1501s = (locate(folder, FOLDERS["train"]) / FOLDERS["train"]).is_dir()
-        return replace((read_market1501 if in_market1501s else read_own_folder)(folder), name=name)
+        has_market_layout = (locate(folder, FOLDERS["train"]) / FOLDERS["train"]).is_dir()
+        return replace((read_market1501 if has_market_layout else read_own_folder)(folder), name=name)
     dataset = benchmark.read(folder)
     differences = benchmark.differences(dataset)
-    notes = (f"{folder}: not the size that is published: {'; '.join(differences)}",) if differences else ()
+    notes = (f"{folder}: differs from the published size: {'; '.join(differences)}",) if differences else ()
     return replace(dataset, name=name, notes=notes)
 
 
@@ -79,12 +78,12 @@ def _benchmark_of(folder: Path, name: str) -> Benchmark | None:
         return BENCHMARKS.get(name) or BENCHMARKS[own]
     here = [known for known, benchmark in BENCHMARKS.items() if own in benchmark.folders]
     if len(here) > 1:
-        raise DataError(f"{folder}: holds {' and '.join(here[:2])}; say which, as in {here[0]}={folder}")
+        raise DataError(f"{folder}: may be {' or '.join(here[:2])}; name one, as in {here[0]}={folder}")
     return BENCHMARKS[here[0]] if here else None
 
 
 def _nearest(root: Path, name: str) -> str:
-    """What the name was perhaps meant to be, of what is there and what is known."""
+    """Return a suggestion of similar names among the existing folders and the published data sets."""
     try:
         there = [path.name for path in root.iterdir() if path.is_dir()]
     except OSError:

@@ -1,4 +1,4 @@
-"""What is known of a published data set: where it lies, who reads it, and how many images it must have."""
+"""What is known about a published data set: its folder, its reader and its published size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autoreid.data.records import DISTRACTOR, JUNK, ReidDataset, Split
 
 
 class Counts(NamedTuple):
-    """The size of a split, without junk; distractors are images, but nobody's. None where nothing is published."""
+    """The size of a split, without junk; distractors count as images only. None if no number is published."""
 
     identities: int
     images: int
@@ -21,7 +21,7 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, split: Split) -> Counts:
-        """Counted."""
+        """Count a split."""
         people = np.setdiff1d(split.identities, (DISTRACTOR, JUNK))
         return cls(len(people), len(split), len(np.unique(split.cameras)))
 
@@ -31,11 +31,11 @@ class Benchmark:
     """A published data set.
 
     Attributes:
-        folders: names of the folder where it lies, below the one that holds data sets; the first is its own.
-        read: reads that folder; opens no image.
-        published: the sizes that its authors publish, by split: train, query and gallery.
-        lay_out: of a folder that holds what the authors' archives do, makes another one that `read` knows;
-            makes none if it knows the first. None where that is always so.
+        folders: possible names of its folder below `data.root`; the first one is preferred.
+        read: reads the folder; opens no image.
+        published: the published sizes by split: train, query and gallery.
+        lay_out: lay_out(unpacked, target) converts the contents of the authors' archives to the layout that `read`
+            knows. It creates no target if they already have it. None if they always have it.
     """
 
     folders: tuple[str, ...]
@@ -44,7 +44,7 @@ class Benchmark:
     lay_out: Callable[[Path, Path], None] | None = None
 
     def differences(self, dataset: ReidDataset) -> list[str]:
-        """How the sizes differ from those published, such as "12,935 train images, not 12,936"."""
+        """Return the differences from the published sizes, such as "12,935 train images, not 12,936"."""
         return [
             f"{found:,} {split} {what}, not {expected:,}"
             for split, published in self.published.items()

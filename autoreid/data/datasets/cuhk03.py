@@ -1,9 +1,9 @@
-"""CUHK03 (Li et al., "DeepReID", CVPR 2014) by its new protocol (Zhong et al., CVPR 2017): 767 and 700 people.
+"""CUHK03 (Li et al., "DeepReID", CVPR 2014), new protocol (Zhong et al., CVPR 2017): 767 and 700 people.
 
-    FOLDER/labeled/bounding_box_train/...     people cut out by hand, in the layout of Market-1501, as
-    FOLDER/detected/bounding_box_train/...    by a detector         CUHK03-NP is passed on
+    FOLDER/labeled/bounding_box_train/...     people cropped by hand, in the layout of Market-1501,
+    FOLDER/detected/bounding_box_train/...    by a detector         in which CUHK03-NP is distributed
 
-The authors publish the images in cuhk-03.mat, which is HDF5 and read with h5py, and the protocol in
+The authors publish the images in cuhk-03.mat, an HDF5 file that is read with h5py, and the protocol in
 cuhk03_new_protocol_config_labeled.mat and ..._detected.mat.
 """
 
@@ -35,13 +35,13 @@ def _read(kind: str, folder: Path) -> ReidDataset:
 
 
 def extract_images(unpacked: Path, target: Path) -> None:
-    """Writes the images of cuhk-03.mat to the target as PNG files, divided by the protocols that are there.
+    """Write the images of cuhk-03.mat to the target as PNG files, split by the protocols that were given.
 
-    Images that are there already stay. Without a cuhk-03.mat, nothing is done.
+    Existing images are kept. If there is no cuhk-03.mat, nothing is done.
 
     Raises:
         ConfigError: h5py or scipy is not installed.
-        DataError: no protocol is there, a file is broken, or a protocol names an image that is not there.
+        DataError: there is no protocol, a file is broken, or a protocol names an unknown image.
     """
     images = next(unpacked.rglob(_IMAGES), None)
     if images is None:
@@ -51,17 +51,19 @@ def extract_images(unpacked: Path, target: Path) -> None:
     }
     if not any(protocols.values()):
         raise DataError(
-            f"{images}: without its protocol; give cuhk03_new_protocol_config_labeled.mat or"
-            " cuhk03_new_protocol_config_detected.mat as a further --archive"
+            f"{images}: the protocol is missing; add --archive cuhk03_new_protocol_config_labeled.mat or"
+            " --archive cuhk03_new_protocol_config_detected.mat"
         )
     try:
         import h5py
     except ImportError as error:
-        raise ConfigError(f"{images}: reading it needs h5py: pip install 'autoreid[mat]'") from error
+        raise ConfigError(
+            f"{images}: reading this file requires h5py: pip install 'autoreid[mat]'"
+        ) from error
     try:
         content = h5py.File(images, "r")
     except OSError as error:
-        raise DataError(f"{images}: not CUHK03's images, or broken: {error}") from error
+        raise DataError(f"{images}: broken, or not the images of CUHK03: {error}") from error
     with content as file:
         for kind, protocol in protocols.items():
             if protocol is not None:
@@ -69,7 +71,7 @@ def extract_images(unpacked: Path, target: Path) -> None:
 
 
 def _extract(picture: Callable[[str], npt.NDArray[np.uint8]], protocol: Path, folder: Path) -> None:
-    """Writes the images that a protocol names, by split."""
+    """Write the images that a protocol names, by split."""
     content = load_mat(protocol)
     try:
         names = [str(name) for name in np.atleast_1d(content["filelist"])]
@@ -81,7 +83,7 @@ def _extract(picture: Callable[[str], npt.NDArray[np.uint8]], protocol: Path, fo
             for index in indices
         ]
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise DataError(f"{protocol}: not the new protocol of CUHK03: {error!r}") from error
+        raise DataError(f"{protocol}: broken, or not the new protocol of CUHK03: {error!r}") from error
     for part, name, person, camera in tqdm(rows, desc=f"writing {folder.name}", unit="image", disable=None):
         path = folder / part / f"{person:04d}_c{camera}_{Path(name).stem}.png"
         if not path.exists():
@@ -92,16 +94,16 @@ def _extract(picture: Callable[[str], npt.NDArray[np.uint8]], protocol: Path, fo
 
 
 def _picture(file: Any, kind: str, name: str) -> npt.NDArray[np.uint8]:
-    """(H, W, 3), found by its name: camera pair, person of that pair, camera, number from 1 to 10."""
+    """Return an (H, W, 3) image by its name: camera pair, person in that pair, camera, number from 1 to 10."""
     try:
         pair, person, _, number = (int(part) for part in Path(name).stem.split("_"))
-        # MATLAB's arrays have their axes the other way round here.
+        # h5py reads MATLAB's arrays with their axes reversed.
         of_pair = file[file[kind][0, pair - 1]]
         image = file[of_pair[number - 1, person - 1]][:].T
     except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
         raise DataError(f"{file.filename}: broken at {kind} image {name}: {error}") from error
     if image.ndim != 3:
-        raise DataError(f"{file.filename}: {kind} has no image {name}, which the protocol names")
+        raise DataError(f"{file.filename}: contains no {kind} image {name}, which the protocol names")
     return np.ascontiguousarray(image)
 
 

@@ -1,9 +1,9 @@
-"""CUHK-SYSU (Xiao et al., "Joint Detection and Identification", CVPR 2017), to train on only.
+"""CUHK-SYSU (Xiao et al., "Joint Detection and Identification", CVPR 2017), for training only.
 
-    FOLDER/cropped_images/p11422_s16929_1.jpg    a person, the scene that shows them, a number
+    FOLDER/cropped_images/p11422_s16929_1.jpg    person, scene that shows the person, running number
 
-It has no cameras: each image is of camera 1, so there is nobody to hold out. The authors publish whole scenes,
-Image/SSM/s16929.jpg, and annotation/Person.mat with the place of each person in them; 11,934 people have a name.
+It has no camera numbers, so every image gets camera 1, and no identity can be held out. The authors publish whole
+scenes, Image/SSM/s16929.jpg, and annotation/Person.mat with the boxes of the people; 11,934 people are identified.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def _read(folder: Path) -> ReidDataset:
     for file in files:
         match = _NAME.match(file)
         if match is None:
-            raise DataError(f"{images / file}: the name is not like p11422_s16929_1.jpg")
+            raise DataError(f"{images / file}: invalid file name; expected one such as p11422_s16929_1.jpg")
         numbers.append((int(match[1]) + 1, 1))
     train = split_of("train", images, files, numbers)
     return ReidDataset(folder.name, train, empty_split("query"), empty_split("gallery"))
 
 
 def crop_people(unpacked: Path, target: Path) -> None:
-    """Cuts the annotated people out of the scenes, into the target; without scenes nothing is done.
+    """Crop the annotated people from the scenes and write them to the target; without scenes, nothing is done.
 
-    Who is cut out already stays.
+    Existing crops are kept.
 
     Raises:
         ConfigError: scipy is not installed.
-        DataError: the annotation or a scene is broken; names the file.
+        DataError: the annotation or a scene is broken; the message names the file.
     """
     annotation = next(unpacked.rglob("annotation/Person.mat"), None)
     if annotation is None:
@@ -60,21 +60,21 @@ def crop_people(unpacked: Path, target: Path) -> None:
     by_scene: dict[str, list[tuple[Path, tuple[int, ...]]]] = defaultdict(list)
     for name, scene, box in _annotated(annotation):
         by_scene[scene].append((crops_folder / name, box))
-    for scene, crops in tqdm(by_scene.items(), desc="cutting out people", unit="scene", disable=None):
+    for scene, crops in tqdm(by_scene.items(), desc="cropping people", unit="scene", disable=None):
         missing = [(path, box) for path, box in crops if not path.exists()]
         if missing:
             _crop(decode(scenes / scene), missing)
 
 
 def _annotated(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Of each appearance of a person: the name of its image, the scene, and left, top, width and height in it."""
+    """Yield for each appearance of a person: crop file name, scene file name, and (left, top, width, height)."""
     try:
         for person in np.atleast_1d(load_mat(file)["Person"]):
             for number, scene in enumerate(np.atleast_1d(person["scene"]), start=1):
                 name, box = Path(str(scene["imname"])), _box(scene["idlocate"])
                 yield f"{person['idname']}_{name.stem}_{number}.jpg", name.name, box
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise DataError(f"{file}: not CUHK-SYSU's annotation of people: {error!r}") from error
+        raise DataError(f"{file}: broken, or not CUHK-SYSU's annotation of people: {error!r}") from error
 
 
 def _box(place: Any) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """DukeMTMC-reID (Ristani et al., ECCV Workshops 2016; Zheng et al., ICCV 2017), in the layout of Market-1501.
 
-Names are such as 0005_c2_f0046985.jpg. The gallery's 408 people more, whom one camera alone saw, have identities
-of their own.
+File names are such as 0005_c2_f0046985.jpg. The gallery also shows 408 people who were seen by one camera only; they
+have identities too.
 """
 
 from __future__ import annotations

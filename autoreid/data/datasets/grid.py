@@ -1,12 +1,12 @@
 """GRID, QMUL underground re-identification (Loy et al., IJCV 2010).
 
-    FOLDER/probe/0001_1_25004_107_32_106_221.jpeg      250 people, each seen once
-    FOLDER/gallery/0001_2_25023_116_134_128_330.jpeg   the same people seen by another camera
-    FOLDER/gallery/0000_1_25008_169_19_94_252.jpeg     775 people more, who are nobody's match
+    FOLDER/probe/0001_1_25004_107_32_106_221.jpeg      250 people, one image each
+    FOLDER/gallery/0001_2_25023_116_134_128_330.jpeg   the same people from another camera
+    FOLDER/gallery/0000_1_25008_169_19_94_252.jpeg     775 further people, who match no query
     FOLDER/features_and_partitions.mat                 the training people of ten splits: trainIdxAll{k}.personIdx
 
-Names start with the person and the camera. Figures are means over the ten splits, each with 125 people to train on and
-the others to find among themselves and the 775.
+File names start with person and camera. Results are means over the ten splits, each with 125 people for training; the
+others are searched among themselves and the 775.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _parse = numbers_in(re.compile(r"(\d+)_(\d+)_"), "0001_1_25004_107_32_106_221.jp
 
 
 def _read(split: int, folder: Path) -> ReidDataset:
-    """Reads the images and divides the people by one of the published splits, 0 to 9."""
+    """Read the images and apply one of the published splits, 0 to 9."""
     inside = locate(folder, "probe", "gallery")
     probe, gallery = _read_folder("query", inside / "probe"), _read_folder("gallery", inside / "gallery")
     refuse_nobody(probe)
@@ -49,7 +49,7 @@ def _training_people(file: Path, split: int) -> npt.NDArray[np.int64]:
         people = np.atleast_1d(content["trainIdxAll"])[split]["personIdx"]
         return np.concatenate([np.ravel(part) for part in np.ravel(people)]).astype(np.int64)
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise DataError(f"{file}: no trainIdxAll{{{split + 1}}}.personIdx in it: {error!r}") from error
+        raise DataError(f"{file}: contains no trainIdxAll{{{split + 1}}}.personIdx: {error!r}") from error
 
 
 def _benchmark(split: int) -> Benchmark:

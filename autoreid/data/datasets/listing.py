@@ -1,4 +1,4 @@
-"""What the readers share: finding folders and image files, and parsing names into records."""
+"""Functions shared by the readers: find folders and image files, and convert file names to records."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 def locate(folder: Path, *inside: str) -> Path:
-    """The folder that holds any of `inside`: the given one, or one below it, as archives have one of their own.
+    """Return the folder that contains any of `inside`: `folder`, or the one subfolder that does.
 
-    Where none does it is the given one, whose reader then says what is missing.
+    If there is none, return `folder`, so that its reader reports what is missing.
 
     Raises:
-        DataError: two folders below it do.
+        DataError: two subfolders contain one.
     """
     if not folder.is_dir() or any((folder / name).exists() for name in inside):
         return folder
     below = sorted(path for path in folder.iterdir() if any((path / name).exists() for name in inside))
     if len(below) > 1:
         raise DataError(
-            f"{folder}: {inside[0]} is in {below[0].name} and in {below[1].name}; keep one of them"
+            f"{folder}: both {below[0].name} and {below[1].name} contain {inside[0]}; keep one of them"
         )
     return below[0] if below else folder
 
 
 def image_names(folder: Path, expected: str) -> list[str]:
-    """The names of a folder's images in order, the same on every machine; hidden files are left out.
+    """Return the sorted file names of a folder's images, without hidden files.
 
     Raises:
-        DataError: there is no such folder, or no image in it; says what was expected.
+        DataError: there is no such folder, or it contains no image; the message says what was expected.
     """
     try:
         with os.scandir(folder) as entries:
@@ -51,12 +51,12 @@ def image_names(folder: Path, expected: str) -> list[str]:
     except OSError as error:
         raise DataError(f"{folder}: cannot read the folder: {error.strerror}; expected {expected}") from error
     if not names:
-        raise DataError(f"{folder}: holds no image; expected {expected}")
+        raise DataError(f"{folder}: contains no image; expected {expected}")
     return names
 
 
 def numbers_in(pattern: re.Pattern[str], example: str) -> Callable[[Path, str], tuple[int, int]]:
-    """A parser of file names that gives the pattern's two groups, identity and camera, as numbers."""
+    """Return a parser of file names; the pattern's two groups are identity and camera."""
 
     def parse(folder: Path, name: str) -> tuple[int, int]:
         match = pattern.match(name)
@@ -71,22 +71,22 @@ def numbers_in(pattern: re.Pattern[str], example: str) -> Callable[[Path, str], 
 
 
 def split_of(name: str, folder: Path, files: Sequence[str], numbers: Sequence[tuple[int, int]]) -> Split:
-    """The records of files in a folder, with their identities and cameras."""
+    """Return a split of files in one folder, with their (identity, camera) numbers."""
     pairs = np.array(numbers, dtype=np.int64).reshape(-1, 2)
     paths = np.array([f"{folder}{os.sep}{file}" for file in files], dtype=object)
     return Split(name, paths, pairs[:, 0].copy(), pairs[:, 1].copy())
 
 
 def empty_split(name: str) -> Split:
-    """No images."""
+    """Return a split without images."""
     return split_of(name, Path(), [], [])
 
 
 def refuse_nobody(split: Split) -> None:
-    """Checks that junk and distractors are in the gallery alone.
+    """Raise an error if junk or distractors are among the images of a split; only galleries may have them.
 
     Raises:
-        DataError: one is among the images; names it.
+        DataError: the message names the first such image.
     """
     nobody = np.isin(split.identities, (JUNK, DISTRACTOR))
     if nobody.any():

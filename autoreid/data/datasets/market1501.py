@@ -1,12 +1,12 @@
-"""Reads a folder in the layout of Market-1501 (Zheng et al., "Scalable Person Re-identification", ICCV 2015).
+"""The layout of Market-1501 (Zheng et al., "Scalable Person Re-identification", ICCV 2015).
 
-    FOLDER/bounding_box_train/0002_c1s1_000451_03.jpg    images to train on
-    FOLDER/query/0001_c1s1_001051_00.jpg                 one image for each identity and camera
-    FOLDER/bounding_box_test/0000_c1s1_000151_01.jpg     what the queries are ranked against
-    FOLDER/images/                                       500 k distractors more, which market1501_500k adds
+    FOLDER/bounding_box_train/0002_c1s1_000451_03.jpg    training images
+    FOLDER/query/0001_c1s1_001051_00.jpg                 one image per identity and camera
+    FOLDER/bounding_box_test/0000_c1s1_000151_01.jpg     gallery
+    FOLDER/images/                                       500 k further distractors, for market1501_500k
 
-A name starts with the identity, then `_c` and the camera. In bounding_box_test, identity 0000 marks
-distractors and -1 junk. The folder may lie in another one, as that of the authors' archive does.
+A file name starts with the identity, then `_c` and the camera. In bounding_box_test, identity 0000 means
+distractor and -1 junk. The folders may be in a subfolder, as in the authors' archive.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _parse = numbers_in(_NAME, _EXAMPLE)
 
 
 def read_market1501(folder: Path) -> ReidDataset:
-    """Read which images there are, whom they show and by which camera; opens no image.
+    """Read the file names and their identities and cameras; opens no image.
 
-    Images come in the order of their names, so the result is the same on every machine. Junk is left out of
-    the gallery, for it must not influence a ranking; distractors stay in it with identity DISTRACTOR.
+    Images are sorted by name, so the result is the same on every machine. Junk is removed from the gallery,
+    because it must not influence a ranking; distractors stay, with identity DISTRACTOR.
 
     Raises:
-        DataError: a folder is missing or holds no image, a name does not follow the layout, or junk or a
-            distractor is among the images to train on or the queries.
+        DataError: a folder is missing or contains no image, a file name is invalid, or there is junk or a
+            distractor among the training images or the queries.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected one that holds {', '.join(FOLDERS.values())}")
+        raise DataError(f"{folder}: no such folder; expected one with {', '.join(FOLDERS.values())}")
     inside = locate(folder, FOLDERS["train"])
     train, query, gallery = (_read_folder(inside / part, name) for name, part in FOLDERS.items())
     for split in (train, query):
@@ -45,7 +45,7 @@ def read_market1501(folder: Path) -> ReidDataset:
     gallery = gallery.select(gallery.identities != JUNK)
     if not len(gallery):
         raise DataError(
-            f"{inside / FOLDERS['gallery']}: every image is junk (-1); expected a gallery to rank"
+            f"{inside / FOLDERS['gallery']}: all images are junk (-1); expected a gallery to rank"
         )
     return ReidDataset(folder.name, train, query, gallery)
 
@@ -56,14 +56,14 @@ def _read_folder(folder: Path, name: str) -> Split:
 
 
 def _read_with_500k(folder: Path) -> ReidDataset:
-    """Market-1501, its gallery enlarged: whatever is in `images` is a distractor, unless it is marked as junk."""
+    """Read Market-1501 with a larger gallery; the files in `images` are distractors, unless marked as junk."""
     dataset = read_market1501(folder)
     images = locate(folder, "images") / "images"
     files = image_names(images, "the 500 k distractors")
     numbers = []
     for file in files:
         match = _NAME.match(file)
-        # Their cameras matter to no ranking: a distractor is nobody's match, and never left out.
+        # Their cameras do not matter: a distractor never matches a query, and is never removed.
         identity, camera = (int(match[1]), int(match[2])) if match else (DISTRACTOR, 1)
         numbers.append((JUNK if identity == JUNK else DISTRACTOR, camera))
     more = split_of("gallery", images, files, numbers)
@@ -71,7 +71,7 @@ def _read_with_500k(folder: Path) -> ReidDataset:
     return replace(dataset, gallery=gallery)
 
 
-#: Of the 19,732 images of bounding_box_test, 3,819 are junk; 2,793 of the others are distractors.
+#: bounding_box_test has 19,732 images; 3,819 of them are junk, 2,793 of the rest distractors.
 MARKET1501 = Benchmark(
     ("market1501", "Market-1501-v15.09.15", "Market-1501"),
     read_market1501,

@@ -1,4 +1,4 @@
-"""MATLAB files, in which some data sets keep splits and annotations; read with scipy."""
+"""Reading MATLAB files, in which some data sets store splits and annotations; requires scipy."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from autoreid.errors import ConfigError, DataError
 
 
 def load_mat(path: Path) -> dict[str, Any]:
-    """The variables of a file of MATLAB 4 to 7.2; arrays of one element are that element.
+    """Return the variables of a MATLAB file (versions 4 to 7.2); arrays with one element become that element.
 
     Raises:
         ConfigError: scipy is not installed.
-        DataError: there is no such file, or it is broken.
+        DataError: the file does not exist or is broken.
     """
     try:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
     except ImportError as error:
-        raise ConfigError(f"{path}: reading it needs scipy: pip install 'autoreid[mat]'") from error
+        raise ConfigError(f"{path}: reading this file requires scipy: pip install 'autoreid[mat]'") from error
     try:
         with path.open("rb") as file:
             return loadmat(file, squeeze_me=True)
@@ -34,4 +34,4 @@ def load_mat(path: Path) -> dict[str, Any]:
         IndexError,
         EOFError,
     ) as error:
-        raise DataError(f"{path}: not a MATLAB file, or a broken one: {error}") from error
+        raise DataError(f"{path}: broken, or not a MATLAB file: {error}") from error

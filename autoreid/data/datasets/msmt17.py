@@ -1,12 +1,12 @@
-"""MSMT17 (Wei et al., "Person Transfer GAN", CVPR 2018), both versions; V2 has its faces blurred.
+"""MSMT17 (Wei et al., "Person Transfer GAN", CVPR 2018), both versions; V2 has blurred faces.
 
-    FOLDER/train/0000/0000_000_01_0303morning_0015_0_ex.jpg    V1's images; V2 has mask_train_v2
-    FOLDER/test/...                                            V1's images; V2 has mask_test_v2
+    FOLDER/train/0000/0000_000_01_0303morning_0015_0_ex.jpg    images of V1; mask_train_v2 in V2
+    FOLDER/test/...                                            images of V1; mask_test_v2 in V2
     FOLDER/list_train.txt, list_val.txt                        lines such as "0000/0000_000_01_0303....jpg 0"
-    FOLDER/list_query.txt, list_gallery.txt                    the same, of the test images
+    FOLDER/list_query.txt, list_gallery.txt                    the same for the test images
 
-A name's third number is the camera. The training set is both lists of it, 30,248 and 2,373 images of the same people.
-Training and test people are numbered from 0 each, so the test people's numbers follow the others' here.
+The third number of a file name is the camera. Both lists, train and val, are used for training: 30,248 and 2,373 images
+of the same people. The lists number training and test people from 0 each; here, the test people follow the others.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _LINE = re.compile(r"(\d+/[^/_\s]+_[^/_\s]+_(\d+)_[^/\s]+) (\d+)")
 
 
 def _read(train: str, test: str, folder: Path) -> ReidDataset:
-    """Reads the lists; `train` and `test` are the names of the folders of images."""
+    """Read the lists; `train` and `test` are the names of the image folders."""
     inside = locate(folder, train, test)
     for part in (train, test):
         if not (inside / part).is_dir():
-            raise DataError(f"{inside / part}: no such folder; expected images of MSMT17, beside its lists")
+            raise DataError(f"{inside / part}: no such folder; expected images of MSMT17, next to its lists")
     parts = [_read_list("train", inside / f"list_{name}.txt", inside / train, 1) for name in ("train", "val")]
     both = join(parts, "train")
     first = int(both.identities.max()) + 1
@@ -39,7 +39,7 @@ def _read(train: str, test: str, folder: Path) -> ReidDataset:
 
 
 def _read_list(name: str, file: Path, images: Path, first: int) -> Split:
-    """The images of a list; person 0 gets the number `first`."""
+    """Read the images of a list; person 0 gets the number `first`."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -49,13 +49,13 @@ def _read_list(name: str, file: Path, images: Path, first: int) -> Split:
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise DataError(
-                f"{file}:{number}: {line[:80]!r}: expected an image and its person's number,"
+                f"{file}:{number}: {line[:80]!r}: expected an image and the number of its person,"
                 " such as 0000/0000_000_01_0303morning_0015_0_ex.jpg 0"
             )
         paths.append(match[1])
         numbers.append((int(match[3]) + first, int(match[2])))
     if not paths:
-        raise DataError(f"{file}: an empty list; expected the {name} images of MSMT17")
+        raise DataError(f"{file}: empty list; expected the {name} images of MSMT17")
     return split_of(name, images, paths, numbers)
 
 

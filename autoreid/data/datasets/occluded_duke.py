@@ -1,6 +1,6 @@
 """Occluded-DukeMTMC (Miao et al., "Pose-Guided Feature Alignment", ICCV 2019), in the layout of Market-1501.
 
-Its authors publish lists of DukeMTMC-reID's images: train.list, query.list and gallery.list, a file name a line.
+The authors publish lists of images of DukeMTMC-reID: train.list, query.list and gallery.list, one file name per line.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from autoreid.errors import DataError
 
 
 def divide_duke(unpacked: Path, target: Path) -> None:
-    """Divides DukeMTMC-reID's images by the lists into the target; without the lists nothing is done.
+    """Copy the images of DukeMTMC-reID that the lists name to the target; without lists, nothing is done.
 
     Raises:
-        DataError: a list is missing, or names an image that is not there.
+        DataError: a list is missing, or names an unknown image.
     """
     train = next(unpacked.rglob("train.list"), None)
     if train is None:
@@ -32,11 +32,11 @@ def divide_duke(unpacked: Path, target: Path) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: cannot read the list: {error}") from error
         for name in names:
-            # Images that were gallery became queries.
+            # Some gallery images of DukeMTMC-reID are queries here.
             places = [duke / folder / name for folder in (part, FOLDERS["gallery"])]
             found = next((place for place in places if place.is_file()), None)
             if Path(name).name != name or found is None:
-                raise DataError(f"{file}: {name}: not among DukeMTMC-reID's images in {duke}")
+                raise DataError(f"{file}: {name}: no such image of DukeMTMC-reID in {duke}")
             shutil.copyfile(found, target / part / name)
 
 

@@ -1,11 +1,11 @@
-"""A data set of one's own, in one of three forms.
+"""User data sets, in one of three layouts.
 
-    FOLDER/images.csv                                   a line an image: path, identity, camera and split
-    FOLDER/train|query|gallery/IDENTITY/CAMERA/x.jpg    splits, in each a folder a person, in it one a camera
-    FOLDER/IDENTITY/CAMERA/x.jpg                        the same, all to train on
+    FOLDER/images.csv                                   one line per image: path, identity, camera and split
+    FOLDER/train|query|gallery/IDENTITY/CAMERA/x.jpg    splits, with a folder per person and camera
+    FOLDER/IDENTITY/CAMERA/x.jpg                        the same, for training only
 
-Identities and cameras may have any names; in the gallery, the identity `distractor` is nobody's match and `junk` must
-not influence a ranking. Paths in images.csv are relative to the folder; without a column `split` all are to train on.
+Identities and cameras may have any names. In the gallery, the identity `distractor` matches no query, and `junk` is
+ignored. Paths in images.csv are relative to the folder; without a column `split`, all images are for training.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class _Row(NamedTuple):
 
 
 def read_own_folder(folder: Path) -> ReidDataset:
-    """Reads which images there are; opens none.
+    """Read the list of images; opens no image.
 
-    Identities and cameras are numbered in the order of their names, the same in all splits.
+    Identities and cameras are numbered in alphabetical order, over all splits.
 
     Raises:
-        DataError: the folder follows none of the forms, or a line of images.csv is wrong; names the place.
+        DataError: the folder has none of the layouts, or a line of images.csv is wrong; the message says where.
     """
     rows = list(_read_csv(folder / _CSV) if (folder / _CSV).exists() else _read_folders(folder))
     names = sorted({row.identity for row in rows} - _NOBODY.keys())
@@ -75,18 +75,18 @@ def _read_people(folder: Path, split: str) -> Iterator[_Row]:
     people = _folders_in(folder)
     if not people:
         raise DataError(
-            f"{folder}: not a data set; expected bounding_box_train, query and bounding_box_test as Market-1501 has"
-            f" them, {_CSV}, or folders IDENTITY/CAMERA of images"
+            f"{folder}: unknown layout; expected bounding_box_train, query and bounding_box_test as in Market-1501,"
+            f" or {_CSV}, or folders IDENTITY/CAMERA with images"
         )
     for person in people:
         cameras = _folders_in(folder / person)
         if not cameras:
             raise DataError(
-                f"{folder / person}: no folder in it; expected one a camera, with a person's images"
+                f"{folder / person}: contains no folder; expected one per camera, with images of the person"
             )
         for camera in cameras:
             place = folder / person / camera
-            for name in image_names(place, "images of a person by a camera"):
+            for name in image_names(place, "images of one person from one camera"):
                 yield _Row(split, str(place / name), person, camera)
 
 
@@ -102,27 +102,29 @@ def _read_csv(file: Path) -> Iterator[_Row]:
             missing = {"path", "identity", "camera"} - set(reader.fieldnames or ())
             if missing:
                 raise DataError(
-                    f"{file}:1: no column {min(missing)}; expected path, identity, camera and split"
+                    f"{file}:1: no column {min(missing)}; expected path, identity, camera and optionally split"
                 )
             for line in reader:
                 row = _parse_line(f"{file}:{reader.line_num}", file.parent, line)
                 if row.path in seen:
-                    raise DataError(f"{file}:{reader.line_num}: {row.path} is in line {seen[row.path]} too")
+                    raise DataError(
+                        f"{file}:{reader.line_num}: duplicate of line {seen[row.path]}: {row.path}"
+                    )
                 seen[row.path] = reader.line_num
                 yield row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot read the list: {error}") from error
     if not seen:
-        raise DataError(f"{file}: no line of images in it")
+        raise DataError(f"{file}: contains no images")
 
 
 def _parse_line(where: str, folder: Path, line: dict[str, str | None]) -> _Row:
     values = {key: (line.get(key) or "").strip() for key in ("path", "identity", "camera")}
     empty = [key for key, value in values.items() if not value]
     if empty:
-        raise DataError(f"{where}: no {empty[0]}")
+        raise DataError(f"{where}: empty {empty[0]}")
     split = (line.get("split") or "").strip() if "split" in line else "train"
     if split not in _SPLITS:
-        raise DataError(f"{where}: split {split!r}; expected train, query or gallery")
+        raise DataError(f"{where}: split {split!r}: must be train, query or gallery")
     path = os.path.normpath(folder / values["path"])
     return _Row(split, path, values["identity"], values["camera"])

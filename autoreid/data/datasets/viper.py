@@ -1,11 +1,11 @@
 """VIPeR (Gray and Tao, "Viewpoint Invariant Pedestrian Recognition", ECCV 2008).
 
-    FOLDER/cam_a/000_45.bmp    person 000 seen by one camera, from 45 degrees
-    FOLDER/cam_b/000_90.bmp    the same person seen by the other
+    FOLDER/cam_a/000_45.bmp    person 000 from camera a, at 45 degrees
+    FOLDER/cam_b/000_90.bmp    the same person from camera b
 
-Figures are means over ten random halves of the 632 people; no list of them is published. Here the training people of
-split k are the first half of numpy's RandomState(k).permutation(632), counted in the order of their numbers; numpy
-keeps that generator's numbers the same for ever. The others are queries by camera a and gallery by camera b.
+Results are means over ten random halves of the 632 people, of which no list is published. Here, the training people of
+split k are the first half of numpy's RandomState(k).permutation(632), as indices of the sorted people; numpy guarantees
+that RandomState's numbers never change. The others are queries from camera a and gallery from camera b.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAME = re.compile(r"(\d+)_\d+\.")
 
 
 def _read(split: int, folder: Path) -> ReidDataset:
-    """Reads the images and divides the people by a split from 0 to 9."""
+    """Read the images and apply one of the splits, 0 to 9."""
     inside = locate(folder, "cam_a", "cam_b")
     a, b = (_read_camera(inside / name, camera) for camera, name in enumerate(("cam_a", "cam_b"), start=1))
     people = np.union1d(a.identities, b.identities)
@@ -42,8 +42,10 @@ def _read_camera(folder: Path, camera: int) -> Split:
     for file in files:
         match = _NAME.match(file)
         if match is None:
-            raise DataError(f"{folder / file}: the name is not a person and an angle, such as 000_45.bmp")
-        numbers.append((int(match[1]) + 1, camera))  # person 000 is one too
+            raise DataError(
+                f"{folder / file}: invalid file name; expected person and angle, such as 000_45.bmp"
+            )
+        numbers.append((int(match[1]) + 1, camera))  # + 1, because 0 means distractor
     return split_of("query" if camera == 1 else "gallery", folder, files, numbers)
 
 

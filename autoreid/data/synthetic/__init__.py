@@ -1,1 +1,1 @@
-"""Synthetic pedestrians: how they and their cameras look, and the data sets that are drawn of them."""
+"""Synthetic pedestrians: their appearance, the cameras, and data sets generated from them."""

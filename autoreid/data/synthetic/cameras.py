@@ -1,4 +1,4 @@
-"""Where synthetic pedestrians walk, what hides them, and how a camera shows it."""
+"""The backgrounds of synthetic pedestrians, the obstacles in front of them, and the cameras."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BACKGROUNDS = ("street", "brick", "park", "hall", "shop", "harbour")
 
 @dataclass(frozen=True)
 class Camera:
-    """What all images of one camera share."""
+    """What all images of one camera have in common."""
 
-    #: the background, larger than an image, which shows a part of it
+    #: the background, larger than an image; each image shows a part of it
     scene: Image.Image
-    #: (3,) factors of red, green and blue
+    #: (3,) factors for red, green and blue
     gains: npt.NDArray[np.float64]
     gamma: float
     contrast: float
@@ -31,7 +31,7 @@ class Camera:
     noise: float
 
     def develop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Apply the camera's colours, blur and noise, and the light of the moment."""
+        """Apply the camera's colours, blur and noise, and random lighting."""
         light = self.gains * rng.uniform(0.85, 1.15) * 255
         levels = (np.arange(256) / 255) ** (self.gamma * rng.uniform(0.9, 1.1))
         levels = light[:, None] * ((levels - 0.5) * self.contrast + 0.5)
@@ -45,10 +45,10 @@ class Camera:
 def pick_camera(
     rng: np.random.Generator, background: str, style: float | None, size: tuple[int, int]
 ) -> Camera:
-    """A camera before a background, for images of (width, height) pixels.
+    """Sample a camera in front of a background, for images of (width, height) pixels.
 
-    The style of its domain is an angle on a circle of colour temperatures and exposures, or None for the
-    circle's middle.
+    `style` belongs to the domain: an angle on a circle of colour temperatures and exposures, or None for the
+    centre of the circle.
     """
     warmth, light = (math.cos(style), math.sin(style)) if style is not None else (0.0, 0.0)
     temperature = 1 + 0.2 * warmth * np.array([1, 0, -1])
@@ -124,7 +124,7 @@ def _floor_tiles(
 def _boxes(
     pen: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, top: int, bottom: int, count: int
 ) -> None:
-    """Windows, doors, columns, containers: upright boxes between two heights."""
+    """Draw windows, doors, columns or containers: upright boxes between two heights."""
     for _ in range(count):
         x, half = rng.uniform(0, width), rng.uniform(6, 30)
         upper = top + (bottom - top) * rng.uniform(0, 0.5)

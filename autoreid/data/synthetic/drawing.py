@@ -1,8 +1,8 @@
-"""Draws synthetic pedestrians: what a person wears, how they stand, and the picture of both.
+"""Synthetic pedestrians: what a person wears, how they stand, and how both are drawn.
 
-Lengths are in units of the person's height; x is 0 at the spine and grows to the right of the picture, y is
-0 at the top of the head and 1 at the soles. Identities share few colours, so that where a colour and which
-pattern is worn tells people apart rather than how much of it there is.
+Lengths are in units of the person's height; x is 0 at the spine and increases to the right of the picture, y is
+0 at the top of the head and 1 at the soles. There are few colours, so identities differ in where a colour and
+which pattern is worn rather than in the amount of each colour.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BAGS = ("none", "backpack", "shoulder", "hand")
 
 @dataclass(frozen=True)
 class Person:
-    """What stays the same in every image of an identity."""
+    """What is the same in all images of an identity."""
 
     skin: Colour
     hair: Colour
@@ -56,7 +56,7 @@ class Person:
     shoes: Colour
     bag: str
     bag_colour: Colour
-    #: -1 or 1: the side of the body that the bag is on
+    #: the side of the body that the bag is on: -1 or 1
     bag_side: int
     #: width of the body relative to the average
     build: float
@@ -64,26 +64,26 @@ class Person:
 
 @dataclass(frozen=True)
 class Pose:
-    """What differs between two images of an identity, seen from where the camera is."""
+    """What differs between two images of an identity, relative to the camera."""
 
-    #: -1 walking to the left, 0 towards or away from the camera, 1 to the right
+    #: from -1 (walking left) over 0 (towards or away from the camera) to 1 (walking right)
     turn: float
     from_behind: bool
-    #: angles in radians of a leg and an arm from the vertical, and the elbow's bend
+    #: angles in radians: a leg and an arm from the vertical, and the bend of the elbow
     stride: float
     arm: float
     elbow: float
-    #: sideways shift of the head, in heights
+    #: sideways shift of the head, in units of the height
     lean: float
 
 
 def pick_colours(rng: np.random.Generator, count: int) -> list[Colour]:
-    """Different colours of the palette."""
+    """Sample different colours of the palette."""
     return [PALETTE[i] for i in rng.choice(len(PALETTE), count, replace=False)]
 
 
 def pick_person(rng: np.random.Generator, wardrobes: list[list[Colour]]) -> Person:
-    """A person in the three colours of one of the wardrobes, in any order."""
+    """Sample a person dressed in the three colours of one of the wardrobes, in any order."""
     wardrobe = wardrobes[rng.integers(len(wardrobes))]
     upper, lower, accent = (_vary(wardrobe[i], rng) for i in rng.permutation(3))
     return Person(
@@ -110,7 +110,7 @@ def pick_person(rng: np.random.Generator, wardrobes: list[list[Colour]]) -> Pers
 
 
 def pick_pose(rng: np.random.Generator) -> Pose:
-    """A person standing or walking in any direction."""
+    """Sample a pose: standing or walking in any direction."""
     return Pose(
         turn=float(rng.uniform(-1, 1)),
         from_behind=bool(rng.random() < 0.5),
@@ -133,7 +133,7 @@ def _shade(colour: Colour, factor: float = 0.78) -> Colour:
 def draw_person(
     image: Image.Image, person: Person, pose: Pose, centre: float, top: float, size: float
 ) -> None:
-    """Draw a person of `size` pixels' height into the image, the head's top at pixel (centre, top)."""
+    """Draw a person of `size` pixels height into the image, with the top of the head at pixel (centre, top)."""
     _Figure(image, person, pose, centre, top, size).draw()
 
 
@@ -148,10 +148,10 @@ class _Figure:
         self.centre, self.top, self.size = centre, top, size
         self.side_on = abs(pose.turn)
         self.forward = 1 if pose.turn >= 0 else -1
-        #: half the width of shoulders and hips: narrower from the side
+        #: half the width of shoulders and hips; smaller when seen from the side
         self.shoulder = 0.118 * person.build * (1 - 0.3 * self.side_on)
         self.hip = 0.092 * person.build * (1 - 0.2 * self.side_on)
-        #: the bag's side of the body as seen in the picture
+        #: the side of the picture that the bag is on
         self.bag_side = person.bag_side if pose.from_behind else -person.bag_side
 
     def at(self, x: float, y: float) -> Point:
@@ -242,7 +242,7 @@ class _Figure:
         self.polygon(outline, person.upper)
         if person.pattern == "plain":
             return
-        # The pattern is drawn beside the picture and laid on through the torso's outline.
+        # The pattern is drawn on a separate image and pasted through the outline of the torso.
         left, top = (int(v) for v in self.at(-0.2, 0.13))
         right, bottom = (int(v) for v in self.at(0.2, person.hem + 0.02))
         size = (right - left, bottom - top)

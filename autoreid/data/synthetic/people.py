@@ -1,7 +1,7 @@
-"""Writes a data set of synthetic pedestrians in the layout of Market-1501, to run the whole way without one.
+"""Generate a data set of synthetic pedestrians in the layout of Market-1501, to try everything without real data.
 
-Each image is drawn from numbers that its settings, identity and index alone decide, so equal settings give
-equal files, byte for byte, in whatever order they are drawn.
+Each image depends only on the settings, the identity and the image index, so equal settings give identical
+files, byte for byte, independently of the order in which they are drawn.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from autoreid.data.synthetic.drawing import Person, draw_person, pick_colours, p
 from autoreid.errors import DataError, RunError
 
 SETTINGS_FILE = "synthetic.json"
-#: Raised when the same settings give other pictures than before, so that old folders are not taken for new.
+#: Increase this when the same settings give different pictures, so that old folders are not reused.
 DRAWING_VERSION = 1
-#: Pictures are drawn this much larger than they are saved.
+#: Pictures are drawn larger than they are saved, by this factor.
 _OVERSIZE = 2
-#: Sets of three colours that a domain's people share.
+#: Number of wardrobes (three colours each) that a domain's people share.
 _WARDROBES = 3
 
 
 class _Stream(IntEnum):
-    """What random numbers are for; no two uses share theirs."""
+    """Purpose of a random number stream; each purpose has its own numbers."""
 
     WARDROBES = 1
     CAMERA = 2
@@ -44,12 +44,12 @@ class _Stream(IntEnum):
 
 
 def write_synthetic_people(root: Path, people: SyntheticPeople) -> None:
-    """Draw the people and write them to the folder, in one step: it appears whole or not at all.
+    """Generate the people and write them to a folder, atomically.
 
-    A folder that holds the same people already is left as it is.
+    A folder that already holds the same people is left as it is.
 
     Raises:
-        DataError: the folder exists and holds something else; it is never overwritten.
+        DataError: the folder exists with other content; it is never overwritten.
         RunError: the folder cannot be written.
     """
     root = Path(root)
@@ -68,7 +68,7 @@ def write_synthetic_people(root: Path, people: SyntheticPeople) -> None:
         except OSError:
             if not root.exists():
                 raise
-            _check_same(root, people)  # another process was faster
+            _check_same(root, people)  # another process finished first
     except OSError as error:
         raise RunError(f"{root}: cannot write the synthetic people: {error.strerror or error}") from error
     finally:
@@ -76,7 +76,7 @@ def write_synthetic_people(root: Path, people: SyntheticPeople) -> None:
 
 
 def _rng(people: SyntheticPeople, stream: _Stream, number: int = 0, image: int = 0) -> np.random.Generator:
-    # Always five numbers: numpy takes [1, 2] and [1, 2, 0] for the same seed.
+    # Always five numbers, because numpy treats [1, 2] and [1, 2, 0] as the same seed.
     return np.random.default_rng([people.seed, people.domain, stream, number, image])
 
 
@@ -85,25 +85,25 @@ def _settings(people: SyntheticPeople) -> dict[str, int]:
 
 
 def _check_same(root: Path, people: SyntheticPeople) -> None:
-    advice = "name another folder, or remove this one"
+    advice = "use another folder name, or remove this folder"
     try:
         found = json.loads((root / SETTINGS_FILE).read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"{root}: exists, without a readable {SETTINGS_FILE}; {advice}") from error
+        raise DataError(f"{root}: already exists, without a readable {SETTINGS_FILE}; {advice}") from error
     wanted = _settings(people)
     if found == wanted:
         return
     found = found if isinstance(found, dict) else {}
     differing = [
-        f"{key} is {found.get(key, 'missing')}, not {wanted.get(key, 'there at all')}"
+        f"{key} is {found.get(key, 'missing')}, not {wanted.get(key, 'a setting')}"
         for key in {**wanted, **found}
         if found.get(key) != wanted.get(key)
     ]
-    raise DataError(f"{root}: holds other synthetic people ({'; '.join(differing)}); {advice}")
+    raise DataError(f"{root}: contains different synthetic people ({'; '.join(differing)}); {advice}")
 
 
 def _pictures(people: SyntheticPeople) -> Iterator[tuple[str, Image.Image]]:
-    """Every image of the data set, with its path below the root."""
+    """Yield every image of the data set, with its path below the root."""
     studio = _Studio(people)
     last = people.train_identities + people.test_identities
     frame = 0
@@ -135,7 +135,7 @@ def _name(identity: int, camera: int, frame: int) -> str:
 
 
 class _Studio:
-    """Draws people before the cameras of one domain."""
+    """Draws people in front of the cameras of one domain."""
 
     def __init__(self, people: SyntheticPeople) -> None:
         self.people = people
@@ -156,7 +156,7 @@ class _Studio:
     def picture(
         self, rng: np.random.Generator, camera: int, person: Person, badly_cropped: bool = False
     ) -> Image.Image:
-        """A person as a camera sees them: a pose, a crop, perhaps something in front."""
+        """Draw a person as seen by a camera: in a random pose and crop, perhaps behind an obstacle."""
         style = self.cameras[camera]
         width, height = self.size
         left = int(rng.integers(style.scene.width - width + 1))

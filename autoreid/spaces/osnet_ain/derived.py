@@ -13,12 +13,12 @@ from autoreid.spaces.space import Derived
 
 
 class DerivedOSNet(OSNet, Derived):
-    """OSNet with a genotype's six blocks, and instance norm after the first convolution.
+    """OSNet with the six blocks of a genotype, and instance norm after the first convolution.
 
     Args:
-        num_identities: outputs of the classifier.
-        genotype: the blocks.
-        width: multiplies all channels but the embedding's.
+        num_identities: number of outputs of the classifier.
+        genotype: the six blocks.
+        width: factor of all channels except those of the embedding.
 
     Raises:
         ConfigError: an option is out of range.
@@ -31,5 +31,5 @@ class DerivedOSNet(OSNet, Derived):
         self.genotype: OsnetAinGenotype = genotype
 
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
-        """Of all blocks."""
+        """Return a drawing of all blocks."""
         return blocks_drawing(self.genotype.stages, f"{caption}   {size}", shapes)

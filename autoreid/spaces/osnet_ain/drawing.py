@@ -1,38 +1,35 @@
-"""The picture of the `osnet_ain` space: OSNet's column of blocks, and in each where instance norm (IN) stands."""
+"""The picture of the `osnet_ain` space: OSNet's sequence of blocks, and the place of instance norm (IN) in each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from autoreid.spaces.drawing import BOX, FRAME, PAGE, Arrow, Drawing, Group, Node, title
+from autoreid.spaces.drawing import ACCENT, BOX, FRAME, INPUT, OUTPUT, Arrow, Drawing, Group, Node, title
 
-_PAGE = PAGE | {"ranksep": "0.25", "nodesep": "0.2", "newrank": "true"}
-_NODE = BOX | {"fontname": "Helvetica", "fontsize": "13", "margin": "0.1,0.06", "fillcolor": "#f5f5f5"}
-#: Instance norm is what is searched for, and must be seen first.
-_IN, _INK = "#d6006c", "#455a64"
+_INK = "#455a64"
 
 
 def blocks_drawing(
     stages: Sequence[Sequence[str]], caption: str, shapes: Mapping[str, str] | None = None
 ) -> Drawing:
-    """A whole OSNet, each of its six blocks with its layers top to bottom.
+    """Return the drawing of a whole OSNet, with the layers of its six blocks from top to bottom.
 
-    Instance norm is magenta wherever the genotype has it: before the addition in place of the batch norm, after
-    it, or both. Above stand the caption, for example "quickstart · epoch 3 · mAP 41.2 %", and how many of the six
-    blocks have it.
+    Instance norm is magenta: instead of the batch norm before the addition, after the addition, or both. The title has
+    the number of blocks with instance norm, and the caption.
 
     Args:
-        stages: the names of the blocks.
-        shapes: C × H × W of what each module gives, by its name; None to leave them out.
+        stages: names of the blocks of each stage.
+        caption: for example "quickstart · epoch 3 · mAP 41.2 %".
+        shapes: output shape C × H × W of each module, by its name; None to omit them.
     """
     notes = shapes or {}
     items: list[Node | Arrow | Group] = [
-        Node("stem", _lines("7×7, IN\nmax pool", notes.get("maxpool")), {"fillcolor": "#ffe0b2"})
+        Node("stem", _lines("7×7, IN\nmax pool", notes.get("maxpool")), INPUT)
     ]
     chain = ["stem"]
     for number, stage in enumerate(stages, start=1):
-        # The network counts its first convolution as 1.
+        # In the network's module names, the first convolution is number 1.
         blocks = [
             Node(
                 f"block{number}{place}",
@@ -45,11 +42,11 @@ def blocks_drawing(
         items.append(Group(blocks, FRAME | {"label": f"stage {number}"}, f"cluster stage {number}"))
         items.append(Node(f"after{number}", _lines(text, notes.get(transition))))
         chain += [*(block.name for block in blocks), f"after{number}"]
-    items.append(Node("embedding", "average\nlinear, 512", {"fillcolor": "#c8e6c9"}))
+    items.append(Node("embedding", "average\nlinear, 512", OUTPUT))
     items += [Arrow(tail, head) for tail, head in pairwise([*chain, "embedding"])]
     count = sum(block != "plain" for stage in stages for block in stage)
     heading = title(f"OSNet · IN in {count} of 6 blocks", caption)
-    return Drawing("blocks", heading, items, _PAGE, _NODE, {"arrowsize": "0.7"})
+    return Drawing("blocks", heading, items, BOX)
 
 
 def _lines(text: str, note: str | None) -> str:
@@ -57,7 +54,7 @@ def _lines(text: str, note: str | None) -> str:
 
 
 def _table(name: str, note: str | None) -> str:
-    """A block's layers as a table."""
+    """Return the layers of a block as an HTML-like table."""
     inside, after = name in ("in_inside", "in_both"), name in ("in_after", "in_both")
     layers = [
         _row("4 streams · gate"),
@@ -74,5 +71,5 @@ def _table(name: str, note: str | None) -> str:
 
 def _row(text: str, highlight: bool = False) -> str:
     if highlight:
-        return f'<tr><td bgcolor="{_IN}"><font color="white"><b>{text}</b></font></td></tr>'
+        return f'<tr><td bgcolor="{ACCENT}"><font color="white"><b>{text}</b></font></td></tr>'
     return f'<tr><td><font color="{_INK}">{text}</font></td></tr>'

@@ -1,4 +1,4 @@
-"""The genotype of the `osnet_ain` space: a block for each of six places."""
+"""The genotype of the `osnet_ain` space: one of four blocks at each of six positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.osnet_ain.drawing import blocks_drawing
 
-#: Blocks of the `osnet_ain` space, in the order of the alphas' columns: where instance norm stands.
+#: The candidate blocks, in the order of the alphas' columns. They differ in where they have instance norm.
 OSNET_BLOCKS = ("plain", "in_inside", "in_after", "in_both")
 
 
@@ -20,7 +20,11 @@ _Stage = tuple[_Block, _Block]
 
 
 class OsnetAinGenotype(Genotype):
-    """Where OSNet's six blocks have instance norm: three stages of two blocks, each one of OSNET_BLOCKS."""
+    """Where the six blocks of OSNet have instance norm.
+
+    Attributes:
+        stages: three stages of two blocks, each one of `OSNET_BLOCKS`.
+    """
 
     space: Literal["osnet_ain"] = "osnet_ain"
     stages: tuple[_Stage, _Stage, _Stage]
@@ -32,13 +36,13 @@ class OsnetAinGenotype(Genotype):
 
     @classmethod
     def of_blocks(cls, blocks: Sequence[str]) -> OsnetAinGenotype:
-        """The genotype of six blocks in order."""
+        """Build the genotype of six blocks, given in order."""
         return cls(stages=tuple(zip(blocks[::2], blocks[1::2], strict=True)))  # type: ignore[arg-type]
 
     def drawings(self, caption: str) -> dict[str, Drawing]:
-        """Of all blocks."""
+        """Return the drawing of all blocks."""
         return {"blocks": blocks_drawing(self.stages, caption)}
 
     def sample_like(self, rng: np.random.Generator) -> OsnetAinGenotype:
-        """Any of the 4⁶."""
+        """Sample one of the 4⁶ genotypes uniformly."""
         return self.of_blocks([OSNET_BLOCKS[index] for index in rng.integers(len(OSNET_BLOCKS), size=6)])

@@ -1,4 +1,4 @@
-"""The supernet of the `osnet_ain` space: OSNet with all four blocks at each place."""
+"""The supernet of the `osnet_ain` space: OSNet with a mixture of all four blocks at each position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GROUP = "blocks"
 
 
 class OsnetAinSupernet(OmniScaleFrame, Supernet):
-    """All networks of the space in one. Its blocks are mixtures with weights (6, O)."""
+    """The supernet. Its six blocks are mixtures with weights (6, O)."""
 
     def __init__(self, width: float, num_identities: int, recomputes: bool) -> None:
         def build_block(position: int, in_channels: int, out_channels: int) -> MixedBlock:  # noqa: ARG001
@@ -24,7 +24,7 @@ class OsnetAinSupernet(OmniScaleFrame, Supernet):
     def forward(
         self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeds images as `Supernet` says; the embedding is (B, 512)."""
+        """Embed images, as described in `Supernet`. The embedding is (B, 512)."""
         weights = [None] * 6 if mixing is None else mixing[GROUP].unbind(0)
         columns = [None] * 6 if sample is None else sample[GROUP]
         inputs = list(zip(weights, columns, strict=True))

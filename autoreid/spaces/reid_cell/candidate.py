@@ -1,7 +1,7 @@
-"""What candidate operations have in common: a map for each edge, and the norm at its end.
+"""The base classes of candidate operations, which compute a feature map for each edge and end with a norm.
 
-A candidate returns its norms instead of computing them, so that a cell can normalise all maps of one level together:
-with batch statistics that are shared over ranks, this takes one collective instead of one for each norm.
+A candidate returns its norms without computing them, so that a cell can normalise all maps of a level together. If the
+batch statistics are shared across ranks, this takes one collective instead of one per norm.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from autoreid.spaces.reid_cell.edge_norm import ALL, EdgeNorm, normalise_level
 
 
 class EdgeInputs(NamedTuple):
-    """The inputs of a candidate on the edges that leave one node.
+    """The inputs of a candidate on the outgoing edges of a node.
 
     Attributes:
         x: output of the node, (B, C, H, W).
         rectified: ReLU(x).
         edges: which of the E edges to compute.
-        middle: output of the norm halfway, of candidates that have one.
-        scale: scale of the last norm, (E·C,): the mixing weights. None for the norm's own scale.
+        middle: output of the candidate's middle norm, if it has one.
+        scale: mixing weights, the scale of the last norm, (E·C,). With None, the norm uses its learned scale, if any.
     """
 
     x: Tensor
@@ -37,10 +37,10 @@ class EdgeInputs(NamedTuple):
 
 
 class Candidate(nn.Module, ABC):
-    """An operation with separate weights for each of E edges. It ends with a norm, whose scale is the mixing weight.
+    """An operation with separate weights for each of E edges. It ends with a norm that is scaled by the mixing weight.
 
     Attributes:
-        shares_statistics: whether the norms use the statistics of the batch over all ranks.
+        shares_statistics: whether the norms share batch statistics across ranks.
     """
 
     def __init__(self) -> None:
@@ -48,15 +48,15 @@ class Candidate(nn.Module, ABC):
         self.shares_statistics = False
 
     def middle(self, inputs: EdgeInputs) -> Norm | None:  # noqa: ARG002
-        """Returns the norm halfway, if the operation has one."""
+        """Return the norm in the middle of the operation, or None."""
         return None
 
     @abstractmethod
     def last(self, inputs: EdgeInputs) -> Norm:
-        """Returns the norm at the end, of a map (B, E·C, H', W')."""
+        """Return the norm at the end of the operation, of a map (B, E·C, H', W')."""
 
     def forward(self, x: Tensor, edges: slice = ALL) -> Tensor:
-        """Computes the operation on its own, (B, C, H, W) -> (B, E·C, H', W')."""
+        """Compute the operation outside of a cell, (B, C, H, W) -> (B, E·C, H', W')."""
         inputs = EdgeInputs(x, F.relu(x), edges)
         norm = self.middle(inputs)
         if norm is not None:
@@ -67,7 +67,7 @@ class Candidate(nn.Module, ABC):
         return normalise_level([norm], self.training, self.shares_statistics)[0]
 
     def state_of_edge(self, state: Mapping[str, Tensor], edge: int, edges: int) -> dict[str, Tensor]:
-        """Selects the state dict of one of E edges, as an operation with a single edge has it."""
+        """Select the weights of one of E edges, as the state dict of an operation with a single edge."""
         return {
             name: value.unflatten(0, (edges, -1))[edge] if value.dim() else value
             for name, value in state.items()
@@ -75,13 +75,13 @@ class Candidate(nn.Module, ABC):
 
 
 class PerEdge(Candidate):
-    """Turns ordinary modules into a candidate: one copy for each edge, then the norm that the mixing weight scales.
+    """Make a candidate from ordinary modules, one for each edge, and the norm that is scaled by the mixing weight.
 
-    It computes one edge after the other. An operation that pays off can be written as a `Candidate` later, which
-    computes all edges at once.
+    It computes the edges one after the other. For speed, write the operation as a `Candidate` that computes all edges
+    at once.
 
     Args:
-        copies: a module for each edge, (B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+        copies: one module for each edge, (B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
         channels: C.
         affine: whether the norm learns a scale and a shift.
     """
@@ -92,12 +92,12 @@ class PerEdge(Candidate):
         self.norm = EdgeNorm(channels, len(copies), affine)
 
     def last(self, inputs: EdgeInputs) -> Norm:
-        """(B, C, H, W) -> (B, E·C, H', W')."""
+        """Return the norm at the end of the operation, of a map (B, E·C, H', W')."""
         maps = [copy(inputs.x) for copy in list(self.copies)[inputs.edges]]
         return self.norm.of(torch.cat(maps, dim=1), inputs.scale, inputs.edges)
 
     def state_of_edge(self, state: Mapping[str, Tensor], edge: int, edges: int) -> dict[str, Tensor]:
-        """Selects the copy of an edge, and its part of the norm."""
+        """Select the weights of one of E edges, as the state dict of an operation with a single edge."""
         norm = {name: value for name, value in state.items() if name.startswith("norm.")}
         copy = {
             name.replace(f"copies.{edge}.", "copies.0.", 1): value
@@ -108,10 +108,10 @@ class PerEdge(Candidate):
 
 
 class Shared(nn.Module, ABC):
-    """A candidate without weights: its map (B, C, H', W') is the same on every edge, apart from the mixing weight.
+    """A candidate without weights. All edges share its map (B, C, H', W') and differ in their mixing weights only.
 
     Attributes:
-        norm: the norm of the map; None if it has none.
+        norm: the norm of the map, or None.
     """
 
     def __init__(self) -> None:
@@ -120,9 +120,9 @@ class Shared(nn.Module, ABC):
 
     @abstractmethod
     def shared_map(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W'), before the norm."""
+        """Compute the map before the norm, (B, C, H, W) -> (B, C, H', W')."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W')."""
+        """Compute the map and its norm, (B, C, H, W) -> (B, C, H', W')."""
         y = self.shared_map(x)
         return y if self.norm is None else self.norm(y)

@@ -1,4 +1,4 @@
-"""The network that a genotype of the `reid_cell` space describes: its cells in a row."""
+"""The network that a genotype of the `reid_cell` space describes: a sequence of its cells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STAGES = "must be a list of the cells in each stage, each 1 or more, such as [2
 
 
 class DerivedCell(nn.Module):
-    """A genotype's cell: two incoming edges a node; its output concatenates the nodes."""
+    """A cell of a genotype. Each node has two incoming edges; the output concatenates the nodes."""
 
     def __init__(self, cell: Cell, plan: CellPlan, parts: int) -> None:
         super().__init__()
@@ -44,10 +44,12 @@ class DerivedCell(nn.Module):
         )
 
     def forward(self, x0: Tensor, x1: Tensor, drop_path: float) -> Tensor:
-        """The outputs of the cell before the last and of the last -> (B, nodes·C, H, W), halved by a reduction.
+        """Compute the output (B, nodes·C, H, W), or (B, nodes·C, ⌈H/2⌉, ⌈W/2⌉) in a reduction cell.
 
         Args:
-            drop_path: probability that an edge is dropped for an image; identity edges never are.
+            x0: output of the cell before the previous one.
+            x1: output of the previous cell, (B, C', H, W).
+            drop_path: probability that an edge is dropped for an image. Identity edges are never dropped.
         """
         states = [self.preprocess0(x0), self.preprocess1(x1)]
         pairs = list(zip(self.sources, self.edges, strict=True))
@@ -63,9 +65,9 @@ class DerivedCell(nn.Module):
 
 
 class AuxiliaryHead(nn.Sequential):
-    """DARTS's second classifier, deep inside the network, for training only (arXiv 1806.09055).
+    """A second classifier in the middle of the network, used in training only (DARTS, arXiv 1806.09055).
 
-    Its pooling gives 2×2 whatever the map's size, where DARTS's own wants 8×8.
+    Its pooling gives 2×2 for any size of the feature map, while that of DARTS requires 8×8.
     """
 
     def __init__(self, channels: int, num_identities: int) -> None:
@@ -85,18 +87,18 @@ class AuxiliaryHead(nn.Sequential):
 
 
 class DerivedNetwork(Derived):
-    """A genotype's normal and reduction cells, stacked as the supernet stacks them, with a BNNeck.
+    """The cells of a genotype, stacked as in the supernet, with a BNNeck.
 
     Args:
-        num_identities: outputs of the classifier.
-        genotype: the cells.
-        channels: C of the first stage's nodes; doubled by each reduction cell.
-        cells_per_stage: cells in each stage; all stages but the first begin with a reduction cell.
-        stem: "resnet" to 1/4 resolution, "darts" at full resolution.
-        parts: M of the part-aware operation.
-        drop_path: probability that an edge is dropped for an image in training. In a training it grows linearly
-            from 0; see `set_epoch`.
-        auxiliary: whether there is an auxiliary head after the cell at 2/3 of the depth.
+        num_identities: number of outputs of the classifier.
+        genotype: the normal and the reduction cell.
+        channels: C of the nodes in the first stage; each reduction cell doubles it.
+        cells_per_stage: number of cells in each stage. All stages but the first begin with a reduction cell.
+        stem: "resnet" reduces the resolution to 1/4; "darts" keeps it.
+        parts: number of body parts in the part-aware operation.
+        drop_path: probability that an edge is dropped for an image in training. `set_epoch` lets it grow linearly
+            from 0 to this value.
+        auxiliary: whether to add an auxiliary head after the cell at 2/3 of the depth.
 
     Raises:
         ConfigError: an option is out of range.
@@ -131,11 +133,12 @@ class DerivedNetwork(Derived):
             self.auxiliary = AuxiliaryHead(self.plans[self.auxiliary_after].out_channels, num_identities)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Embeds images (B, 3, H, W).
+        """Embed images (B, 3, H, W).
 
         Returns:
-            In evaluation the embedding (B, D) that is ranked, after the neck's norm. In training the embedding
-            before it and logits (B, identities), then the auxiliary head's logits if there is one.
+            In evaluation mode, the embedding (B, D) after the neck's norm, which is used for ranking. In training mode,
+            the embedding before the norm, the logits (B, identities), and the logits of the auxiliary head if there is
+            one.
         """
         x0 = x1 = self.stem(images)
         auxiliary: list[Tensor] = []
@@ -150,20 +153,20 @@ class DerivedNetwork(Derived):
         return ranked
 
     def head(self) -> list[nn.Module]:
-        """Returns the neck, and the auxiliary head if there is one."""
+        """Return the neck, and the auxiliary head if there is one."""
         return [self.neck] if self.auxiliary is None else [self.neck, self.auxiliary]
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        """Sets the probability of drop-path, which grows linearly over the epochs (DARTS)."""
+        """Set the drop-path probability, which grows linearly over the epochs (DARTS)."""
         self.drop_path = self._last_drop_path * epoch / epochs
 
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
-        """Of the row of cells."""
+        """Return a drawing of the sequence of cells."""
         return network_drawing(self, shapes, caption, size)
 
 
 def _check(channels: int, cells_per_stage: Sequence[int], stem: str, parts: int, drop_path: float) -> None:
-    """Raises ConfigError for the first option that is out of range: a config checks no network's options."""
+    """Raise ConfigError for the first option that is out of range; the config does not check a network's options."""
     stages = cells_per_stage if isinstance(cells_per_stage, list | tuple) else ()
     probability = isinstance(drop_path, int | float) and 0 <= drop_path < 1
     checks = (
@@ -173,9 +176,9 @@ def _check(channels: int, cells_per_stage: Sequence[int], stem: str, parts: int,
         ("parts", parts, _is_count(parts), "must be 1 or more"),
         ("drop_path", drop_path, probability, "must be at least 0 and less than 1"),
     )
-    for name, value, valid, right in checks:
+    for name, value, valid, requirement in checks:
         if not valid:
-            raise ConfigError(f"derived: {name} = {value!r}: {right}")
+            raise ConfigError(f"derived: {name} = {value!r}: {requirement}")
 
 
 def _is_count(value: object) -> bool:

@@ -15,8 +15,12 @@ from autoreid.spaces.reid_cell.drawing import cell_drawing
 
 
 class Edge(NamedTuple):
-    """One incoming edge of a node: 0 is the cell before the last (c_{k-2}), 1 the last one (c_{k-1}),
-    2 and on are the nodes of this cell.
+    """An incoming edge of a node.
+
+    Attributes:
+        operation: name of the operation.
+        source: where the edge starts: 0 is the cell before the previous one (c_{k-2}), 1 the previous cell (c_{k-1}),
+            and 2 + i is node i of this cell.
     """
 
     operation: str
@@ -27,7 +31,7 @@ Cell = tuple[tuple[Edge, Edge], ...]
 
 
 class CellGenotype(Genotype):
-    """A normal and a reduction cell, two incoming edges a node; a cell's output concatenates its nodes."""
+    """A normal and a reduction cell. Each node has two incoming edges; a cell's output concatenates its nodes."""
 
     space: Literal["reid_cell"] = "reid_cell"
     normal: Cell
@@ -37,7 +41,7 @@ class CellGenotype(Genotype):
     @classmethod
     def _check_cell(cls, cell: Cell) -> Cell:
         if not cell:
-            raise ValueError("a cell has at least one node")
+            raise ValueError("a cell must have at least one node")
         for node, edges in enumerate(cell):
             for operation, source in edges:
                 if operation == "none" or operation not in CELL_OPERATIONS:
@@ -50,37 +54,37 @@ class CellGenotype(Genotype):
         return cell
 
     def cells(self) -> Iterator[tuple[str, Cell]]:
-        """The two kinds of cell, by name."""
+        """Yield the name and the cell of both kinds."""
         yield "normal", self.normal
         yield "reduce", self.reduce
 
     def drawings(self, caption: str) -> dict[str, Drawing]:
-        """Of the normal and the reduction cell."""
+        """Return the drawings of the normal and the reduction cell."""
         return {kind: cell_drawing(cell, kind, caption) for kind, cell in self.cells()}
 
     def sample_like(self, rng: np.random.Generator) -> CellGenotype:
-        """With as many nodes, of Auto-ReID's operations."""
+        """Sample a genotype with the same number of nodes, from the operations of Auto-ReID."""
         return random_genotype(rng, nodes=len(self.normal))
 
 
 def random_genotype(
     rng: np.random.Generator, nodes: int = 4, operations: Sequence[str] = CELL_OPERATIONS[:7]
 ) -> CellGenotype:
-    """Draws a genotype uniformly: each node two different inputs, each edge any operation but `none`.
+    """Sample a genotype uniformly: two different inputs for each node, any operation but `none` for each edge.
 
-    It is the baseline that a search has to beat (arXiv 1902.07638).
+    This is the baseline that a search has to beat (arXiv 1902.07638).
     """
     choices = [name for name in operations if name != "none"]
 
-    def draw_node(node: int) -> tuple[Edge, Edge]:
+    def sample_node(node: int) -> tuple[Edge, Edge]:
         older, newer = sorted(rng.choice(node + 2, size=2, replace=False).tolist())
         names = [choices[index] for index in rng.integers(len(choices), size=2)]
         return Edge(names[0], older), Edge(names[1], newer)
 
-    normal, reduce = (tuple(draw_node(node) for node in range(nodes)) for _ in range(2))
+    normal, reduce = (tuple(sample_node(node) for node in range(nodes)) for _ in range(2))
     return CellGenotype(normal=normal, reduce=reduce)
 
 
 def count_skips(cell: Sequence[Sequence[tuple[str, int]]]) -> int:
-    """skip_connect edges in a genotype's cell: DARTS+ stops when the normal cell has two."""
+    """Count the skip_connect edges of a cell. DARTS+ stops when the normal cell has two."""
     return sum(operation == "skip_connect" for node in cell for operation, _ in node)

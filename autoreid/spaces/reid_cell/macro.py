@@ -1,4 +1,4 @@
-"""How cells follow each other: the stem and the stages that supernets and derived networks have in common."""
+"""The macro structure of supernets and derived networks: the stem, and the stages of cells."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ STEMS = ("resnet", "darts")
 
 
 class CellPlan(NamedTuple):
-    """One cell's place in the network.
+    """The position and the channels of a cell in the network.
 
     Attributes:
         kind: "normal" or "reduce".
-        stage: from 0.
-        in_channels: of the outputs of the cell before the last and of the last one.
+        stage: index of the stage, from 0.
+        in_channels: channels of the two inputs: the outputs of the cell before the previous one and of the previous
+            cell.
         channels: C of each node.
-        after_reduction: whether the older input still has twice the resolution.
+        after_reduction: whether the previous cell is a reduction cell. The first input then has twice the resolution
+            of the second one.
         out_channels: C times the number of nodes.
     """
 
@@ -31,7 +33,12 @@ class CellPlan(NamedTuple):
 
 
 def build_stem(kind: str, channels: int) -> nn.Sequential:
-    """The first layers, to 3·channels: `resnet` 7×7 stride 2 and a pool, to 1/4 resolution; `darts` 3×3 stride 1."""
+    """Build the first layers, with 3·channels outputs.
+
+    Args:
+        kind: "resnet", a 7×7 convolution of stride 2 and a max pool, for 1/4 of the resolution; or "darts", a 3×3
+            convolution at full resolution.
+    """
     wide = 3 * channels
     if kind == "resnet":
         return nn.Sequential(
@@ -44,12 +51,12 @@ def build_stem(kind: str, channels: int) -> nn.Sequential:
 
 
 def plan_cells(channels: int, cells_per_stage: Sequence[int], nodes: Mapping[str, int]) -> list[CellPlan]:
-    """The cells that follow a stem, in order.
+    """Return the cells that follow the stem, in order.
 
     Args:
-        channels: C of the first stage; each later stage begins with a reduction cell, which doubles it.
-        cells_per_stage: how many cells each stage has.
-        nodes: nodes of each kind of cell.
+        channels: C of the first stage. Each later stage begins with a reduction cell, which doubles it.
+        cells_per_stage: number of cells in each stage.
+        nodes: number of nodes in each kind of cell.
     """
     plans: list[CellPlan] = []
     in_channels = (3 * channels, 3 * channels)

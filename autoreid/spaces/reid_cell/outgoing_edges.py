@@ -1,4 +1,4 @@
-"""The edges of a cell that leave one node, each a mixture of all candidates (DARTS, arXiv 1806.09055, eq. 2)."""
+"""The outgoing edges of a node, each a mixture of all candidates (DARTS, arXiv 1806.09055, eq. 2)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from autoreid.spaces.space import NOTHING
 
 
 class OutgoingEdges(nn.Module):
-    """All edges that leave one node, or one input of the cell. They have the same input and lead to later nodes."""
+    """All outgoing edges of a node or of an input of the cell. They have the same input and lead to later nodes."""
 
     def __init__(self, operations: Sequence[str], edges: int, channels: int, stride: int, parts: int) -> None:
         super().__init__()
         self.edges, self.stride = edges, stride
         self.operations = tuple(operations)
-        # `none` takes a share of the weight and contributes nothing.
+        # `none` has a mixing weight but contributes nothing.
         self.candidates = nn.ModuleDict(
             {
                 name: build_operation(name, channels, stride, affine=False, parts=parts, edges=edges)
@@ -38,11 +38,11 @@ class OutgoingEdges(nn.Module):
 
     @property
     def shared(self) -> dict[str, Shared]:
-        """The candidates whose map is the same on each edge."""
+        """The candidates that compute one map for all edges."""
         return {name: one for name, one in self.candidates.items() if isinstance(one, Shared)}
 
-    def middles(self, x: Tensor, rectified: Tensor) -> dict[str, Norm]:
-        """Returns the norms halfway, of the candidates that have one.
+    def middle_norms(self, x: Tensor, rectified: Tensor) -> dict[str, Norm]:
+        """Return the middle norms of the candidates that have one, by the candidate's name.
 
         Args:
             x: (B, C, H, W).
@@ -52,20 +52,20 @@ class OutgoingEdges(nn.Module):
         norms = {name: candidate.middle(inputs) for name, candidate in self.weighted.items()}
         return {name: norm for name, norm in norms.items() if norm is not None}
 
-    def lasts(
-        self, x: Tensor, rectified: Tensor, middles: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+    def last_norms(
+        self, x: Tensor, rectified: Tensor, middle_outputs: Mapping[str, Tensor], scales: Mapping[str, Tensor]
     ) -> dict[str, Norm]:
-        """Returns the norms at the end, of the candidates that have one.
+        """Return the last norms of the candidates that have one, by the candidate's name.
 
         Args:
             x: (B, C, H, W).
             rectified: ReLU(x).
-            middles: outputs of the norms halfway.
-            scales: the mixing weights of each candidate, for the channels of its norm, (E·C,).
+            middle_outputs: outputs of the middle norms, by the candidate's name.
+            scales: mixing weights of each candidate, expanded to the channels of its norm, (E·C,).
         """
         inputs = EdgeInputs(x, rectified)
         found = {
-            name: candidate.last(inputs._replace(middle=middles.get(name), scale=scales[name]))
+            name: candidate.last(inputs._replace(middle=middle_outputs.get(name), scale=scales[name]))
             for name, candidate in self.weighted.items()
         }
         for name, one in self.shared.items():
@@ -73,36 +73,42 @@ class OutgoingEdges(nn.Module):
                 found[name] = one.norm.of(one.shared_map(x))
         return found
 
-    def combine(self, x: Tensor, lasts: Mapping[str, Tensor], mixing_EK: Tensor) -> Tensor:
-        """Returns what each edge contributes to its node, (B, E, C, ⌈H/stride⌉, ⌈W/stride⌉).
+    def combine(self, x: Tensor, last_outputs: Mapping[str, Tensor], mixing_EK: Tensor) -> Tensor:
+        """Compute the output of each edge, (B, E, C, ⌈H/stride⌉, ⌈W/stride⌉).
 
         Args:
             x: (B, C, H, W).
-            lasts: outputs of the norms at the end.
-            mixing_EK: weights of the K candidates whose map all edges share.
+            last_outputs: outputs of the last norms, by the candidate's name.
+            mixing_EK: mixing weights of the K candidates that compute one map for all edges.
         """
-        parts = [lasts[name].flatten(1).unflatten(1, (self.edges, -1)) for name in self.weighted]
-        maps = [lasts[name] if name in lasts else one.shared_map(x) for name, one in self.shared.items()]
+        parts = [last_outputs[name].flatten(1).unflatten(1, (self.edges, -1)) for name in self.weighted]
+        maps = [
+            last_outputs[name] if name in last_outputs else one.shared_map(x)
+            for name, one in self.shared.items()
+        ]
         if maps:
             total = keep_inputs(SharedMixture(), mixing_EK, *maps)
         else:
-            # A new tensor, to which the others can be added in place.
+            # A new tensor, so that the others can be added in place.
             total = parts.pop() + parts.pop() if len(parts) > 1 else parts.pop()
         for part in parts:
-            # In place: no backward pass needs the sum.
+            # In place, because no backward pass needs the sum.
             total = total.add_(part)
-        size = next(iter(lasts.values())).shape[2:] if lasts else x.shape[2:]
+        size = next(iter(last_outputs.values())).shape[2:] if last_outputs else x.shape[2:]
         return total.unflatten(2, (x.shape[1], *size))
 
     def sampled(
         self, x: Tensor, columns: Sequence[int], weights: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        """Computes one operation for each edge; those without weights once for all edges that chose them.
+        """Compute only one operation on each edge. A map that edges share is computed once.
 
         Args:
             x: (B, C, H, W).
-            columns: the operation of each edge; NOTHING is like `none`.
-            weights: a factor () for each edge; None for 1.
+            columns: the column of the operation for each edge. NOTHING has the same effect as `none`.
+            weights: a factor () for each edge. None for 1.
+
+        Returns:
+            The output of each edge, (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
         """
         outputs: list[Tensor] = []
         shared: dict[str, Tensor] = {}
@@ -119,10 +125,13 @@ class OutgoingEdges(nn.Module):
         return outputs
 
     def weights_of(self, name: str, edge: int, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Selects one edge's state dict of an operation, as an operation with a single edge has it.
+        """Select the weights of an operation on one edge, as the state dict of an operation with a single edge.
 
         Args:
-            prefix: of this module's entries in `state`.
+            name: name of the operation.
+            edge: index of the edge among the outgoing edges.
+            prefix: prefix of this module's entries in `state`.
+            state: the state dict of the supernet.
         """
         before = f"{prefix}candidates.{name}."
         entries = {key.removeprefix(before): value for key, value in state.items() if key.startswith(before)}

@@ -1,4 +1,6 @@
-"""Self-attention between body parts, of all edges at once; its tensors are small, so few launches are what counts.
+"""Self-attention between body parts, for all edges at once.
+
+The tensors are small, so the number of kernel launches determines the speed.
 
 Shape letters: B images, E edges, C channels, M body parts, D body features; N = B·M vectors.
 """
@@ -15,8 +17,12 @@ from autoreid.layers.recompute import RecomputedFunction
 
 
 class _Steps(NamedTuple):
-    """What the steps of the attention gave: (E, N, D), but for the means of the parts (N, C) and the attention's
-    weights (E·B, M, M).
+    """The intermediate results, kept for the backward pass.
+
+    Attributes:
+        vectors: means of the parts, (N, C).
+        body, query, key, attended: (E, N, D).
+        weights: weights of the attention, (E·B, M, M).
     """
 
     vectors: Tensor
@@ -28,24 +34,24 @@ class _Steps(NamedTuple):
 
 
 class PartAttention(RecomputedFunction):
-    """What each part learns from all parts, through the fusion's weights for it.
+    """Lets each part attend to all parts, and projects the result with the weights of the fusion.
 
-    Inputs are x (B, C, H, W); weights and biases of body (E, D, C) and (E, D), of query and key (E, D, D) and (E, D)
-    each; and the fusion's weights (E, C, D). The output is (B, E·C, M).
+    The inputs are x (B, C, H, W); the weights and biases of body, (E, D, C) and (E, D), of query and of key, (E, D, D)
+    and (E, D) each; and the weights of the fusion, (E, C, D). The output is (B, E·C, M).
 
     Args:
-        pooling: (H·W, M) each pixel's share in the mean of each part.
+        pooling: (H·W, M), the weight of each pixel in the mean of each part.
     """
 
     def __init__(self, pooling: Tensor) -> None:
         self.pooling, self.parts = pooling, pooling.shape[1]
 
     def compute(self, *inputs: Tensor) -> Tensor:
-        """The output."""
+        """Return the output."""
         return self.compute_and_keep(*inputs)[0]
 
     def compute_and_keep(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output, and the steps that led to it."""
+        """Return the output and the intermediate results."""
         x, body_w, body_b, query_w, query_b, key_w, key_b, fuse_w = inputs
         pixels = x.flatten(2).transpose(1, 2)
         vectors = torch.bmm(self.pooling.t().expand(x.shape[0], -1, -1), pixels).flatten(0, 1)
@@ -61,7 +67,7 @@ class PartAttention(RecomputedFunction):
     def gradients(
         self, gradient: Tensor, kept: tuple[Tensor, ...], *inputs: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """In x and, if they are wanted, in the weights and biases."""
+        """Return the gradients of x and of the weights and biases; None for those that are not required."""
         x, body_w, _, query_w, _, key_w, _, fuse_w = inputs
         steps = _Steps(*kept)
         edges = len(body_w)
@@ -93,7 +99,7 @@ class PartAttention(RecomputedFunction):
         )
 
     def _through_softmax(self, of_attended: Tensor, steps: _Steps) -> Tensor:
-        """The gradients in query and key, (2, E, N, D)."""
+        """Return the gradients of query and key, (2, E, N, D)."""
         query, key, body = (self._by_image(x) for x in (steps.query, steps.key, steps.body))
         of_weights = torch.bmm(self._by_image(of_attended), body.transpose(1, 2))
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, steps.weights, 2, steps.weights.dtype)
@@ -103,10 +109,10 @@ class PartAttention(RecomputedFunction):
         return of_both
 
     def _by_image(self, vectors: Tensor) -> Tensor:
-        """(E, N, D) -> (E·B, M, D)."""
+        """Group the vectors (E, N, D) by image, (E·B, M, D)."""
         return vectors.view(-1, self.parts, vectors.shape[2])
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(E, N, D_in), (E, D_out, D_in) and (E, D_out) -> (E, N, D_out)."""
+    """Apply E linear layers: x (E, N, D_in), weight (E, D_out, D_in), bias (E, D_out) -> (E, N, D_out)."""
     return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))

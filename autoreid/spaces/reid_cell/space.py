@@ -22,12 +22,12 @@ from autoreid.spaces.reid_cell.supernet import ReidCellSupernet
 from autoreid.spaces.space import NOTHING, Choices, Sample, Space
 
 _KINDS = ("normal", "reduce")
-#: A candidate's entries among a supernet's weights.
+#: The names of the candidates' weights in a supernet's state dict.
 _CANDIDATE = re.compile(r"cells\.\d+\.fans\.\d+\.candidates\.")
 
 
 class ReidCellSpace(Space):
-    """What can be chosen (alphas of a normal and a reduction cell), and the supernet that mixes it."""
+    """The operations on the edges of a normal and a reduction cell, and the supernet of these cells."""
 
     genotype_type = CellGenotype
     network_type = DerivedNetwork
@@ -37,9 +37,10 @@ class ReidCellSpace(Space):
         self.settings = search.reid_cell
 
     def choices(self) -> dict[str, Choices]:
-        """A row for each edge, such as "node2_from_c_k-1"; all cells of a kind share their alphas.
+        """Return a group for each kind of cell, with a row for each edge, such as "node2_from_c_k-1".
 
-        With partial channels also, for each node, which of its inputs counts.
+        All cells of a kind share their alphas. With partial channels, each node has another group, whose columns are
+        its inputs.
         """
         inputs = ("c_k-2", "c_k-1", *(f"node{node}" for node in range(self.settings.nodes)))
         edges = tuple(
@@ -55,20 +56,21 @@ class ReidCellSpace(Space):
         return choices
 
     def watched(self) -> dict[str, tuple[str, ...]]:
-        """What a search that collapses puts its weight on (DARTS+, arXiv 1909.06035)."""
+        """Return the operations that dominate when a search collapses (DARTS+, arXiv 1909.06035)."""
         return {"skip_share": ("skip_connect",), "none_share": ("none",)}
 
     def build_supernet(self, num_identities: int) -> ReidCellSupernet:
-        """The supernet, with fresh weights from torch's generator."""
+        """Build the supernet, with random weights from torch's generator."""
         return ReidCellSupernet(self.search, self._plans(), num_identities)
 
     def genotype(self, probabilities: Mapping[str, Tensor]) -> CellGenotype:
-        """Reads out the strongest operations: on each edge the best but `none`, on each node its two best edges.
+        """Read the most probable operation other than `none` on each edge, and the two strongest edges of each node.
 
-        An edge is as strong as its operation is probable, times the edge's weight where edges have one.
+        The strength of an edge is the probability of its operation, times the weight of the edge with partial channels.
+        The first one wins a tie.
 
         Args:
-            probabilities: (E, O) per kind of cell, and of each node's inputs; equal ones are ranked by position.
+            probabilities: (E, O) for each kind of cell; with partial channels, also (1, inputs) for each node.
         """
         cells = {}
         for kind in _KINDS:
@@ -94,11 +96,11 @@ class ReidCellSpace(Space):
         return tuple(nodes)
 
     def random_genotype(self, rng: np.random.Generator) -> CellGenotype:
-        """Samples two different inputs for each node, and on each edge any of the search's operations but `none`."""
+        """Sample two different inputs for each node, and any operation of the search but `none` for each edge."""
         return random_genotype(rng, self.settings.nodes, self.settings.operations)
 
     def path(self, genotype: CellGenotype) -> Sample:
-        """Returns the operations of the chosen edges, and NOTHING for all other edges."""
+        """Return the columns of the operations on the chosen edges, and NOTHING for all other edges."""
         found = {}
         for kind, cell in genotype.cells():
             columns = [NOTHING] * count_edges(len(cell))
@@ -109,7 +111,7 @@ class ReidCellSpace(Space):
         return found
 
     def mutated(self, genotype: CellGenotype, rng: np.random.Generator) -> CellGenotype:
-        """Returns a genotype with another operation, or another input, of one edge."""
+        """Return a genotype in which one random edge has another operation or another input."""
         cells = {kind: [list(edges) for edges in cell] for kind, cell in genotype.cells()}
         cell = cells[_KINDS[int(rng.integers(2))]]
         node, place = int(rng.integers(len(cell))), int(rng.integers(2))
@@ -125,22 +127,22 @@ class ReidCellSpace(Space):
         return CellGenotype(normal=normal, reduce=reduce)
 
     def has_collapsed(self, genotype: CellGenotype) -> bool:
-        """Whether the normal cell has as many skips as the config allows (DARTS+ stops at two)."""
+        """Return whether the normal cell has at least `stop_at_skips` skip connections (DARTS+ stops at two)."""
         limit = self.settings.stop_at_skips
         return limit is not None and count_skips(genotype.normal) >= limit
 
     def inherited(self, weights: Mapping[str, Tensor], genotype: CellGenotype) -> dict[str, Tensor]:
-        """The chosen operations' entries in each cell, and all that stands on no edge.
+        """Select the weights of the chosen operations, and all weights that belong to no candidate.
 
         Raises:
-            DataError: the candidates have a part of the derived network's channels.
+            DataError: the search used partial channels, so the candidates have too few channels.
         """
         if self.settings.partial_channels > 1:
             raise DataError(
-                f"a search with search.reid_cell.partial_channels: {self.settings.partial_channels}, whose operations "
-                f"have fewer channels than the network's; train from other weights or from none"
+                f"search.reid_cell.partial_channels of the search is {self.settings.partial_channels}, so its "
+                f"operations have fewer channels than the network's; use other weights or none"
             )
-        with torch.device("meta"):  # for its structure alone
+        with torch.device("meta"):  # Only its structure is needed.
             supernet = self.build_supernet(1)
         found = {name: value for name, value in weights.items() if _CANDIDATE.match(name) is None}
         for index, plan in enumerate(self._plans()):

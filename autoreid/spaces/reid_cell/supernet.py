@@ -1,4 +1,4 @@
-"""The supernet of the `reid_cell` space: search cells in a row."""
+"""The supernet of the `reid_cell` space: a sequence of search cells."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from autoreid.spaces.space import Mixing, Sample, Supernet
 
 
 class ReidCellSupernet(Supernet):
-    """All networks of the space in one. The cells of a kind share their mixing weights (E, O).
+    """The supernet. All cells of a kind share their mixing weights (E, O).
 
-    With partial channels, each node also weighs its inputs, by weights (1, 2 + node).
+    With partial channels, each node also has weights for its inputs, (1, 2 + node).
     """
 
     def __init__(self, search: Search, plans: Sequence[CellPlan], num_identities: int) -> None:
@@ -48,7 +48,7 @@ class ReidCellSupernet(Supernet):
     def forward(
         self, images: Tensor, mixing: Mixing | None = None, sample: Sample | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeds images as `Supernet` says."""
+        """Embed images, as described in `Supernet`."""
         x0 = x1 = self.stem(images)
         recomputes = self.recomputes and torch.is_grad_enabled()
         for kind, cell in zip(self.kinds, self.cells, strict=True):
@@ -63,7 +63,7 @@ class ReidCellSupernet(Supernet):
     def _of_kind(
         self, kind: str, mixing: Mixing | None, sample: Sample | None
     ) -> tuple[Tensor | None, Tensor | None, Sequence[int] | None]:
-        """What a kind of cell takes: its mixing weights, those of its edges, and its sampled columns."""
+        """Return the inputs of a kind of cell: its mixing weights, its edge weights, and its sampled columns."""
         columns = None if sample is None else sample[kind]
         if mixing is None:
             return None, None, columns
@@ -71,5 +71,5 @@ class ReidCellSupernet(Supernet):
         return mixing[kind], of_edges, columns
 
     def head(self) -> list[nn.Module]:
-        """Returns the neck."""
+        """Return the neck."""
         return [self.neck]

@@ -1,4 +1,4 @@
-"""What is asked of Slurm: time limits, defaults and who wins, and refusals that name the culprit."""
+"""Options of jobs: time limits, precedence of defaults, and errors that name the option and its origin."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoreid.errors import ConfigError
-from autoreid.slurm.request import add_options, parse_seconds, read_request
+from autoreid.slurm.job_options import add_options, parse_seconds, read_job_options
 
 
-def request_of(*line):
+def parse(*line):
     parser = argparse.ArgumentParser()
     add_options(parser)
-    return read_request(vars(parser.parse_args(line)))
+    return read_job_options(vars(parser.parse_args(line)))
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,12 @@ def test_time_limits_as_sbatch_reads_them(days, hours, minutes, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "1h", "1-", "-5", "1:2:3:4", "1-2:3:4:5", "0", "00:00:00"])
-def test_other_time_limits_are_refused(text):
+def test_invalid_time_limits_are_rejected(text):
     with pytest.raises(ConfigError, match="command line: --time"):
-        request_of("--time", text)
+        parse("--time", text)
 
 
-def test_the_command_line_wins_over_the_environment_and_that_over_the_file(monkeypatch, tmp_path):
+def test_the_command_line_overrides_the_environment_which_overrides_the_file(monkeypatch, tmp_path):
     file = tmp_path / "autoreid" / "slurm.yaml"
     file.parent.mkdir()
     file.write_text(
@@ -48,23 +48,23 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(monke
     )
     monkeypatch.setenv("AUTOREID_SLURM_PARTITION", "of_environment")
     monkeypatch.setenv("AUTOREID_SLURM_NODES", "3")
-    request = request_of("--nodes", "4", "--slurm", "y=2", "--slurm", "z=3=4")
-    assert (request.nodes, request.partition, request.account) == (4, "of_environment", "of_file")
-    assert request.seconds == 12 * 3600
-    assert request.setup == ("module load a",)
-    assert request.slurm == {"x": "1", "y": "2", "z": "3=4"}
+    options = parse("--nodes", "4", "--slurm", "y=2", "--slurm", "z=3=4")
+    assert (options.nodes, options.partition, options.account) == (4, "of_environment", "of_file")
+    assert options.seconds == 12 * 3600
+    assert options.setup == ("module load a",)
+    assert options.slurm == {"x": "1", "y": "2", "z": "3=4"}
 
 
-def test_a_wrong_default_names_where_it_is_from(monkeypatch, tmp_path):
+def test_the_error_of_a_wrong_default_names_its_origin(monkeypatch, tmp_path):
     monkeypatch.setenv("AUTOREID_SLURM_GPUS", "many")
     with pytest.raises(ConfigError, match="environment: gpus = 'many'"):
-        request_of()
+        parse()
     monkeypatch.delenv("AUTOREID_SLURM_GPUS")
     file = tmp_path / "autoreid" / "slurm.yaml"
     file.parent.mkdir()
     file.write_text("partitoin: gpu\n")
     with pytest.raises(ConfigError, match=r"slurm\.yaml: partitoin"):
-        request_of()
+        parse()
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,13 @@ def test_a_wrong_default_names_where_it_is_from(monkeypatch, tmp_path):
         (["--nodes", "0"], "--nodes = '0'"),
         (["--mem", "4 GB"], "--mem = '4 GB'"),
         (["--slurm", "hint"], "--slurm hint: expected key=value"),
-        (["--gpus", "2", "--tasks", "4"], "--tasks: there is a task for each GPU"),
+        (["--gpus", "2", "--tasks", "4"], "--tasks: only allowed with --gpus 0"),
         (["--time", "2", "--signal-lead", "120"], "--signal-lead 120: must be less"),
     ],
 )
-def test_wrong_requests_are_refused(line, message):
+def test_wrong_options_are_rejected(line, message):
     with pytest.raises(ConfigError, match=message):
-        request_of(*line)
+        parse(*line)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_wrong_requests_are_refused(line, message):
         (["--gpus", "0"], 1),
     ],
 )
-def test_there_is_a_rank_for_each_gpu_or_task(line, ranks):
-    assert request_of(*line).ranks == ranks
+def test_there_is_one_rank_for_each_gpu_or_slurm_task(line, ranks):
+    assert parse(*line).ranks == ranks
 
 
 @pytest.mark.parametrize(("time", "lead"), [("1", 20), ("4", 60), ("10", 150), ("1-00:00:00", 180)])
-def test_short_jobs_are_told_to_stop_late_enough_to_have_worked(time, lead):
-    assert request_of("--time", time).lead_seconds == lead
+def test_the_stop_signal_of_short_jobs_leaves_time_to_compute(time, lead):
+    assert parse("--time", time).lead_seconds == lead

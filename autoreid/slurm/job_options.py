@@ -1,4 +1,4 @@
-"""What a job asks of Slurm: options known from sbatch, with defaults from the user's file and environment."""
+"""Options of a job, named as sbatch's, with defaults from the environment and the user's file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from autoreid.errors import ConfigError
 
-#: Prefix of environment variables that give defaults, such as AUTOREID_SLURM_PARTITION.
+#: Prefix of the environment variables with defaults, such as AUTOREID_SLURM_PARTITION.
 PREFIX = "AUTOREID_SLURM_"
 
 _TIMES = (
@@ -27,23 +27,23 @@ _IN_SECONDS = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
 Count = Annotated[int, Field(ge=1)]
 
 
-class JobRequest(BaseModel):
-    """One job: what each field says goes to sbatch; what is not given is left to the cluster."""
+class JobOptions(BaseModel):
+    """The options of a job; sbatch gets only the options that are set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     nodes: Count = 1
-    """Nodes."""
+    """Number of nodes."""
     gpus: Annotated[int, Field(ge=0)] = 1
-    """GPUs a node, with a task for each; 0 runs on CPUs over gloo."""
+    """GPUs per node, with one Slurm task for each; 0 computes on CPUs."""
     tasks: Count | None = None
-    """Tasks a node, where there is no GPU to count them by."""
+    """Slurm tasks per node; only with --gpus 0."""
     cpus_per_task: Count = 4
-    """CPU cores a task: its own thread and its loader processes."""
+    """CPU cores per Slurm task, for its main process and its data loader workers."""
     mem: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = None
-    """Memory a node, such as 64G."""
+    """Memory per node, such as 64G."""
     time: str | None = None
-    """Time limit: minutes or [D-]HH:MM:SS; the job is requeued when it comes to it."""
+    """Time limit, in minutes or as [D-]HH:MM:SS; a job that reaches it is requeued and resumes."""
     partition: str | None = None
     """Partition."""
     account: str | None = None
@@ -51,66 +51,69 @@ class JobRequest(BaseModel):
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
-    """Features that nodes must have."""
+    """Features that the nodes must have."""
     nodelist: str | None = None
     """Nodes to use."""
     exclude: str | None = None
-    """Nodes not to use."""
+    """Nodes to exclude."""
     gres: str | None = None
-    """Generic resources, such as gpu:a100:8, in place of plain GPUs a node."""
+    """Generic resources per node, such as gpu:a100:8; replaces the plain number of GPUs."""
     array_limit: Count | None = None
-    """How many elements of an array run at a time."""
+    """Maximum number of array tasks that run at the same time."""
     dependency: str | None = None
-    """What to wait for, such as afterok:1234."""
+    """Jobs to wait for, such as afterok:1234."""
     comment: str | None = None
-    """Comment."""
+    """Comment stored with the job."""
     mail_user: str | None = None
-    """Whom to write to."""
+    """Address for Slurm's e-mails."""
     mail_type: str | None = None
-    """When to write, such as END,FAIL."""
+    """Events that send an e-mail, such as END,FAIL."""
     setup: tuple[str, ...] = ()
-    """Shell lines to run before the tasks, such as 'module load cuda'; may stand several times."""
+    """Shell command to run before srun, such as 'module load cuda'; can be repeated."""
     python: str | None = None
-    """Interpreter, or container prefix and interpreter, of the tasks; default: the one that submits."""
+    """Python interpreter of the job, with its container command if it needs one (default: this interpreter)."""
     slurm: dict[str, str] = {}
-    """Any other option of sbatch as key=value; may stand several times."""
+    """Any other option of sbatch, as key=value; can be repeated."""
     signal_lead: Count | None = None
-    """Seconds before the time limit at which the job is told to stop; must exceed its longest step."""
+    """Seconds between the stop signal and the time limit; must be longer than the longest step."""
     max_restarts: Annotated[int, Field(ge=0)] = 100
-    """How often the job may come back."""
+    """Maximum number of times that the job is requeued."""
 
     @field_validator("time")
     @classmethod
     def _check_time(cls, value: str | None) -> str | None:
         if value is not None and not parse_seconds(value):
-            raise ValueError("expected minutes, HH:MM:SS or D-HH:MM:SS, and more than none")
+            raise ValueError("expected minutes, HH:MM:SS or D-HH:MM:SS, and more than 0 seconds")
         return value
 
     @property
     def tasks_per_node(self) -> int:
-        """One for each GPU; without GPUs as many as asked for."""
+        """Slurm tasks per node: the number of GPUs, or `tasks` (by default 1) without GPUs."""
         return self.gpus or self.tasks or 1
 
     @property
     def ranks(self) -> int:
-        """Tasks on all nodes."""
+        """The number of ranks, which is the number of Slurm tasks on all nodes."""
         return self.nodes * self.tasks_per_node
 
     @property
     def seconds(self) -> int | None:
-        """The time limit."""
+        """The time limit in seconds, or None."""
         return None if self.time is None else parse_seconds(self.time)
 
     @property
     def lead_seconds(self) -> int:
-        """How long before its limit the job is told to stop: a quarter of it, within 20 to 180 seconds."""
+        """Seconds between the stop signal and the time limit.
+
+        By default a quarter of the time limit, but at least 20 and at most 180 seconds.
+        """
         if self.signal_lead is not None:
             return self.signal_lead
         return 180 if self.seconds is None else max(20, min(180, self.seconds // 4))
 
 
 def parse_seconds(text: str) -> int:
-    """Seconds of a time limit as sbatch writes it; 0 if it is none."""
+    """Return the seconds of a time limit in sbatch's notation, or 0 if `text` is not a time limit."""
     for pattern in _TIMES:
         match = pattern.fullmatch(text)
         if match:
@@ -120,39 +123,40 @@ def parse_seconds(text: str) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Gives a parser an option for each field; what the user does not type is absent from the result."""
+    """Add an option for each field of `JobOptions` to a parser; options that are not given stay absent."""
     group = parser.add_argument_group(
         "Slurm",
-        f"defaults: environment variables such as {PREFIX}PARTITION, then the file {defaults_file()} (YAML)",
+        f"Defaults come from environment variables such as {PREFIX}PARTITION, then from {defaults_file()} (YAML).",
     )
-    for name, field in JobRequest.model_fields.items():
+    for name, field in JobOptions.model_fields.items():
         option = "--" + name.replace("_", "-")
-        default = "" if field.default in (None, (), {}) else f" (default {field.default})"
-        settings: dict[str, Any] = {"help": f"{field.description}{default}", "default": argparse.SUPPRESS}
+        default = "" if field.default in (None, (), {}) else f" (default: {field.default})"
+        description = (field.description or "").removesuffix(".")
+        settings: dict[str, Any] = {"help": f"{description}{default}", "default": argparse.SUPPRESS}
         if name in ("setup", "slurm"):
             settings["action"] = "append"
         group.add_argument(option, metavar="KEY=VALUE" if name == "slurm" else name.upper(), **settings)
 
 
 def defaults_file() -> Path:
-    """The user's defaults."""
+    """Return the path of the user's file with defaults."""
     folder = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
     return Path(folder) / "autoreid" / "slurm.yaml"
 
 
-def read_request(options: Mapping[str, Any]) -> JobRequest:
-    """The request of a command line, over the environment, over the user's file.
+def read_job_options(options: Mapping[str, Any]) -> JobOptions:
+    """Merge the job options of the command line, the environment and the user's file, in this order of precedence.
 
     Args:
-        options: parsed by a parser of `add_options`; keys that are not fields are ignored.
+        options: what a parser with `add_options` returned; keys that are not job options are ignored.
 
     Raises:
-        ConfigError: a value is wrong; names where it is from.
+        ConfigError: a value is wrong; the message says where it comes from.
     """
     layers = {
         str(defaults_file()): _from_file(defaults_file()),
         "environment": _from_environment(),
-        "command line": {name: options[name] for name in JobRequest.model_fields if name in options},
+        "command line": {name: options[name] for name in JobOptions.model_fields if name in options},
     }
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -162,7 +166,7 @@ def read_request(options: Mapping[str, Any]) -> JobRequest:
             merged[name] = {**merged.get(name, {}), **value} if name == "slurm" else value
             origin[name] = where
     try:
-        request = JobRequest.model_validate(merged)
+        job_options = JobOptions.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "job"
@@ -171,36 +175,38 @@ def read_request(options: Mapping[str, Any]) -> JobRequest:
         raise ConfigError(
             f"{origin.get(name, 'command line')}: {option} = {first['input']!r}: {message}"
         ) from error
-    return _checked(request)
+    _check_combination(job_options)
+    return job_options
 
 
-def _checked(request: JobRequest) -> JobRequest:
-    if request.gpus and request.tasks:
-        raise ConfigError("command line: --tasks: there is a task for each GPU; give it with --gpus 0 only")
-    if request.seconds is not None and request.lead_seconds >= request.seconds:
+def _check_combination(options: JobOptions) -> None:
+    if options.gpus and options.tasks:
         raise ConfigError(
-            f"command line: --signal-lead {request.lead_seconds}: must be less than the time limit of "
-            f"{request.seconds} s"
+            "command line: --tasks: only allowed with --gpus 0; with GPUs there is one Slurm task for each GPU"
         )
-    return request
+    if options.seconds is not None and options.lead_seconds >= options.seconds:
+        raise ConfigError(
+            f"command line: --signal-lead {options.lead_seconds}: must be less than the time limit of "
+            f"{options.seconds} s"
+        )
 
 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        # All values are text: to YAML 12:00:00 is the number 43200.
+        # BaseLoader keeps all values as text: YAML 1.1 reads 12:00:00 as the number 43200.
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot read the defaults: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected lines such as 'partition: gpu'")
+        raise ConfigError(f"{path}: expected a mapping, with lines such as 'partition: gpu'")
     return content
 
 
 def _from_environment() -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name in JobRequest.model_fields:
+    for name in JobOptions.model_fields:
         value = os.environ.get(PREFIX + name.upper())
         if value:
             values[name] = value.split(";") if name in ("setup", "slurm") else value
@@ -208,7 +214,7 @@ def _from_environment() -> dict[str, Any]:
 
 
 def _as_mapping(value: Any, where: str) -> dict[str, str]:
-    """Options given as key=value, or as a mapping in the file."""
+    """Return the options of --slurm as a mapping, from key=value pairs or from the file's mapping."""
     if isinstance(value, Mapping):
         return {str(key): str(item) for key, item in value.items()}
     pairs = [str(item).partition("=") for item in value]
