@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -70,6 +70,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_options(parser)
+    options = parser.parse_intermixed_args(arguments)
+    check_options(options)
+    return options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a study to a parser."""
     add = parser.add_argument
     add("--search", type=Path, required=True, metavar="FILE", help="recipe of the searches")
     add("--train", type=Path, required=True, metavar="FILE", help="recipe that trains the networks")
@@ -90,11 +98,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="values that replace those of the training's recipe",
     )
     add("overrides", nargs="*", metavar="section.key=value", help="values that replace the search recipe's")
-    options = parser.parse_intermixed_args(arguments)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ConfigError if a number of networks is out of range."""
     for name in ("searches", "random"):
         if getattr(options, name) < 1:
             raise ConfigError(f"command line: --{name} {getattr(options, name)}: must be at least 1")
-    return options
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,24 @@ class Study:
         """Return what a finished search has found."""
         return read_found(self.run_folder(name).root)
 
+    @property
+    def trial_names(self) -> list[str]:
+        """The names of all trainings."""
+        found, random = range(len(self.searches)), range(self.num_random)
+        return [*(f"found{number}" for number in found), *(f"random{number}" for number in random)]
+
+    def trials(self, names: Collection[str]) -> dict[str, Trial]:
+        """Return the trainings with these names, except those whose search has not finished."""
+        searches = list(self.searches)
+        trials: dict[str, Trial] = {}
+        for place, name in enumerate(self.trial_names):
+            number = place if place < len(searches) else place - len(searches)
+            search = searches[number % len(searches)]
+            if name in names and self.is_finished(search):
+                is_found = place < len(searches)
+                trials[name] = self.found_trial(number, search) if is_found else self.random_trial(number)
+        return trials
+
     def found_trial(self, number: int, name: str) -> Trial:
         """Return the training of a found network."""
         return self._trial(self.found(name).genotype, number)
@@ -151,18 +179,23 @@ class Study:
         return float(json.loads(self.run_folder(name).result.read_bytes())["seconds"])
 
 
+def search_overrides(folder: Path, seed: int) -> list[str]:
+    """Return the overrides that make a search that of a study."""
+    own = [f"seed={seed}", f"task_name=search{seed}", f"output_dir={folder / 'runs'}"]
+    return [*own, f"genotype_dir={folder / 'genotypes'}"]
+
+
 def read_study(options: argparse.Namespace) -> Study:
-    """Read the recipes, and check everything that can be checked before the first search.
+    """Read the recipes, and check that they agree with what the folder has.
 
     Raises:
-        ConfigError, DataError: errors that any search or training would raise at its start.
+        ConfigError: a recipe is wrong, or the folder belongs to another study.
     """
     folder: Path = options.output
-    searches = {}
-    for seed in range(options.searches):
-        own = [f"seed={seed}", f"task_name=search{seed}", f"output_dir={folder / 'runs'}"]
-        own += [f"genotype_dir={folder / 'genotypes'}"]
-        searches[f"search{seed}"] = load_config(options.search, [*options.overrides, *own])
+    searches = {
+        f"search{seed}": load_config(options.search, [*options.overrides, *search_overrides(folder, seed)])
+        for seed in range(options.searches)
+    }
     recipe = load_config(options.train, options.train_set)
     if searches["search0"].task != "search":
         raise ConfigError(
@@ -175,13 +208,22 @@ def read_study(options: argparse.Namespace) -> Study:
             study.run_folder(name).check_claim(config, MAY_DIFFER)
         except ConfigError as error:
             raise ConfigError(f"--output {folder}: the study there has other searches: {error}") from error
+    return study
+
+
+def check_trainings(study: Study) -> None:
+    """Check data and networks of the trainings; synthetic people that do not exist are generated first.
+
+    Raises:
+        ConfigError, DataError: errors that any training would raise at its start.
+    """
+    recipe = study.recipe
     generate_people(recipe.data)
     # One network need not have every operation.
     for example in islice(study.examples(), _CHECKED):
         network = build_model("derived", 1, **example.config.model.options)
         check_input_size(network, recipe.data.height, recipe.data.width)
     build_training_data(recipe, World(0, 1, 0, torch.device("cpu")))
-    return study
 
 
 def plan(study: Study) -> str:
@@ -193,14 +235,8 @@ def plan(study: Study) -> str:
         per_training = trial_seconds(next(study.examples()), world)
     finished = {name for name in study.searches if study.is_finished(name)}
     names, known = list(study.searches), TrialFile(study.folder).read()
-    trials = [study.found_trial(number, name) for number, name in enumerate(names) if name in finished]
-    trials += [
-        study.random_trial(number)
-        for number in range(study.num_random)
-        if names[number % len(names)] in finished
-    ]
-    trained = sum(trial.key in known for trial in trials)
-    count = len(names) + study.num_random
+    trained = sum(trial.key in known for trial in study.trials(study.trial_names).values())
+    count = len(study.trial_names)
     left = per_search * (len(names) - len(finished)) + per_training * (count - trained)
     return "\n".join(
         [
@@ -240,18 +276,26 @@ def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
 
 def do_trainings(study: Study, stop: StopSignal) -> dict[str, dict[str, Any]] | None:
     """Train the found and the random networks; return the results by name, or None if a stop signal has arrived."""
-    trials = {f"found{number}": study.found_trial(number, name) for number, name in enumerate(study.searches)}
-    trials |= {f"random{number}": study.random_trial(number) for number in range(study.num_random)}
+    trials = study.trials(study.trial_names)
     with single_process(study.recipe.distributed, "a study") as world:
         results = TrialRunner.open(study.folder, study.recipe, world, stop).run(trials)
     return None if results is None else dict(zip(trials, results, strict=True))
 
 
 def write_results(study: Study, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write study.json and study.png, and return the content of the former."""
-    found = {name: results[f"found{number}"] for number, name in enumerate(study.searches)}
-    random = {f"random{number}": results[f"random{number}"] for number in range(study.num_random)}
-    content = compare(found, random, {name: study.search_seconds(name) for name in study.searches})
+    """Write study.json and study.png, and return the content of the former.
+
+    Args:
+        results: by name of the training; study.json lists the trainings without a result as missing.
+    """
+    found = {
+        name: results[f"found{number}"]
+        for number, name in enumerate(study.searches)
+        if f"found{number}" in results
+    }
+    random = {name: result for name, result in results.items() if name.startswith("random")}
+    content = compare(found, random, {name: study.search_seconds(name) for name in found})
+    content["missing"] = [name for name in study.trial_names if name not in results]
     picture = io.BytesIO()
     samples = {"found": points(found.values()), "random": points(random.values())}
     if all(samples.values()):
@@ -270,6 +314,7 @@ def write_results(study: Study, results: Mapping[str, dict[str, Any]]) -> dict[s
 def run(options: argparse.Namespace) -> None:
     """Plan or conduct a study."""
     study = read_study(options)
+    check_trainings(study)
     if options.plan:
         print(plan(study))
         return
