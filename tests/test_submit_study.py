@@ -218,7 +218,7 @@ def test_an_error_is_recorded_so_that_the_share_is_not_requeued(searched):
 @pytest.mark.slow
 def test_local_gives_what_one_process_gives(whole, tmp_path):
     folder = tmp_path / "folder"
-    done = submit(folder, *line_of(folder), "--gpus", "0", "--trainings-at-once", "2", "--local", here=False)
+    done = submit(folder, *line_of(folder), "--gpus", "0", "--local", here=False)
     assert done.returncode == 0, done.stderr
     assert content_of(folder) == content_of(whole)
     assert (folder / "study/study.png").read_bytes() == (whole / "study/study.png").read_bytes()
