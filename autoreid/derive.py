@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "source",
         type=Path,
-        help="a genotype's JSON file, the run folder of a finished search, or the folder of a tournament",
+        help="JSON file of a genotype, run folder of a finished search, or folder of a tournament",
     )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="recipe for training the network"
@@ -53,8 +53,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--random",
         type=int,
         metavar="SEED",
-        help="take a random genotype of about the same size instead; if the source is a run folder, one with the "
-        "operations of that search",
+        help="use a random genotype of about the same size instead, with the operations of the search if the source is "
+        "a run folder",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="values that override the recipe's"

@@ -55,7 +55,7 @@ examples:
 Runs S searches with the seeds 0 to S-1, trains each found network once, and R random networks of the same sizes and
 operations. The folder gets study.json, study.png, trials.jsonl, and the run folders of the searches. The same command
 resumes, and more searches or random networks are added to those that are there. Several processes with the same
---output share the work.
+--output share the work. A job array does so with --worker; the command without it then writes the results.
 """
 
 #: Number of random networks that are built before the first search, because some options do not fit all of them.
@@ -71,24 +71,30 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
+    add = parser.add_argument
+    add(
+        "--plan",
+        action="store_true",
+        help="time a step of a search and of a training, and print the total cost",
+    )
+    add(
+        "--worker",
+        action="store_true",
+        help="only do what no other process is doing, and leave without results as soon as there is nothing left",
+    )
     options = parser.parse_intermixed_args(arguments)
     check_options(options)
     return options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a study to a parser."""
+    """Add the options that say what a study consists of to a parser."""
     add = parser.add_argument
     add("--search", type=Path, required=True, metavar="FILE", help="recipe of the searches")
     add("--train", type=Path, required=True, metavar="FILE", help="recipe that trains the networks")
     add("--searches", type=int, required=True, metavar="S", help="number of searches")
     add("--random", type=int, required=True, metavar="R", help="number of random networks")
     add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the study")
-    add(
-        "--plan",
-        action="store_true",
-        help="time a step of a search and of a training, and print the total cost",
-    )
     add(
         "--train-set",
         nargs="+",
@@ -252,7 +258,7 @@ def _duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def do_searches(study: Study, stop: StopSignal) -> bool:
+def do_searches(study: Study, stop: StopSignal, wait: bool) -> bool:
     """Run the searches that are not finished; return whether all are."""
     first = next(iter(study.searches.values()))
     with single_process(first.distributed, "a study") as world:
@@ -260,7 +266,7 @@ def do_searches(study: Study, stop: StopSignal) -> bool:
             Unit(name, partial(study.is_finished, name), partial(_search, study, name, world, stop))
             for name in study.searches
         ]
-        return share_units(units, study.folder / "locks", stop)
+        return share_units(units, study.folder / "locks", stop, wait)
 
 
 def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
@@ -274,11 +280,11 @@ def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
         _log.info("%s: %.0f s", place, study.search_seconds(name))
 
 
-def do_trainings(study: Study, stop: StopSignal) -> dict[str, dict[str, Any]] | None:
-    """Train the found and the random networks; return the results by name, or None if a stop signal has arrived."""
+def do_trainings(study: Study, stop: StopSignal, wait: bool) -> dict[str, dict[str, Any]] | None:
+    """Train the found and the random networks; return the results by name, or None if some of them are missing."""
     trials = study.trials(study.trial_names)
     with single_process(study.recipe.distributed, "a study") as world:
-        results = TrialRunner.open(study.folder, study.recipe, world, stop).run(trials)
+        results = TrialRunner.open(study.folder, study.recipe, world, stop, wait).run(trials)
     return None if results is None else dict(zip(trials, results, strict=True))
 
 
@@ -321,9 +327,11 @@ def run(options: argparse.Namespace) -> None:
     make_folder(study.folder, "choose another --output")
     with StopSignal() as stop:
         start_logging(study.folder / "logs", 0)
-        results = do_trainings(study, stop) if do_searches(study, stop) else None
-    if results is None:
+        wait = not options.worker
+        results = do_trainings(study, stop, wait) if do_searches(study, stop, wait) else None
+    if stop.received and results is None:
         print(f"stopped by {stop.received}; to resume, repeat the same command", file=sys.stderr)
+    if options.worker or results is None:
         return
     print(as_table(write_results(study, results)))
     print(f"{study.folder}: study.json and study.png")

@@ -113,7 +113,7 @@ def read_entries(sources: Sequence[Path]) -> dict[str, Found]:
 
 
 def add_random(entries: Mapping[str, Found], count: int, seed: int, recipe: Config) -> dict[str, Genotype]:
-    """Return the genotypes of all entries, and random ones whose networks have the sizes of the entries in turn."""
+    """Return the genotypes of all entries, and random ones that have the sizes of the entries in turn."""
     genotypes = {name: found.genotype for name, found in entries.items()}
     originals = list(entries.values())
     for number in range(count):

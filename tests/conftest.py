@@ -25,7 +25,18 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
 
 #: The slowest modules, which run first, in this order. A module runs in one process: if a slow one ran last, the other
 #: processes would be idle. Modules with a Slurm cluster mostly wait, so others can run at the same time.
-LONGEST = ("slurm_faults", "slurm", "readme", "gpu_check", "compile", "resume", "submit", "memory", "train")
+LONGEST = (
+    "slurm_faults",
+    "slurm",
+    "readme",
+    "gpu_check",
+    "compile",
+    "resume",
+    "submit",
+    "memory",
+    "train",
+    "study",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -115,7 +115,7 @@ def run(command: list[str], folder: Path, outside: Mapping[str, str] = os.enviro
 
 
 def the_command(beginning: str, ending: str = "") -> list[str]:
-    """The only command that begins and ends so, which counts as run."""
+    """Return the only command with this beginning and ending, and record it as run."""
     (command,) = [
         command for command in COMMANDS if command.startswith(beginning) and command.endswith(ending)
     ]

@@ -21,6 +21,7 @@ from autoreid.spaces import Genotype, build_model
 from autoreid.training.task import TrainTask
 from autoreid.trials.alone import single_process
 from autoreid.trials.comparison import as_table, compare
+from autoreid.trials.shared_units import claim
 from tests.helpers.ranks import forkserver
 from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 
@@ -151,6 +152,22 @@ def test_two_processes_share_a_study(whole, tmp_path):
     assert content_of(folder) == content_of(whole)
 
 
+def test_a_worker_does_not_wait_and_writes_no_results(whole, tmp_path):
+    folder = tmp_path / "folder"
+    locks = folder / "study/locks"
+    locks.mkdir(parents=True)
+    with claim(locks / "search0.lock"):
+        assert call(folder, "--worker") == 0
+    assert not (folder / "study/runs/search0").exists()
+    assert (folder / "study/runs/search1/result.json").exists()
+    assert not (folder / "study/trials.jsonl").exists(), "trained before all searches were finished"
+    assert call(folder, "--worker") == 0
+    assert len(trial_lines(folder)) == 4
+    assert not (folder / "study/study.json").exists()
+    assert call(folder) == 0
+    assert content_of(folder) == content_of(whole)
+
+
 def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path, capsys):
     folder = tmp_path / "folder"
     assert call(folder, "--plan", searches=3, random=8) == 0
@@ -170,7 +187,7 @@ def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path,
         (["task=train"], "expected task: search"),
         (
             ["--train-set", "model.name=resnet50", "model.options={}"],
-            "expected task: train and model.name: derived",
+            "must have task: train and model.name: derived",
         ),
         (["--train-set", "model.options.chanels=3"], "chanels"),
         (["--train-set", "model.options.parts=33"], "too small for the network"),

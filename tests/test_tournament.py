@@ -149,7 +149,7 @@ def test_a_tournament_whose_trainings_all_diverge_has_no_winner(tmp_path, runs, 
     ("sources", "more", "message"),
     [
         (["runs/search0"], ["evaluation.split=test"], "networks must not be chosen by the test images"),
-        (["runs/search0"], ["task=search"], "expected task: train and model.name: derived"),
+        (["runs/search0"], ["task=search"], "must have task: train and model.name: derived"),
         (["runs/search0"], ["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["runs/search0"], ["--random", "-1"], "--random -1: must be at least 0"),
         (["nowhere.json"], [], "nowhere.json: cannot read the genotype"),

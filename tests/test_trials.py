@@ -8,9 +8,11 @@ import numpy as np
 from autoreid.distributed import StopSignal
 from autoreid.recipes import load_config
 from autoreid.spaces.reid_cell.genotype import random_genotype
+from autoreid.trials.runner import TrialRunner
 from autoreid.trials.shared_units import Unit, claim, share_units
 from autoreid.trials.trial import make_trial
 from autoreid.trials.trial_file import TrialFile
+from tests.helpers.ranks import ALONE
 from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 
 GENOTYPE = random_genotype(np.random.default_rng(0), nodes=2)
@@ -102,6 +104,14 @@ def test_a_unit_that_another_process_works_on_is_waited_for(tmp_path):
     assert done == ["a", "c", "b"]
     assert share_units(units, tmp_path, StopSignal())
     assert len(done) == 3
+
+
+def test_loader_processes_end_with_their_trial(tmp_path):
+    trials = {str(seed): trial_of(tmp_path, seed=seed, epochs=1, data__workers=1) for seed in range(2)}
+    runner = TrialRunner.open(tmp_path, trials["0"].config, ALONE, StopSignal())
+    results = runner.run(trials)
+    assert [result["seed"] for result in results] == [0, 1]
+    assert multiprocessing.active_children() == []
 
 
 def test_a_stop_signal_ends_the_work(tmp_path):

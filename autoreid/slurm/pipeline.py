@@ -1,4 +1,4 @@
-"""Submit the whole pipeline as dependent jobs: searches (an array), tournament, derive, train, evaluate."""
+"""Submit the whole pipeline as dependent jobs: searches (one per array task), a tournament, derive, train, evaluate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from autoreid.config import Config
 from autoreid.data.datasets import read_folder
 from autoreid.distributed import World
-from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
 from autoreid.models import check_input_size
 from autoreid.recipes import load_config
@@ -30,6 +29,7 @@ from autoreid.slurm.submit import (
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.spaces import build_model
 from autoreid.train import build_task
+from autoreid.trials.trial import require_derived
 
 _EXAMPLES = """\
   python jobs/submit_pipeline.py --gpus 8 --seeds 0 1 2 --config configs/darts_triplet.yaml \\
@@ -94,16 +94,11 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
         ),
     ]
     if len(folders) > 1:
-        competition = [
-            *folders,
-            "--config",
-            str(options.train_config.absolute()),
-            "--output",
-            str(tournament),
-        ]
-        competition += [*options.train, *held_out_overrides(recipe, searches[0].config), *device]
-        command = PackageCommand("tournament", competition, here)
-        # A seed that failed does not hold up the others.
+        arguments = [*folders, "--config", str(options.train_config.absolute()), "--output", str(tournament)]
+        held_out = [*options.train, *held_out_overrides(recipe, searches[0].config)]
+        load_config(options.train_config, held_out)  # raises now what the tournament would
+        command = PackageCommand("tournament", [*arguments, *held_out, *device], here)
+        # afterany: the pipeline continues if the search of one seed fails.
         stages.insert(1, Stage("tournament", [command], single, tournament / "slurm", (), "afterany"))
     if options.data:
         evaluation = run.with_name(f"{name}_evaluation")
@@ -127,10 +122,7 @@ def held_out_overrides(recipe: Config, search: Config) -> list[str]:
 
 def _check_training(recipe: Config, search: Config, path: Path) -> None:
     """Raise the errors of training a found network, with the genotype of the untrained supernet."""
-    if recipe.task != "train" or recipe.model.name != "derived":
-        raise ConfigError(
-            f"{path}: expected task = train and model.name = derived, as in configs/retrain.yaml"
-        )
+    require_derived(recipe, path)
     alone = World(0, 1, 0, torch.device("cpu"))
     task = build_task(search, alone)[1]
     assert isinstance(task, SearchTask)  # noqa: S101 (plan_run has checked it)
@@ -160,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         nargs="+",
         metavar="SEED",
-        help="run one search for each seed, as a job array; a tournament chooses the best",
+        help="run one search for each seed, as a job array; a tournament chooses one",
     )
     add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
     add("--name", help="task name of the training (default: the task name of the search, with _found)")

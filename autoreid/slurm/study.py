@@ -135,6 +135,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_options(parser)
     parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="time a step of a search and of a training on this machine, and print the total cost",
+    )
+    parser.add_argument(
         "--trainings-at-once",
         type=int,
         metavar="N",

@@ -82,14 +82,16 @@ def run_share(study: Study, share: int, shares: int) -> None:
         start_logging(folder.logs, world.rank)
         try:
             trials = study.trials(share_names(study, share, shares))
-            runner = TrialRunner.open(study.folder, study.recipe, world, stop)
+            # Without waiting: what another process is running is that process's to finish, however long it takes.
+            runner = TrialRunner.open(study.folder, study.recipe, world, stop, wait=False)
             record(folder.root, "started", runner.steps_done(trials.values()))
             progress = ShareProgress(folder, study, trials)
             progress.write()
             _log.info("share %d of %d: %s", share + 1, shares, ", ".join(trials) or "no trainings")
-            finished = runner.run(trials, progress.write) is not None
+            results = runner.run(trials, progress.write)
+            stopped = results is None and stop.received
             steps = runner.steps_done(trials.values())
-            record(folder.root, "finished" if finished else "stopped", steps, stop.received or "")
+            record(folder.root, "stopped" if stopped else "finished", steps, stopped or "")
         except AutoreidError as error:
             with suppress(RunError):  # the disk may be full
                 record(folder.root, "failed", reason=str(error))

@@ -161,8 +161,8 @@ def in_words(study: Mapping[str, Any]) -> list[str]:
 def difference_in_words(values: Mapping[str, Any]) -> str:
     """Return the difference of the means in words."""
     error = values["standard_error"]
-    shown = "" if error is None else f" ± {error:.1f} (standard error over searches)"
-    return f"difference: {values['difference']:+.1f}{shown} points, permutation p = {values['permutation_p']:.3g}"
+    shown = " points" if error is None else f" ± {error:.1f} points (standard error over searches)"
+    return f"difference: {values['difference']:+.1f}{shown}, permutation p = {values['permutation_p']:.3g}"
 
 
 def _interval(interval: Sequence[float] | None) -> str:

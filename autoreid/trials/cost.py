@@ -20,14 +20,15 @@ from autoreid.trials.trial import Trial
 
 
 def search_seconds(config: Config, world: World) -> float:
-    """Estimate how long the steps of a search take; synthetic people that do not exist are drawn first.
+    """Estimate how long the steps of a search take; synthetic people that do not exist are generated first.
 
     Raises:
         ConfigError, DataError: errors that the search would raise at its start.
     """
     generate_people(config.data)
-    images = run_images(config, world, read_datasets(config))
-    task = build_search(config, build_search_data(config, world, images), world)
+    datasets = read_datasets(config)
+    images = run_images(config, world, datasets)
+    task = build_search(config, build_search_data(config, world, images, datasets), world)
     warmup, epochs = config.search.warmup_epochs, config.training.epochs
     seconds = _step_seconds(task) * warmup if warmup else 0.0
     # The alphas learn in the epochs after the warm-up.
@@ -44,8 +45,9 @@ def trial_seconds(trial: Trial, world: World) -> float:
     """
     config = trial.config
     generate_people(config.data)
-    images = run_images(config, world, read_datasets(config))
-    task = build_training(config, build_training_data(config, world, images), world)
+    datasets = read_datasets(config)
+    images = run_images(config, world, datasets)
+    task = build_training(config, build_training_data(config, world, images, datasets), world)
     return _step_seconds(task) * task.state.steps_per_epoch * config.training.epochs
 
 

@@ -26,9 +26,9 @@ class Round(NamedTuple):
 def halve(count: int, epochs: int, measure: Measure) -> list[Round] | None:
     """Run a tournament of `count` entries, numbered from 0; equal scores are ranked by number.
 
-    Each round trains twice as long as the one before it. Networks are trained anew: the learning-rate schedule
-    depends on the length of the training, so that one that is continued has had another schedule than one that was
-    trained as long from the start. It also makes every training a unit that any process can do.
+    Each round trains twice as long as the previous one, from new weights. Trainings are not continued, because the
+    learning-rate schedule depends on the length of the training: after a continued training, the learning rate would
+    have been lowered twice. It also makes every training a unit of work that any process can do.
 
     Args:
         epochs: how long the first round trains.

@@ -15,8 +15,9 @@ from torch import Tensor
 from autoreid.checkpoint import CheckpointFolder
 from autoreid.config import Config
 from autoreid.data.images import Images
+from autoreid.data.records import ReidDataset
 from autoreid.data.training_data import build_training_data, generate_people, read_datasets, run_images
-from autoreid.distributed import StopSignal, World
+from autoreid.distributed import StopSignal, World, explain_nondeterminism
 from autoreid.errors import RunError
 from autoreid.files import make_folder
 from autoreid.models import count_macs, count_parameters
@@ -72,22 +73,29 @@ class TrialRunner:
     Attributes:
         folder: of the tournament or study; several processes may run trials of the same one.
         images: the pixels of every trial.
+        datasets: the data sets of every trial.
+        wait: wait for trials that other processes are running.
     """
 
     folder: Path
     world: World
     stop: StopSignal
     images: Images
+    datasets: Mapping[str, ReidDataset]
+    wait: bool = True
 
     @classmethod
-    def open(cls, folder: Path, recipe: Config, world: World, stop: StopSignal) -> TrialRunner:
-        """Read the data of a recipe; synthetic people that do not exist are drawn first.
+    def open(
+        cls, folder: Path, recipe: Config, world: World, stop: StopSignal, wait: bool = True
+    ) -> TrialRunner:
+        """Read the data of a recipe; synthetic people that do not exist are generated first.
 
         Raises:
             DataError: a data set is missing or cannot be read.
         """
         generate_people(recipe.data)
-        return cls(folder, world, stop, run_images(recipe, world, read_datasets(recipe)))
+        datasets = read_datasets(recipe)
+        return cls(folder, world, stop, run_images(recipe, world, datasets), datasets, wait)
 
     def run(
         self, trials: Mapping[str, Trial], after_each: Callable[[], None] = lambda: None
@@ -99,7 +107,8 @@ class TrialRunner:
             after_each: called after each trial that this process has finished.
 
         Returns:
-            The result of each trial, in order; None if a stop signal has arrived.
+            The result of each trial, in order; None if a stop signal has arrived, or other processes are still running
+            some of them.
 
         Raises:
             RunError: a result cannot be written.
@@ -112,7 +121,7 @@ class TrialRunner:
             self._unit(name, trial, file, f"{place} of {len(first)}", after_each)
             for place, (name, trial) in enumerate(first.values(), start=1)
         ]
-        if not share_units(units, self.folder / "locks", self.stop):
+        if not share_units(units, self.folder / "locks", self.stop, self.wait):
             return None
         results = file.read()
         return [results[trial.key] for trial in trials.values()]
@@ -149,7 +158,8 @@ class TrialRunner:
     def _train(self, name: str, trial: Trial) -> dict[str, Any] | None:
         """Return the result of a trial; None if a stop signal has arrived, and its state is saved."""
         config = trial.config
-        task = build_training(config, build_training_data(config, self.world, self.images), self.world)
+        data = build_training_data(config, self.world, self.images, self.datasets)
+        task = build_training(config, data, self.world)
         checkpoints = CheckpointFolder(self._checkpoints(trial), keep_last=1)
         make_folder(checkpoints.folder, "choose another --output")
         saved = checkpoints.load_latest()
@@ -160,7 +170,7 @@ class TrialRunner:
             checkpoints.save(task.state.step, task.state.state_dict(), is_best=False)
 
         try:
-            with TrialReport(name, config, task.state) as report:
+            with TrialReport(name, config, task.state) as report, explain_nondeterminism():
                 finished = run_epochs(task, config, save, report, self.stop)
         except RunError as error:
             return _result(trial, task) | {"map": None, "rank1": None, "failed": str(error)}

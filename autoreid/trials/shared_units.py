@@ -53,14 +53,15 @@ def claim(lock: Path, wait: bool = False) -> Iterator[bool]:
         yield mine
 
 
-def share_units(units: Sequence[Unit], folder: Path, stop: StopSignal) -> bool:
-    """Do all units that are not done, in order, except those that other processes are working on; wait for these.
+def share_units(units: Sequence[Unit], folder: Path, stop: StopSignal, wait: bool = True) -> bool:
+    """Do all units that are not done, in order, except those that other processes are working on.
 
     Args:
         folder: where the locks are; all processes use the same one.
+        wait: wait for the units of other processes, and do those that they leave undone.
 
     Returns:
-        Whether all units are done. If not, a stop signal has arrived.
+        Whether all units are done. If not, a stop signal has arrived, or other processes are working on the others.
     """
     make_folder(folder, "choose another --output")
     left, waiting = list(units), False
@@ -81,6 +82,8 @@ def share_units(units: Sequence[Unit], folder: Path, stop: StopSignal) -> bool:
         if stop.received and left:
             return False
         if busy and len(busy) == len(left):
+            if not wait:
+                return False
             if not waiting:
                 _log.info("waiting for other processes: %s", ", ".join(unit.name for unit in busy))
             waiting = True

@@ -98,7 +98,7 @@ def runs_to_show(difference: float, first: Sequence[float], second: Sequence[flo
     if min(len(first), len(second)) < 2:
         return None
     spread = (variance(first) + variance(second)) / difference**2
-    # Normal quantiles give a lower bound; those of Student's t are larger, but hardly for many runs.
+    # Normal quantiles give a lower bound: those of Student's t are a little larger.
     normal = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
     runs = max(2, math.ceil(normal**2 * spread))
     while True:

@@ -80,7 +80,7 @@ def require_derived(config: Config, path: Path) -> None:
     """Raise ConfigError if a recipe does not train derived networks."""
     if config.task != "train" or config.model.name != "derived":
         raise ConfigError(
-            f"{path}: expected task: train and model.name: derived, such as configs/retrain.yaml"
+            f"{path}: must have task: train and model.name: derived, as configs/retrain.yaml does"
         )
 
 

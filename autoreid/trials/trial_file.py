@@ -45,7 +45,7 @@ class TrialFile:
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                # A single append is whole by itself on most file systems; the lock is for looking at the last line.
+                # On most file systems a single append is atomic without the lock, but not the look at the last line.
                 with contextlib.suppress(OSError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if _is_torn(descriptor):
