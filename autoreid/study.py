@@ -8,18 +8,15 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from autoreid.cli import run_command
-from autoreid.config import Config
 from autoreid.data.training_data import build_training_data, generate_people
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import ConfigError
@@ -27,19 +24,18 @@ from autoreid.files import make_folder, write_atomically
 from autoreid.models import check_input_size
 from autoreid.recipes import load_config
 from autoreid.reporting.logs import start_logging
-from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.strip_plot import Sample, draw_samples
-from autoreid.spaces import Genotype, build_model, build_space
+from autoreid.spaces import build_model
 from autoreid.train import MAY_DIFFER
 from autoreid.train import run as run_search
 from autoreid.trials.alone import single_process
 from autoreid.trials.comparison import as_table, compare, difference_in_words, points
 from autoreid.trials.cost import search_seconds, trial_seconds
-from autoreid.trials.genotypes import Found, random_of_size, read_found
 from autoreid.trials.runner import TrialRunner
 from autoreid.trials.shared_units import Unit, claim, share_units
 from autoreid.trials.statistics import mean_interval
-from autoreid.trials.trial import Trial, make_trial, require_derived
+from autoreid.trials.study import Study
+from autoreid.trials.trial import require_derived
 from autoreid.trials.trial_file import TrialFile
 
 # Not __name__, which is __main__ when this is the command.
@@ -111,78 +107,6 @@ def check_options(options: argparse.Namespace) -> None:
     for name in ("searches", "random"):
         if getattr(options, name) < 1:
             raise ConfigError(f"command line: --{name} {getattr(options, name)}: must be at least 1")
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study.
-
-    Attributes:
-        searches: the config of each search, by name.
-        recipe: of the trainings.
-        num_random: number of random networks.
-    """
-
-    folder: Path
-    searches: Mapping[str, Config]
-    recipe: Config
-    num_random: int
-
-    def run_folder(self, name: str) -> RunFolder:
-        """Return the run folder of a search."""
-        return RunFolder(self.searches[name].output_dir / name)
-
-    def is_finished(self, name: str) -> bool:
-        """Return whether a search has its result."""
-        return self.run_folder(name).result.exists()
-
-    def found(self, name: str) -> Found:
-        """Return what a finished search has found."""
-        return read_found(self.run_folder(name).root)
-
-    @property
-    def trial_names(self) -> list[str]:
-        """The names of all trainings."""
-        found, random = range(len(self.searches)), range(self.num_random)
-        return [*(f"found{number}" for number in found), *(f"random{number}" for number in random)]
-
-    def trials(self, names: Collection[str]) -> dict[str, Trial]:
-        """Return the trainings with these names, except those whose search has not finished."""
-        searches = list(self.searches)
-        trials: dict[str, Trial] = {}
-        for place, name in enumerate(self.trial_names):
-            number = place if place < len(searches) else place - len(searches)
-            search = searches[number % len(searches)]
-            if name in names and self.is_finished(search):
-                is_found = place < len(searches)
-                trials[name] = self.found_trial(number, search) if is_found else self.random_trial(number)
-        return trials
-
-    def found_trial(self, number: int, name: str) -> Trial:
-        """Return the training of a found network."""
-        return self._trial(self.found(name).genotype, number)
-
-    def random_trial(self, number: int) -> Trial:
-        """Return the training of a random network, which is as large as the network of one of the searches."""
-        names = list(self.searches)
-        found = self.found(names[number % len(names)])
-        return self._trial(random_of_size(found, number, self.recipe.model.options), number)
-
-    def _trial(self, genotype: Genotype, number: int) -> Trial:
-        # Each network has its own seed, unless the seed also chooses the identities that it is measured on.
-        own = 0 if self.recipe.evaluation.split == "held_out" else number
-        return make_trial(self.recipe, genotype, self.recipe.seed + own, self.recipe.training.epochs)
-
-    def examples(self) -> Iterator[Trial]:
-        """Yield trainings of random networks of the space."""
-        space = build_space(next(iter(self.searches.values())).search)
-        rng = np.random.default_rng(0)
-        while True:
-            yield self._trial(space.random_genotype(rng), 0)
-
-    def search_seconds(self, name: str) -> float:
-        """Return how long a finished search took."""
-        return float(json.loads(self.run_folder(name).result.read_bytes())["seconds"])
 
 
 def search_overrides(folder: Path, seed: int) -> list[str]:

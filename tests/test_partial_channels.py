@@ -234,14 +234,13 @@ def test_signs_and_pictures_of_a_search_with_betas(tmp_path):
     space = ReidCellSpace(Search(reid_cell=ReidCell(partial_channels=4)))
     probabilities = Softmax().probabilities(alphas_of(space))
     probabilities["normal_node2"] = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
-    signs = search_signs(probabilities, space.choices(), space.watched())
+    signs = search_signs(probabilities, space.choices(), space.watched(), dict.fromkeys(probabilities, 1))
     kinds = ("normal", "reduce")
     shares = {f"{kind}/{name}" for kind in kinds for name in space.watched()}
     values = {f"{kind}{of}" for kind in kinds for of in ("", "_edges")}
     assert signs.keys() == shares | {
         f"{v}/{sign}" for v in values for sign in ("entropy", "margin", "undecided")
     }
-    # Of four nodes with edges of equal weight, one has two of three others at 0; all of them are undecided.
     assert signs["normal_edges/undecided"] == 1
     # Nodes with 2, 3 and 5 inputs have equal weights; the node with 4 inputs uses two of them.
     expected = (math.log(2) + math.log(3) + math.log(2) + math.log(5)) / 4

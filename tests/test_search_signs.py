@@ -24,14 +24,30 @@ def test_entropies():
     assert found == pytest.approx([math.log(4), 0, math.log(2), last])
 
 
+def leads_of(rows, columns=3, lead=math.inf):
+    return torch.full((rows, columns, columns), lead)
+
+
 def test_what_a_genotype_never_has_does_not_compete():
     group = Choices(("a", "b", "c"), COLUMNS, never_chosen=("none",))
     values = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.0, 0.45, 0.55]])
-    assert best_two(values, group).flatten().tolist() == pytest.approx([0.2, 0.1, 0.6, 0.3, 0.55, 0.45])
+    pairs, columns = best_two(values, group)
+    assert pairs.flatten().tolist() == pytest.approx([0.2, 0.1, 0.6, 0.3, 0.55, 0.45])
+    assert columns.tolist() == [[1, 2], [2, 1], [2, 1]]
     assert best_columns({"a": values}, {"a": group}) == {"a": [1, 2, 2]}
-    assert undecided({"a": values}, {"a": group}) == {"a": 1}, "at 2 to 1 a choice is decided"
     alone = Choices(("a",), ("none", "skip_connect"), never_chosen=("none",))
-    assert undecided({"a": torch.tensor([[0.9, 0.1]])}, {"a": alone}) == {"a": 0}
+    one = {"a": torch.tensor([[0.9, 0.1]])}
+    assert undecided(one, {"a": alone}, {"a": leads_of(1, 2, math.nan)}) == {"a": 0}, "there is no choice"
+
+
+def test_a_choice_needs_both_a_ratio_and_the_gradients_to_be_decided():
+    values, choices = {"a": torch.tensor([[0.6, 0.3, 0.1]] * 5)}, {"a": Choices(tuple("abcde"), COLUMNS)}
+    leads = leads_of(5)
+    for row, lead in enumerate((2.0, 1.9, -5.0, math.nan, math.inf)):
+        leads[row, 0, 1] = lead
+    assert undecided(values, choices, {"a": leads}) == {"a": 3}
+    close = {"a": torch.tensor([[0.5, 0.3, 0.2]] * 5)}
+    assert undecided(close, choices, {"a": leads_of(5)}) == {"a": 5}
 
 
 def test_search_signs():
@@ -39,7 +55,7 @@ def test_search_signs():
     normal = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
     reduce = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     watched = {"skip_share": ("skip_connect",), "waste": ("none", "skip_connect"), "absent": ("part_aware",)}
-    signs = search_signs({"normal": normal, "reduce": reduce}, choices, watched)
+    signs = search_signs({"normal": normal, "reduce": reduce}, choices, watched, {"normal": 1, "reduce": 0})
     entropy = -sum(p * math.log(p) for p in (0.5, 0.2, 0.3, 0.1, 0.8, 0.1)) / 2
     assert signs == pytest.approx(
         {
@@ -72,6 +88,20 @@ def test_the_signal_to_noise_ratio_is_that_of_the_distribution(ratio):
     found = memory.gradient_signs()["a/gradient_snr"]
     assert found == pytest.approx(ratio, abs=0.05)
     assert memory.gradient_signs() == {}, "each epoch starts anew"
+
+
+def test_leads_are_t_statistics_of_pairs():
+    torch.manual_seed(0)
+    memory, steps = progress(), [torch.randn(30, 7) + torch.arange(7) / 10 for _ in range(20)]
+    assert memory.leads()["a"].isnan().all()
+    for gradient in steps:
+        memory.add([gradient])
+    stacked = torch.stack(steps).double()
+    for one, other in ((0, 6), (3, 1)):
+        differences = stacked[:, :, other] - stacked[:, :, one]
+        expected = differences.mean(0) / (differences.std(0) / math.sqrt(20))
+        torch.testing.assert_close(memory.leads()["a"][:, one, other], expected, rtol=1e-4, atol=1e-4)
+    assert memory.leads()["a"][:, 0, 6].mean() > 1, "descent favours the smaller gradient"
 
 
 def test_changes_are_counted_from_epoch_to_epoch():
@@ -107,6 +137,7 @@ def test_the_signs_of_an_epoch(tmp_path):
         assert {"normal/margin", "normal/undecided", "reduce/gradient_snr"} <= metrics.keys()
         assert ("normal/changed" in metrics) == (epoch > 0)
         assert metrics["normal/undecided"] == 1, "alphas that hardly move"
+        assert task.state.progress.undecided == {"normal": 5, "reduce": 5}
     assert task.state.progress.signs["normal/changed"] == metrics["normal/changed"]
 
 

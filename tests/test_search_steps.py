@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from autoreid.distributed import StopSignal
+from autoreid.spaces.space import NOTHING
 from autoreid.training.measure import measure_network
 from tests.helpers.tasks import build_search_task
 from tests.helpers.tiny import OSNET
@@ -157,3 +159,18 @@ def test_the_most_probable_network_is_measured_after_an_epoch(tmp_path):
     with torch.no_grad():
         embeddings = [network(images, *task.relaxation.evaluation(task.state.alphas)) for _ in range(2)]
     assert torch.equal(*embeddings), "no noise in evaluation"
+
+
+@pytest.mark.parametrize("level", ["bilevel", "single"])
+@pytest.mark.parametrize("empty", [["normal"], ["normal", "reduce"]])
+def test_alphas_that_a_sample_leaves_out_have_a_gradient_of_zero(tmp_path, monkeypatch, level, empty):
+    """GDAS may sample `none` on every edge of a kind of cell, or of all cells."""
+    changes = {"search__relaxation": "gdas", "search__order": "first", "search__level": level}
+    task = build_search_task(tmp_path, **changes, search__alpha_weight_decay=0.0)
+    path = task.space.path(task.space.random_genotype(np.random.default_rng(0)))
+    path |= {name: [NOTHING] * len(path[name]) for name in empty}
+    monkeypatch.setattr(type(task.relaxation), "sample", lambda *_, **__: path)
+    before = {name: alpha.detach().clone() for name, alpha in task.state.alphas.groups.items()}
+    task.step(StopSignal())
+    for name, alpha in task.state.alphas.groups.items():
+        assert torch.equal(alpha, before[name]) == (name in empty), name

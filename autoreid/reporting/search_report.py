@@ -13,7 +13,7 @@ from autoreid.files import make_folder
 from autoreid.reporting.genotype_graph import draw_genotype
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.run_report import RunReport
-from autoreid.search.signs import DECIDED_RATIO, entropies, undecided
+from autoreid.search.signs import entropies
 from autoreid.search.task import SearchResult, SearchTask
 from autoreid.training.loop import EpochResult
 
@@ -63,29 +63,26 @@ class SearchReport(RunReport):
         caption = f"{self.config.task_name} · epoch {result.epoch}"
         if result.retrieval is not None:
             caption += f" · mAP {100 * result.retrieval.map:.1f} %"
-        caption += self._undecided(result)
+        count, total = self._open_choices()
+        caption += f" · undecided: {count} of {total} choices" if count else ""
         result.genotype.save(self.pictures / f"{stem}.json")
         for picture in draw_genotype(result.genotype, self.pictures, stem, caption):
             part = picture.stem.removeprefix(f"{stem}-")
             self.board.picture(f"genotype/{part}", picture, self.state.step)
 
-    def _undecided(self, result: SearchResult) -> str:
-        """Say how many choices are undecided, for the caption; nothing if all are decided."""
-        counts = undecided(result.probabilities, self.task.space.choices())
-        total = sum(len(values) for values in result.probabilities.values())
-        count = sum(counts.values())
-        return f" · undecided: {count} of {total} choices" if count else ""
+    def _open_choices(self) -> tuple[int, int]:
+        """The number of undecided choices after the last epoch, and of all choices."""
+        choices = self.task.space.choices().values()
+        return sum(self.task.state.progress.undecided.values()), sum(len(group.rows) for group in choices)
 
     def finish(self) -> None:
         """Also log how far the search has decided, and the folder of the genotypes."""
-        result = self.result()
-        if result["undecided"]:
+        count, total = self._open_choices()
+        if count:
             _log.warning(
-                "%d of %d choices are undecided: the best candidate is less than %g times as probable as the second; "
-                "train longer, or with another search.alpha_learning_rate",
-                result["undecided"],
-                result["choices"],
-                DECIDED_RATIO,
+                "%d of %d choices are undecided: another seed may well choose differently; see docs/search.md",
+                count,
+                total,
             )
         _log.info("genotypes: %s", self.pictures)
         super().finish()
@@ -93,13 +90,12 @@ class SearchReport(RunReport):
     def result(self) -> dict[str, Any]:
         """Return the content of result.json, with the genotype, the digest of the alphas and the open choices."""
         task = self.task
-        choices = task.space.choices()
-        open_choices = undecided(task.relaxation.probabilities(task.state.alphas), choices)
+        count, total = self._open_choices()
         found = {
             "genotype": task.genotype().model_dump(mode="json"),
             "alpha_sha256": task.state.alphas.digest().hex(),
-            "undecided": sum(open_choices.values()),
-            "choices": sum(len(group.rows) for group in choices.values()),
+            "undecided": count,
+            "choices": total,
             "signs": task.state.progress.signs,
         }
         return found | super().result()

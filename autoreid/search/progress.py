@@ -21,9 +21,10 @@ class SearchProgress:
         sound: the last genotype that was not degenerate; None before there was one.
         sound_epoch: the epoch of that genotype, from 1.
         signs: the signs of the last epoch, by name.
+        undecided: how many choices of each group were open after the last epoch.
     """
 
-    _PLAIN = ("columns", "collapsed", "sound_epoch", "signs")
+    _PLAIN = ("columns", "collapsed", "sound_epoch", "signs", "undecided")
     _GENOTYPES = ("found", "sound")
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], device: torch.device) -> None:
@@ -33,15 +34,22 @@ class SearchProgress:
         self.sound: Genotype | None = None
         self.sound_epoch = 0
         self.signs: dict[str, float] = {}
-        self._steps = 0
-        self._sums = {name: torch.zeros(2, *shapes[name], device=device) for name in sorted(shapes)}
+        self.undecided: dict[str, int] = {}
+        self._steps = self._all_steps = 0
+        names = sorted(shapes)
+        # Sums over the steps of an epoch: of the gradients and of their squares.
+        self._sums = {name: torch.zeros(2, *shapes[name], device=device) for name in names}
+        # Sums over all steps: of the gradients (E, O), and of the products of two candidates of a row (E, O, O).
+        self._totals = {name: torch.zeros(shapes[name], device=device) for name in names}
+        self._products = {name: torch.zeros(*shapes[name], shapes[name][1], device=device) for name in names}
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         """Add the gradients of a step, averaged over the ranks: one for each group, in alphabetical order."""
-        self._steps += 1
-        for sums, gradient in zip(self._sums.values(), gradients, strict=True):
-            sums[0] += gradient
-            sums[1] += gradient.square()
+        self._steps, self._all_steps = self._steps + 1, self._all_steps + 1
+        for name, gradient in zip(self._sums, gradients, strict=True):
+            self._sums[name] += torch.stack([gradient, gradient.square()])
+            self._totals[name] += gradient
+            self._products[name] += gradient[:, :, None] * gradient[:, None]
 
     def gradient_signs(self) -> dict[str, float]:
         """Return `<group>/gradient_snr` of the epoch, and start the next one.
@@ -61,6 +69,24 @@ class SearchProgress:
             sums.zero_()
         return signs
 
+    def leads(self) -> dict[str, Tensor]:
+        """Return how much the gradients of all steps favoured each candidate over each other one, (E, O, O).
+
+        It is the mean over the steps of the difference between the other's gradient and its own, in standard errors of
+        that mean; NaN before the third step. Steps count as independent.
+        """
+        n = self._all_steps
+        found = {}
+        for name, total in self._totals.items():
+            mean = total.double().cpu() / max(n, 1)
+            difference = mean[:, None] - mean[:, :, None]
+            square = self._products[name].double().cpu() / max(n, 1)
+            of_one = square.diagonal(dim1=1, dim2=2)
+            squared_difference = of_one[:, None] + of_one[:, :, None] - 2 * square
+            variance = (squared_difference - difference.square()).clamp(min=1e-30) * n / max(n - 1, 1)
+            found[name] = difference / (variance / max(n, 1)).sqrt() if n > 2 else difference * torch.nan
+        return found
+
     def changes(self, columns: dict[str, list[int]]) -> dict[str, float]:
         """Store the choices, and return `<group>/changed`, how many differ from those of the last epoch."""
         before, self.columns = self.columns, columns
@@ -74,8 +100,9 @@ class SearchProgress:
         plain = {name: getattr(self, name) for name in self._PLAIN}
         genotypes = {name: getattr(self, name) for name in self._GENOTYPES}
         texts = {name: None if value is None else str(value) for name, value in genotypes.items()}
-        sums = {name: sums.cpu() for name, sums in self._sums.items()}
-        return {**plain, **texts, "steps": self._steps, "sums": sums}
+        sums = [self._sums, self._totals, self._products]
+        on_cpu = [{name: value.cpu() for name, value in part.items()} for part in sums]
+        return {**plain, **texts, "steps": [self._steps, self._all_steps], "sums": on_cpu}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state."""
@@ -84,6 +111,7 @@ class SearchProgress:
         for name in self._GENOTYPES:
             text = state[name]
             setattr(self, name, None if text is None else Genotype.parse(text, f"checkpoint: {name}"))
-        self._steps = state["steps"]
-        for name, sums in self._sums.items():
-            sums.copy_(state["sums"][name])
+        self._steps, self._all_steps = state["steps"]
+        for part, saved in zip((self._sums, self._totals, self._products), state["sums"], strict=True):
+            for name, value in part.items():
+                value.copy_(saved[name])

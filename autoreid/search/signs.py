@@ -9,8 +9,10 @@ from torch import Tensor
 
 from autoreid.spaces.space import Choices
 
-#: A choice is decided if its best candidate is at least this many times as probable as the second.
+#: A choice is decided if its best candidate is at least this many times as probable as the second,
 DECIDED_RATIO = 2.0
+#: and if the gradients favoured it over the second by at least this many standard errors.
+DECIDED_ERRORS = 2.0
 
 
 def entropies(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -18,25 +20,39 @@ def entropies(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.special.entr(values).sum(-1) for name, values in probabilities.items()}
 
 
-def best_two(probabilities: Tensor, choices: Choices) -> Tensor:
-    """Return the two largest probabilities of each row (E, 2), among the candidates that a genotype may have.
+def best_two(probabilities: Tensor, choices: Choices) -> tuple[Tensor, Tensor]:
+    """Return the two largest probabilities of each row and their columns, both (E, 2).
 
     Args:
         probabilities: (E, O).
-        choices: what the group decides. With a single candidate, the second probability is 0.
+        choices: what the group decides. Candidates that no genotype has do not count. If only one counts, it stands
+            in both columns, and the second probability is 0.
     """
-    allowed = probabilities[:, choices.allowed]
-    if allowed.shape[1] == 1:
-        allowed = torch.cat([allowed, torch.zeros_like(allowed)], dim=1)
-    return allowed.topk(2, dim=-1).values
+    allowed = torch.tensor(choices.allowed)
+    values, places = probabilities[:, allowed].topk(min(2, len(allowed)), dim=-1)
+    if len(allowed) == 1:
+        return torch.cat([values, torch.zeros_like(values)], 1), allowed[torch.cat([places, places], 1)]
+    return values, allowed[places]
 
 
-def undecided(probabilities: Mapping[str, Tensor], choices: Mapping[str, Choices]) -> dict[str, int]:
-    """Count the rows of each group whose best candidate is less than DECIDED_RATIO times as probable as the second."""
+def undecided(
+    probabilities: Mapping[str, Tensor], choices: Mapping[str, Choices], leads: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Count the rows of each group that are not decided.
+
+    Args:
+        probabilities: (E, O) for each group.
+        choices: what the groups decide.
+        leads: how much the gradients favoured a candidate over another one in a row, in standard errors, (E, O, O)
+            for each group; NaN if it is not known.
+    """
     found = {}
     for name, values in probabilities.items():
-        first, second = best_two(values, choices[name]).unbind(1)
-        found[name] = int((first < DECIDED_RATIO * second).sum())
+        pairs, columns = best_two(values, choices[name])
+        lead = leads[name][torch.arange(len(values)), columns[:, 0], columns[:, 1]]
+        alone = columns[:, 0] == columns[:, 1]
+        decided = (pairs[:, 0] >= DECIDED_RATIO * pairs[:, 1]) & (lead >= DECIDED_ERRORS)
+        found[name] = int((~decided & ~alone).sum())
     return found
 
 
@@ -53,6 +69,7 @@ def search_signs(
     probabilities: Mapping[str, Tensor],
     choices: Mapping[str, Choices],
     watched: Mapping[str, Sequence[str]],
+    open_rows: Mapping[str, int],
 ) -> dict[str, float]:
     """Describe the alphas' probabilities by a few numbers.
 
@@ -60,6 +77,7 @@ def search_signs(
         probabilities: (E, O) for each group, on the CPU.
         choices: what the groups decide.
         watched: candidates by the name of the curve of their share (DARTS+, arXiv 1909.06035: skip connections).
+        open_rows: number of undecided rows of each group.
 
     Returns:
         For each group, or family of groups: the means over its rows of `<group>/entropy` in nats and of
@@ -70,13 +88,13 @@ def search_signs(
     for group in probabilities:
         rows.setdefault(choices[group].family or group, []).append(group)
     signs: dict[str, float] = {}
-    entropy, counts = entropies(probabilities), undecided(probabilities, choices)
+    entropy = entropies(probabilities)
     for family, groups in rows.items():
         size = sum(len(probabilities[group]) for group in groups)
-        pairs = torch.cat([best_two(probabilities[group], choices[group]) for group in groups])
+        pairs = torch.cat([best_two(probabilities[group], choices[group])[0] for group in groups])
         signs[f"{family}/entropy"] = torch.cat([entropy[group] for group in groups]).mean().item()
         signs[f"{family}/margin"] = (pairs[:, 0] - pairs[:, 1]).mean().item()
-        signs[f"{family}/undecided"] = sum(counts[group] for group in groups) / size
+        signs[f"{family}/undecided"] = sum(open_rows[group] for group in groups) / size
     for group, values in probabilities.items():
         for name, candidates in watched.items():
             columns = [column for column, label in enumerate(choices[group].columns) if label in candidates]

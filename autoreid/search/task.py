@@ -22,7 +22,7 @@ from autoreid.search.progress import SearchProgress
 from autoreid.search.read_out import by_evolution, by_perturbation
 from autoreid.search.relaxations import Relaxation
 from autoreid.search.schedules import alpha_learning_rate
-from autoreid.search.signs import best_columns, search_signs
+from autoreid.search.signs import best_columns, search_signs, undecided
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Space
 from autoreid.training.accumulation import Accumulation
@@ -143,7 +143,10 @@ class SearchTask:
         state = self.state
         state.alpha_optimizer.zero_grad()
         metrics = self._backward(self.network, batch, self._alphas_learn())
-        own = [alpha.grad for alpha in state.alphas.parameters() if alpha.grad is not None]
+        own: list[Tensor] = []
+        if self._alphas_learn():
+            # A sample may leave alphas without a gradient.
+            own = [torch.zeros_like(a) if a.grad is None else a.grad for a in state.alphas.parameters()]
         gradients, agreement = average_and_agree_on_step(own, (batch,), stop)
         return agreement, metrics, self._step_alphas(gradients)
 
@@ -230,7 +233,8 @@ class SearchTask:
     def _signs(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
         """The signs of the epoch, which the progress keeps."""
         choices, progress = self.space.choices(), self.state.progress
-        signs = search_signs(probabilities, choices, self.space.watched())
+        progress.undecided = undecided(probabilities, choices, progress.leads())
+        signs = search_signs(probabilities, choices, self.space.watched(), progress.undecided)
         signs |= progress.gradient_signs()
         signs |= progress.changes(best_columns(probabilities, choices))
         progress.signs = signs

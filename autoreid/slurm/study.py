@@ -16,7 +16,6 @@ from autoreid.slurm.study_part import finished_names, share_folder, share_names
 from autoreid.slurm.submit import PlannedRun, check_not_queued, is_dry_run, make_parser, plan_run
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.study import (
-    Study,
     add_options,
     check_options,
     check_trainings,
@@ -24,6 +23,7 @@ from autoreid.study import (
     read_study,
     search_overrides,
 )
+from autoreid.trials.study import Study
 
 _EXAMPLES = """\
   python jobs/submit_study.py --search configs/darts_triplet.yaml --train configs/retrain.yaml --searches 8 \\
