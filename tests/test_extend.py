@@ -38,6 +38,7 @@ TEXT = (ROOT / "docs/extend.md").read_text()
 BLOCKS = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", TEXT, re.DOTALL)
 #: Paths that the page has its reader create.
 CREATED = {"autoreid/data/datasets/campus.py", "autoreid/models/tiny.py", "autoreid/losses/compactness.py"}
+CREATED |= {"autoreid/search/relaxations/tempered.py"}
 CREATED |= {f"autoreid/spaces/reid_cell/{name}.py" for name in ("convolution", "fused_convolution")}
 SPACE = {f"autoreid/spaces/kernels/{name}.py" for name in ("genotype", "network", "space")}
 CREATED |= SPACE
@@ -116,7 +117,7 @@ def test_a_loss_term(monkeypatch, code):
 
 
 def test_a_relaxation(code):
-    relaxation = code("autoreid/search/relaxations.py").TemperedSoftmax(temperature=0.5)
+    relaxation = code("autoreid/search/relaxations/tempered.py").TemperedSoftmax(temperature=0.5)
     alphas = Alphas({"blocks": (6, 4)}, torch.Generator().manual_seed(0))
     mixing = relaxation.mixture(alphas, 3, "weights")["blocks"]
     expected = (2 * alphas.groups["blocks"]).exp()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from autoreid.config.data import Data, SyntheticPeople
 from autoreid.config.run import Checkpoint, Config, Distributed, Evaluation, Reporting
-from autoreid.config.search import OneShot, Search, Temperature
+from autoreid.config.search import Cost, OneShot, Search, Temperature
 from autoreid.config.section import Precision, Section
 from autoreid.config.spaces import CELL_OPERATIONS, OsnetAin, ReidCell, SpaceSection
 from autoreid.config.training import Losses, Model, Training
@@ -16,6 +16,7 @@ __all__ = [
     "CELL_OPERATIONS",
     "Checkpoint",
     "Config",
+    "Cost",
     "Data",
     "Distributed",
     "Evaluation",

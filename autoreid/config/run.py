@@ -134,8 +134,22 @@ class Config(Section):
                 f"search.warmup_epochs: {search.warmup_epochs} must be less than training.epochs "
                 f"({training.epochs})"
             )
+        self._check_alphas_see()
         self._check_compiled_search()
         search.space_section.check_images(self.data.height, self.data.width)
+
+    def _check_alphas_see(self) -> None:
+        see, sources = self.search.alphas_see, self.data.sources
+        if see == "domains" and len(sources) < 2:
+            raise ValueError(
+                f"search.alphas_see: domains needs two or more data.sources, not {sources[0]} alone"
+            )
+        weight = (self.search.losses or self.losses).classification_weight
+        if see in ("identities", "domains") and weight:
+            raise ValueError(
+                f"search.alphas_see: {see} needs search.losses.classification_weight: 0, not {weight}; the weights do "
+                f"not learn to classify the alphas' identities"
+            )
 
     def _check_compiled_search(self) -> None:
         """Check what a compiled or captured pass of a search cannot do."""

@@ -55,6 +55,27 @@ class OneShot(Section):
     """Batches of training images from which a network's running statistics are estimated before it is measured."""
 
 
+class Cost(Section):
+    """The cost of the derived network, for the alphas' loss and for the read-out."""
+
+    measure: Literal["none", "parameters", "macs", "latency"] = "none"
+    """What is counted: nothing; parameters in millions, without the classifier; multiply-accumulates in billions
+    (GMACs) for an image; or the milliseconds in which the device of rank 0 embeds an image."""
+    weight: NonNegative = 0.0
+    """Factor of the expected cost, as a multiple of the mean cost of random genotypes, in the alphas' loss."""
+    limit: Positive | None = None
+    """Cost that the genotype must not exceed, in the unit of `measure`; null for none."""
+    options: dict[str, int | float | bool | str | tuple[int, ...]] = {}  # noqa: RUF012 (pydantic copies it)
+    """Options of the derived network whose cost counts, like model.options; its other sizes are those of the search."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Cost:
+        if self.measure == "none":
+            for key in self.changed_keys():
+                raise ValueError(f"{key}: needs measure: parameters, macs or latency")
+        return self
+
+
 class Search(SpaceChoice):
     """The search space, the relaxation, and how the alphas are trained."""
 
@@ -67,6 +88,10 @@ class Search(SpaceChoice):
     temperature: Temperature = Temperature()
     level: Literal["bilevel", "single"] = "bilevel"
     """bilevel: alphas learn from images of their own; single: from the weights' images and backward pass."""
+    alphas_see: Literal["images", "cameras", "identities", "domains"] = "images"
+    """What the alphas' images at level bilevel differ in from those of the weights. images: other images of each
+    identity; cameras: other cameras of each identity; identities: partly other identities (MSINet); domains: another
+    source, in each epoch the next one of data.sources."""
     order: Literal["first", "second", "exact"] = "second"
     """Gradient of the alphas at level bilevel: first order; second by finite differences (DARTS eq. 8); or exact."""
     second_order_precision: Precision = "float32"
@@ -93,9 +118,15 @@ class Search(SpaceChoice):
     the mixture hurts the held-out mAP most. one_shot: the network with the best held-out mAP in a supernet that
     relaxation uniform or fair has trained, by evolution."""
     one_shot: OneShot = OneShot()
+    cost: Cost = Cost()
 
     @model_validator(mode="after")
     def _check(self) -> Search:
+        if self.level == "single" and self.alphas_see != "images":
+            raise ValueError(
+                f"alphas_see: {self.alphas_see} needs level: bilevel; at level single, alphas learn from the images of "
+                f"the weights"
+            )
         if self.reid_cell.partial_channels > 1 and self.relaxation != "softmax":
             raise ValueError(
                 f"reid_cell.partial_channels: edges are weighted by relaxation softmax, not {self.relaxation}"
@@ -109,5 +140,9 @@ class Search(SpaceChoice):
         if paths and self.level != "single":
             raise ValueError(
                 f"level: must be single with relaxation {self.relaxation}, which trains no alphas"
+            )
+        if paths and self.cost.weight:
+            raise ValueError(
+                f"cost.weight: must be 0 with relaxation {self.relaxation}, which trains no alphas; use cost.limit"
             )
         return self

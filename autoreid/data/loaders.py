@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 import signal
 import threading
@@ -181,6 +183,13 @@ class BatchStream:
     def preview(self) -> Batch:
         """Load the next batch in this process, without advancing the position."""
         return self._batches[next(iter(_Keys(self.sampler)))].finished(self._device)
+
+    def first_batches(self, epoch: int, count: int) -> Iterator[Batch]:
+        """Load the first `count` batches of an epoch in this process, without advancing the position."""
+        sampler = copy.copy(self.sampler)
+        sampler.epoch, sampler.batch = epoch, 0
+        for key in itertools.islice(_Keys(sampler), count):
+            yield self._batches[key].finished(self._device)
 
     def state_dict(self) -> dict[str, int]:
         """Return the sampler's position."""

@@ -43,8 +43,13 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        batches: int = 0,
     ) -> None:
-        """Take `identities` (N,), the identity of each image, and the global batch size."""
+        """Take `identities` (N,), the identity of each image, and the global batch size.
+
+        Args:
+            batches: fewest batches in an epoch; images are repeated if need be.
+        """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not one of {world_size} ranks")
         _, self._labels, counts = np.unique(identities, return_inverse=True, return_counts=True)
@@ -53,7 +58,7 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         self._groups = -(-self._counts // images_per_identity)
         self.batch_size, self.images_per_identity, self.seed = batch_size, images_per_identity, seed
         self._slots = batch_size // images_per_identity
-        self._length = max(-(-int(self._groups.sum()) // self._slots), int(self._groups.max()))
+        self._length = max(-(-int(self._groups.sum()) // self._slots), int(self._groups.max()), batches)
         share = batch_size // world_size
         self.share = slice(rank * share, (rank + 1) * share)
         self.epoch = self.batch = 0

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from autoreid.config import Config, Data
 from autoreid.data.datasets import read_dataset
 from autoreid.data.images import Images, prepare_images
+from autoreid.data.levels import build_sampler, divide_levels, label
 from autoreid.data.loaders import BatchStream
 from autoreid.data.records import ReidDataset, Split, combine
 from autoreid.data.sampler import IdentityBalancedSampler
-from autoreid.data.splits import bilevel, hold_out
+from autoreid.data.splits import hold_out
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import Augmentation
 from autoreid.distributed import World
@@ -50,8 +51,8 @@ class SearchData(TrainingData):
     """The data for searching a network and for evaluating it.
 
     Attributes:
-        alpha_stream: batches of other images of the same identities, for training the alphas; None if the
-            alphas are trained on the batches of the weights.
+        alpha_stream: batches of other images, for training the alphas, see `search.alphas_see`; None if the alphas
+            are trained on the batches of the weights.
     """
 
     alpha_stream: BatchStream | None
@@ -110,7 +111,7 @@ def build_training_data(
     train, targets, notes = _select(config, images, datasets)
     identities = np.unique(train.identities)
     summary = f"{_summary(config, train)}, {len(train)} images; {_measured_on(targets)}"
-    stream = _stream(config, identities, world, images, train)
+    stream = _stream(config, identities, world, images, train, build_sampler(config, train, world))
     return TrainingData(stream, targets, images, len(identities), summary, notes)
 
 
@@ -132,20 +133,14 @@ def build_search_data(
     if config.search.level == "single":
         return SearchData(**vars(build_training_data(config, world, images, datasets)), alpha_stream=None)
     images = images or Images(config.data.height, config.data.width)
+    datasets = read_datasets(config) if datasets is None else datasets
     train, targets, notes = _select(config, images, datasets)
-    data = config.data
-    halves = bilevel(
-        train, data.alpha_fraction, data.images_per_identity, derive_seed(config.seed, "bilevel")
-    )
-    identities = np.unique(train.identities)
-    summary = (
-        f"{_summary(config, train)}; {len(halves.weights)} images for the weights, "
-        f"{len(halves.alphas)} for the alphas ({halves.identities_without_alphas} identities have too few for "
-        f"both); {_measured_on(targets)}"
-    )
+    levels = divide_levels(config, train, datasets, world)
+    identities = np.unique(levels.weights.split.identities)
+    summary = f"{_summary(config, train)}; {levels.summary}; {_measured_on(targets)}"
     stream = partial(_stream, config, identities, world, images)
     return SearchData(
-        stream(halves.weights), targets, images, len(identities), summary, notes, stream(halves.alphas)
+        stream(*levels.weights), targets, images, len(identities), summary, notes, stream(*levels.alphas)
     )
 
 
@@ -223,13 +218,14 @@ def _measured_on(targets: Sequence[ReidDataset]) -> str:
 
 
 def _stream(
-    config: Config, identities: npt.NDArray[np.int64], world: World, images: Images, split: Split
+    config: Config,
+    identities: npt.NDArray[np.int64],
+    world: World,
+    images: Images,
+    split: Split,
+    sampler: IdentityBalancedSampler,
 ) -> BatchStream:
     data: Data = config.data
-    seed = derive_seed(config.seed, split.name)
-    sampler = IdentityBalancedSampler(
-        split.identities, data.batch_size, data.images_per_identity, seed, world.rank, world.size
-    )
     augmentation = Augmentation(data.padding, data.flip, data.erasing, data.brightness, data.contrast)
-    labels = np.searchsorted(identities, split.identities)
+    labels = label(split.identities, identities)
     return BatchStream(split, sampler, labels, images, augmentation, data.workers, world.device)

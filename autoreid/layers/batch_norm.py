@@ -167,6 +167,23 @@ def share_batch_statistics(module: AnyModule) -> AnyModule:
 
 
 @contextmanager
+def running_statistics(network: nn.Module) -> Iterator[None]:
+    """Normalises with running statistics, as in evaluation mode, and leaves them as they are.
+
+    The network itself stays in training mode, so that it returns logits as well; all modules inside it are in
+    evaluation mode.
+    """
+    inside = [module for module in network.modules() if module is not network and module.training]
+    for module in inside:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in inside:
+            module.training = True
+
+
+@contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Do not update running statistics inside this context; norms in training still use batch statistics.
 

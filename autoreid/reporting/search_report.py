@@ -14,7 +14,8 @@ from autoreid.reporting.genotype_graph import draw_genotype
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.run_report import RunReport
 from autoreid.search.signs import entropies
-from autoreid.search.task import SearchResult, SearchTask
+from autoreid.search.state import SearchResult
+from autoreid.search.task import SearchTask
 from autoreid.training.loop import EpochResult
 
 _log = logging.getLogger(__name__)
@@ -98,4 +99,6 @@ class SearchReport(RunReport):
             "choices": total,
             "signs": task.state.progress.signs,
         }
+        if task.state.cost is not None:
+            found["cost"] = task.state.cost.of(task.genotype())
         return found | super().result()

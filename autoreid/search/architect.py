@@ -7,6 +7,7 @@ of SGD approximates w*: w' = w - ξ·∇w L_weights(w, α), including momentum a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from autoreid.data.loaders import Batch
 from autoreid.distributed import average_and_agree, sum_over_ranks, world_size
-from autoreid.layers.batch_norm import frozen_statistics
+from autoreid.layers.batch_norm import frozen_statistics, running_statistics
 from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.relaxations import Relaxation
@@ -39,6 +40,7 @@ class Architect:
             keeps the graphs of all micro-batches of the weights' batch; the other two keep one.
 
     Attributes:
+        by_running_statistics: whether L_alphas is computed with running statistics instead of the batch's.
         captured: the supernet as a CUDA graph for order "first", if there is one.
     """
 
@@ -63,6 +65,7 @@ class Architect:
         self.order = order
         self.precision = precision
         self.accumulation = accumulation
+        self.by_running_statistics = False
         self.captured: nn.Module | None = None
 
     def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
@@ -113,13 +116,20 @@ class Architect:
             del value  # and with it the graph, before the next one is built
         return total
 
+    def alpha_statistics(self) -> AbstractContextManager[None]:
+        """Returns a context for passes that compute L_alphas, which sets the statistics of its norms."""
+        return running_statistics(self.supernet) if self.by_running_statistics else nullcontext()
+
     def _weights(self) -> Weights:
         return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
 
     def _first_order(self, alpha_batch: Batch, step: int) -> list[Tensor]:
         # Detached, because none of them needs a gradient.
         weights = {name: weight.detach() for name, weight in self._weights().items()}
-        return self._gradients(self.alpha_loss, weights, alpha_batch, list(self.alphas.parameters()), step)
+        with self.alpha_statistics():
+            return self._gradients(
+                self.alpha_loss, weights, alpha_batch, list(self.alphas.parameters()), step
+            )
 
     def _unroll(self, weights: Weights, gradients: list[Tensor]) -> Weights:
         """One step of SGD with the optimiser's settings, on copies of the weights."""
@@ -140,7 +150,8 @@ class Architect:
         """The gradients of L_alphas at the unrolled weights: in the alphas with w' held fixed, and in w'."""
         alphas = list(self.alphas.parameters())
         leaves = {name: weight.detach().requires_grad_() for name, weight in unrolled.items()}
-        both = self._gradients(self.alpha_loss, leaves, alpha_batch, [*alphas, *leaves.values()], step)
+        with self.alpha_statistics():
+            both = self._gradients(self.alpha_loss, leaves, alpha_batch, [*alphas, *leaves.values()], step)
         return both[: len(alphas)], both[len(alphas) :]
 
     def _second_order(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:

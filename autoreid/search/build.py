@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,11 @@ from autoreid.distributed import World
 from autoreid.losses import build_loss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
+from autoreid.search.cost import SearchCost
 from autoreid.search.progress import SearchProgress
 from autoreid.search.relaxations import Relaxation, build_relaxation
-from autoreid.search.task import SearchState, SearchTask
+from autoreid.search.state import SearchState
+from autoreid.search.task import SearchTask
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_space
 from autoreid.training.build import build_accumulation, build_optimizer, place_network
@@ -56,6 +60,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
         progress=SearchProgress(shapes, world.device),
+        cost=None if config.search.cost.measure == "none" else SearchCost(config, space, world),
+        alphas_before=copy.deepcopy(alphas) if config.search.alphas_see == "domains" else None,
         metric_names=loss.metric_names,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
     )
@@ -73,7 +79,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         PassPrecision(alpha_precision, world.device),
         accumulation,
     )
-    if graphs and not single and search.order == "first":
+    architect.by_running_statistics = search.alphas_see == "domains"
+    if graphs and not single and search.order == "first" and not architect.by_running_statistics:
         mixing = _example_mixing(relaxation, alphas, requires_grad=True)
         architect.captured = capture_alphas(supernet, config, world, mixing)
     return SearchTask(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,12 +15,16 @@ from autoreid.config import Config
 from autoreid.data.loaders import embedding_batches
 from autoreid.data.training_data import SearchData
 from autoreid.distributed import World
+from autoreid.search.cost import SearchCost
 from autoreid.seeding import derive_seed
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Sample, Space
 from autoreid.training.build import memory_format
 from autoreid.training.measure import measure_network
 from autoreid.training.precision import PassPrecision
+
+#: Random networks that may be above the limit of the cost, for each network of the first generation.
+_DRAWS = 100
 
 
 def by_perturbation(
@@ -29,6 +34,7 @@ def by_perturbation(
     probabilities: Mapping[str, Tensor],
     data: SearchData,
     world: World,
+    cost: SearchCost | None = None,
 ) -> Genotype:
     """Choose the candidates whose removal from the mixture lowers the mAP most (Wang et al., ICLR 2021).
 
@@ -37,6 +43,7 @@ def by_perturbation(
 
     Args:
         probabilities: the mixing weights, (E, O) for each group.
+        cost: the genotype must not exceed its limit.
     """
     scores = {name: values.clone() for name, values in probabilities.items()}
     whole = measure_network(config, supernet, data, world, (probabilities,)).map
@@ -50,7 +57,8 @@ def by_perturbation(
                 scores[name][row, column] = (
                     whole - measure_network(config, supernet, data, world, (mixing,)).map
                 )
-    return space.genotype(scores)
+    genotype = space.genotype(scores)
+    return genotype if cost is None else cost.within_limit(genotype, scores)
 
 
 def without(mixing: Tensor, row: int, column: int) -> Tensor:
@@ -62,18 +70,28 @@ def without(mixing: Tensor, row: int, column: int) -> Tensor:
 
 
 def by_evolution(
-    config: Config, space: Space, supernet: nn.Module, data: SearchData, world: World
+    config: Config,
+    space: Space,
+    supernet: nn.Module,
+    data: SearchData,
+    world: World,
+    cost: SearchCost | None = None,
 ) -> Genotype:
     """Choose the network with the highest mAP in the supernet, by evolution (arXiv 1904.00420).
 
     A generation consists of mutations of the parents, which are the better half of the networks measured so far. Each
     network is measured with its own running statistics, because those of the supernet are means over all networks. The
-    images of a measurement are spread over the ranks.
+    images of a measurement are spread over the ranks. Networks above the limit of the cost are
+    skipped; if many random networks are all above it, evolution starts from the cheapest network.
     """
     settings = config.search.one_shot
     rng = np.random.default_rng(derive_seed(config.seed, "evolution"))
     found: dict[str, tuple[float, Genotype]] = {}
-    generation = [space.random_genotype(rng) for _ in range(settings.population)]
+    drawn = (space.random_genotype(rng) for _ in range(_DRAWS * settings.population))
+    if cost is None:
+        generation = list(islice(drawn, settings.population))
+    else:
+        generation = list(islice(filter(cost.fits, drawn), settings.population)) or [cost.cheapest()]
     for _ in range(settings.generations):
         for genotype in generation:
             if str(genotype) not in found:
@@ -84,6 +102,7 @@ def by_evolution(
         best = sorted(found.values(), key=lambda one: -one[0])[: max(1, settings.population // 2)]
         parents = [genotype for _, genotype in best]
         generation = [space.mutated(parents[int(rng.integers(len(parents)))], rng) for _ in parents]
+        generation = [genotype for genotype in generation if cost is None or cost.fits(genotype)]
     return parents[0]
 
 

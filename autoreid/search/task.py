@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +17,20 @@ from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
-from autoreid.search.progress import SearchProgress
+from autoreid.search.domains import domain_gains
 from autoreid.search.read_out import by_evolution, by_perturbation
 from autoreid.search.relaxations import Relaxation
 from autoreid.search.schedules import alpha_learning_rate
 from autoreid.search.signs import best_columns, search_signs, undecided
+from autoreid.search.state import SearchResult, SearchState
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import Space
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import memory_format
-from autoreid.training.loop import EpochResult, close_epoch
+from autoreid.training.loop import close_epoch
 from autoreid.training.measure import is_due, measure_network
 from autoreid.training.precision import PassPrecision
 from autoreid.training.schedules import learning_rate
-from autoreid.training.state import RunState
 from autoreid.training.steps import (
     Agreement,
     Norms,
@@ -42,48 +41,6 @@ from autoreid.training.steps import (
 )
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class SearchState(RunState):
-    """The state of a search.
-
-    Attributes:
-        alphas: the architecture parameters.
-        alpha_optimizer: their optimiser.
-        alpha_stream: batches for the alphas; None if they learn from the weights' batches.
-        progress: what the search remembers from epoch to epoch.
-    """
-
-    PARTS: ClassVar[tuple[str, ...]] = (
-        *RunState.PARTS,
-        "alphas",
-        "alpha_optimizer",
-        "alpha_stream",
-        "progress",
-    )
-
-    alphas: Alphas
-    alpha_optimizer: torch.optim.Optimizer
-    alpha_stream: BatchStream | None
-    progress: SearchProgress
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; those of older versions have no progress, which is then empty."""
-        super().load_state_dict({"progress": self.progress.state_dict(), **state})
-
-
-@dataclass(frozen=True)
-class SearchResult(EpochResult):
-    """The result of an epoch of a search.
-
-    Attributes:
-        genotype: read from the alphas; after the last epoch, as `search.read_out` says.
-        probabilities: of each candidate, (E, O) for each group.
-    """
-
-    genotype: Genotype
-    probabilities: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -119,6 +76,8 @@ class SearchTask:
     def step(self, stop: StopSignal) -> tuple[bool, Tensor]:
         """Perform one step of the alphas and one of the weights."""
         state = self.state
+        if state.cost is not None:
+            state.cost.measure()
         self._set_learning_rates()
         weight_batch = self._next(state.stream)
         if state.alpha_stream is None:
@@ -195,10 +154,16 @@ class SearchTask:
             group["lr"] = self.alpha_learning_rate()
 
     def _step_alphas(self, gradients: Sequence[Tensor]) -> list[Norms]:
-        """Perform a step with averaged gradients and returns their norms. Without gradients it does nothing."""
+        """Perform a step with averaged gradients and return their norms. Without gradients, do nothing.
+
+        The gradient of the expected cost is the same on every rank and for all images, so that it is added here.
+        """
         if not gradients:
             return []
         state = self.state
+        if state.cost is not None and self.config.search.cost.weight:
+            added = state.cost.gradients(state.alphas, self.relaxation)
+            gradients = [gradient + more for gradient, more in zip(gradients, added, strict=True)]
         names = []
         for (name, alpha), gradient in zip(state.alphas.named_parameters(), gradients, strict=True):
             names.append(f"alphas.{name}")
@@ -211,7 +176,7 @@ class SearchTask:
         """Return the genotype that the search has found so far."""
         if self.state.progress.found is not None:
             return self.state.progress.found
-        return self.space.genotype(self.relaxation.probabilities(self.state.alphas))
+        return self._most_probable(self.relaxation.probabilities(self.state.alphas))
 
     def end_epoch(self) -> SearchResult:
         """Close the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
@@ -220,7 +185,10 @@ class SearchTask:
         probabilities = self.relaxation.probabilities(state.alphas)
         on_cpu = {name: values.cpu() for name, values in probabilities.items()}
         metrics |= self._signs(on_cpu)
-        self._check_collapse(self.space.genotype(on_cpu))
+        if state.cost is not None:
+            state.cost.measure()
+            metrics["cost/expected"] = state.cost.expected(probabilities).item()
+        self._check_collapse(on_cpu)
         retrieval, is_best = None, False
         if is_due(state, config.evaluation.every_epochs):
             inputs = self.relaxation.evaluation(state.alphas)
@@ -237,10 +205,31 @@ class SearchTask:
         signs = search_signs(probabilities, choices, self.space.watched(), progress.undecided)
         signs |= progress.gradient_signs()
         signs |= progress.changes(best_columns(probabilities, choices))
+        if self.state.alphas_before is not None:
+            signs |= self._domain_gains(self.state.alphas_before)
         progress.signs = signs
         return signs
 
-    def _check_collapse(self, genotype: Genotype) -> None:
+    def _most_probable(self, probabilities: Mapping[str, Tensor]) -> Genotype:
+        """The genotype of the largest alphas, or a probable one within the limit of the cost."""
+        genotype, cost = self.space.genotype(probabilities), self.state.cost
+        if cost is None:
+            return genotype
+        tiny = torch.finfo(torch.float32).tiny
+        logarithms = {name: values.clamp(min=tiny).log() for name, values in probabilities.items()}
+        return cost.within_limit(genotype, logarithms)
+
+    def _domain_gains(self, before: Alphas) -> dict[str, float]:
+        """The gains of the epoch on two domains; stores the alphas for the next one."""
+        config, state, gains = self.config, self.state, {}
+        assert state.alpha_stream is not None  # noqa: S101
+        if state.epoch > config.search.warmup_epochs and self.relaxation.learns_alphas:
+            layout, domains = memory_format(config.training), len(config.data.sources)
+            gains = domain_gains(self.architect, before, state.alpha_stream, domains, layout)
+        before.load_state_dict(state.alphas.state_dict())
+        return gains
+
+    def _check_collapse(self, probabilities: Mapping[str, Tensor]) -> None:
         """Stop the search if trained alphas gave a degenerate genotype in two epochs in a row (DARTS+).
 
         The last genotype before them is the result.
@@ -248,7 +237,10 @@ class SearchTask:
         state, progress = self.state, self.state.progress
         if state.epoch <= self.config.search.warmup_epochs or not self.relaxation.learns_alphas:
             return
-        if not self.space.has_collapsed(genotype):
+        # Not that within the limit of the cost, which may have cheap choices for another reason.
+        collapsed = self.space.has_collapsed(self.space.genotype(probabilities))
+        genotype = self._most_probable(probabilities)
+        if not collapsed:
             progress.collapsed, progress.sound, progress.sound_epoch = False, genotype, state.epoch
             return
         if progress.collapsed:
@@ -262,11 +254,13 @@ class SearchTask:
         progress.collapsed = True
 
     def _read_out(self, probabilities: Mapping[str, Tensor]) -> Genotype:
-        config, network = self.config, self.state.network
+        config, network, cost = self.config, self.state.network, self.state.cost
         match config.search.read_out:
             case "perturbation":
-                return by_perturbation(config, self.space, network, probabilities, self.data, self.world)
+                return by_perturbation(
+                    config, self.space, network, probabilities, self.data, self.world, cost
+                )
             case "one_shot":
-                return by_evolution(config, self.space, network, self.data, self.world)
+                return by_evolution(config, self.space, network, self.data, self.world, cost)
             case _:
-                return self.space.genotype(probabilities)
+                return self._most_probable(probabilities)
