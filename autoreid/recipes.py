@@ -29,6 +29,18 @@ _FLAT_KEYS = {
 }
 
 
+#: The default operations of the `reid_cell` space in older versions. Every run stores them, even a training.
+_OLDER_OPERATIONS = [
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "part_aware",
+]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, a date is text, and a duplicate key is an error."""
 
@@ -114,6 +126,16 @@ def _move_flat_keys(tree: dict[str, Any], where: str) -> None:
         search[section] = {**inner, key: search.pop(key)}
 
 
+def _drop_unused_operations(tree: dict[str, Any]) -> None:
+    """Drop operations that an older run stored although it does not search the `reid_cell` space."""
+    search = tree.get("search")
+    if not isinstance(search, dict) or not isinstance(search.get("reid_cell"), dict):
+        return
+    searches_cells = tree.get("task") != "train" and search.get("space", "reid_cell") == "reid_cell"
+    if not searches_cells and search["reid_cell"].get("operations") == _OLDER_OPERATIONS:
+        del search["reid_cell"]["operations"]
+
+
 def _parse(text: str, where: str) -> dict[str, Any]:
     """Parse YAML into sections, with flat keys in the section of their space."""
     try:
@@ -126,6 +148,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected sections of keys such as data: and training:, found {tree!r}")
     _move_flat_keys(tree, where)
+    _drop_unused_operations(tree)
     return tree
 
 

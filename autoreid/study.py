@@ -23,6 +23,7 @@ from autoreid.errors import ConfigError
 from autoreid.files import make_folder, write_atomically
 from autoreid.models import check_input_size
 from autoreid.recipes import load_config
+from autoreid.reporting.curves import figure_of, picture_of
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.strip_plot import Sample, draw_samples
 from autoreid.spaces import build_model
@@ -234,11 +235,36 @@ def write_results(study: Study, results: Mapping[str, dict[str, Any]]) -> dict[s
             "mAP in %",
             f"{difference_in_words(content['statistics'])}\nbars: 95 % confidence intervals of the means",
         ).save(picture, format="png")
+    curves = cost_picture(content["equal_cost"])
     with claim(study.folder / "results.lock", wait=True):
         write_atomically(study.folder / "study.json", (json.dumps(content, indent=1) + "\n").encode())
         if picture.tell():
             write_atomically(study.folder / "study.png", picture.getvalue())
+        if curves is not None:
+            write_atomically(study.folder / "cost.png", curves)
     return content
+
+
+def cost_picture(equal_cost: Mapping[str, Any]) -> bytes | None:
+    """Return the picture of the best mAP against the cost as PNG; None without curves or without matplotlib."""
+    curves = {
+        f"best of the {kind} networks": (
+            [point[0] for point in equal_cost[kind]],
+            [p[1] for p in equal_cost[kind]],
+        )
+        for kind in ("found", "random")
+        if equal_cost[kind]
+    }
+    if not curves:
+        return None
+    try:
+        figure = figure_of(curves, "seconds of searches and trainings", "expected mAP in %")
+    except ImportError:
+        _log.warning("cost.png was not drawn, because matplotlib is not installed: pip install matplotlib")
+        return None
+    data = io.BytesIO()
+    picture_of(figure).save(data, format="png")
+    return data.getvalue()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -258,7 +284,7 @@ def run(options: argparse.Namespace) -> None:
     if options.worker or results is None:
         return
     print(as_table(write_results(study, results)))
-    print(f"{study.folder}: study.json and study.png")
+    print(f"{study.folder}: study.json and pictures")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

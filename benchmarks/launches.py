@@ -196,6 +196,7 @@ def build(folder: str, *changes: str, recipe: str = "darts_triplet.yaml") -> Sea
             "data.cache=null",
             "evaluation.split=held_out",
             "data.held_out_fraction=0.1",
+            "search.warmup_epochs=0",  # a step of alphas and weights
             *changes,
         ],
     )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoreid.config import CELL_OPERATIONS, Losses, ReidCell, Search
+from autoreid.config import DEFAULT_CELL_OPERATIONS, Losses, ReidCell, Search
 from autoreid.losses import build_loss
 from autoreid.search.alphas import Alphas
 from autoreid.spaces.reid_cell.space import ReidCellSpace
@@ -105,7 +105,7 @@ def test_gradients_are_in_the_order_of_the_alphas(order):
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
 
-def real_problem(operations=CELL_OPERATIONS[:7], seed=0):
+def real_problem(operations=DEFAULT_CELL_OPERATIONS, seed=0):
     """The smallest real supernet and its loss, in float64."""
     settings = ReidCell(
         channels=4, cells_per_stage=(1, 1), nodes=2, stem="darts", parts=2, operations=operations

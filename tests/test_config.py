@@ -10,7 +10,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, Config, OsnetAin, ReidCell, Search, SpaceSection
+from autoreid.config import (
+    CELL_OPERATIONS,
+    DEFAULT_CELL_OPERATIONS,
+    Config,
+    OsnetAin,
+    ReidCell,
+    Search,
+    SpaceSection,
+)
 from autoreid.errors import ConfigError
 from autoreid.recipes import describe_options, load_config, option_names, parse_config
 from autoreid.spaces import SPACES
@@ -83,7 +91,7 @@ def test_defaults_and_types(recipe):
     assert (config.task, config.seed, config.output_dir) == ("search", 0, Path("runs"))
     assert config.data.root == Path("somewhere")
     assert (config.data.sources, config.data.targets, config.data.synthetic) == (("market1501",), (), {})
-    assert config.search.reid_cell.operations == CELL_OPERATIONS[:7]
+    assert config.search.reid_cell.operations == DEFAULT_CELL_OPERATIONS
     assert config.search.order == "second"
     assert config.training.gradient_clip == 5.0
 
@@ -253,6 +261,10 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         ),
         (["search.temperature.end=11"], "search.temperature.end: must not exceed start"),
         (["data.height=96"], "search.reid_cell.parts: 4 parts do not fit into the last cell's 3 rows"),
+        (
+            ["data.height=96", "search.reid_cell.operations=[none, part_aware]"],
+            "search.reid_cell.parts: 4 parts do not fit into the last cell's 3 rows",
+        ),
         (["data.sources=[a, b, a]"], "data.sources: duplicate entry a"),
         (["data.targets=[a]"], "data.targets: need evaluation.split: test"),
         (
@@ -293,6 +305,34 @@ def test_a_stored_search_keeps_the_loss_that_it_began_with():
     assert load_config(FLAT / "osnet_ain_run.yaml").losses.normalise is None
     training = text.replace("task: search", "task: train").replace("gumbel", "softmax")
     assert parse_config(training, "checkpoint").losses.normalise is None
+
+
+OLDER_OPERATIONS = CELL_OPERATIONS[:7]  # the default before part_conv
+
+
+@pytest.mark.parametrize("recipe_name", ["osnet_ain_quickstart.yaml", "retrain.yaml"])
+def test_an_older_run_that_searches_no_cells_has_todays_unused_operations(tmp_path, recipe_name):
+    """Every run stores all keys, also those that its task does not use."""
+    now = load_config(RECIPES / recipe_name)
+    stored = now.model_dump(mode="json")
+    stored["search"]["reid_cell"]["operations"] = list(OLDER_OPERATIONS)
+    text = yaml.safe_dump(stored)
+    assert parse_config(text, "run") == now
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert load_config(path) == now
+
+
+def test_an_older_search_keeps_its_operations(tmp_path):
+    now = load_config(RECIPES / "quickstart.yaml")
+    stored = now.model_dump(mode="json")
+    stored["search"]["reid_cell"]["operations"] = list(OLDER_OPERATIONS)
+    text = yaml.safe_dump(stored)
+    assert "part_aware" in OLDER_OPERATIONS
+    assert parse_config(text, "run").search.reid_cell.operations == OLDER_OPERATIONS
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert load_config(path).search.reid_cell.operations == OLDER_OPERATIONS
 
 
 def test_every_space_has_a_section_and_a_name_to_choose_it():

@@ -105,6 +105,12 @@ def parameters_by_formula(operation, c, stride):
         "dil_conv_3x3": separable[3],
         "dil_conv_5x5": separable[5],
         "part_aware": linear + c * c + hidden * c + 2 * c,
+        # Four parts, without biases and with an affine norm of each body vector.
+        "part_conv": 4 * (c * hidden + 2 * hidden)
+        + 2 * (hidden * hidden + hidden)
+        + c * c
+        + hidden * c
+        + 2 * c,
     }[operation]
 
 

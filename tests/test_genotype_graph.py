@@ -85,6 +85,14 @@ def test_only_part_aware_edges_are_thick():
     assert all("edge0b" in line for line in thick)
 
 
+def test_both_part_operations_look_alike():
+    def looks(name):
+        cell = (((name, 0), ("skip_connect", 1)),)
+        return as_graph(cell_drawing(cell, "normal", "")).source.replace(name, "part")
+
+    assert looks("part_conv") == looks("part_aware") != looks("dil_conv_3x3")
+
+
 def test_an_operation_without_a_look_is_drawn_in_the_default_one():
     cell = ((("gabor_filter_5x5", 0), ("max_pool_3x3", 1)),)
     text = as_graph(cell_drawing(cell, "normal", "")).source

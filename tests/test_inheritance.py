@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autoreid import derive, train
-from autoreid.config import CELL_OPERATIONS
+from autoreid.config import DEFAULT_CELL_OPERATIONS
 from autoreid.errors import DataError
 from autoreid.recipes import load_config
 from autoreid.spaces import Genotype, build_model, build_space
@@ -40,7 +40,7 @@ def search_checkpoint(folder: Path, **changes) -> tuple[Path, torch.nn.Module]:
     return path, supernet.eval()
 
 
-def one_hot(genotype, operations=CELL_OPERATIONS[:7]):
+def one_hot(genotype, operations=DEFAULT_CELL_OPERATIONS):
     """Mixing weights with which a `reid_cell` supernet equals the network of a genotype."""
     mixing = {}
     for kind, cell in genotype.cells():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, ReidCell, Search
+from autoreid.config import CELL_OPERATIONS, DEFAULT_CELL_OPERATIONS, ReidCell, Search
 from autoreid.reporting.genotype_graph import draw_genotype
 from autoreid.search.alphas import Alphas
 from autoreid.search.relaxations import Softmax
@@ -19,7 +19,7 @@ from autoreid.spaces.reid_cell.genotype import Edge
 from autoreid.spaces.reid_cell.partial_channels import bypass, join, weighted_sum
 from autoreid.spaces.reid_cell.space import ReidCellSpace
 
-OPERATIONS = CELL_OPERATIONS[:7]
+OPERATIONS = DEFAULT_CELL_OPERATIONS
 
 
 def build(**options):

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoreid.config import CELL_OPERATIONS, ReidCell, Search
+from autoreid.config import CELL_OPERATIONS, DEFAULT_CELL_OPERATIONS, ReidCell, Search
 from autoreid.spaces.reid_cell.cells import count_edges
 from autoreid.spaces.reid_cell.genotype import Edge
 from autoreid.spaces.reid_cell.operations import FactorizedReduce
 from autoreid.spaces.reid_cell.space import ReidCellSpace
 from tests.helpers.per_edge import MixedOperation, PerEdgeCell
 
-OPERATIONS = CELL_OPERATIONS[:7]
+OPERATIONS = DEFAULT_CELL_OPERATIONS
 
 
 def random_mixing(nodes=4, operations=OPERATIONS, seed=0):
@@ -291,10 +291,10 @@ def test_one_hot_probabilities_are_read_as_they_are():
     """Two edges of each node have an operation, and the others have `none`."""
     space = ReidCellSpace(Search())
     chosen = {
-        "normal": ((("part_aware", 0), ("sep_conv_3x3", 1)), (("skip_connect", 2), ("max_pool_3x3", 0))),
-        "reduce": ((("avg_pool_3x3", 1), ("dil_conv_3x3", 0)), (("part_aware", 1), ("part_aware", 2))),
+        "normal": ((("part_conv", 0), ("sep_conv_3x3", 1)), (("skip_connect", 2), ("max_pool_3x3", 0))),
+        "reduce": ((("avg_pool_3x3", 1), ("dil_conv_3x3", 0)), (("part_conv", 1), ("part_conv", 2))),
     }
-    last = ((("part_aware", 3), ("skip_connect", 1)), (("sep_conv_3x3", 4), ("part_aware", 3)))
+    last = ((("part_conv", 3), ("skip_connect", 1)), (("sep_conv_3x3", 4), ("part_conv", 3)))
     chosen = {kind: cell + last for kind, cell in chosen.items()}
     probabilities = {}
     for kind, cell in chosen.items():

@@ -107,8 +107,10 @@ def test_a_run_from_before_a_key_goes_on_with_its_default(tmp_path):
 
 
 def test_a_run_begun_when_spaces_had_no_sections_resumes_and_keeps_its_file(tmp_path):
-    old = (Path(__file__).parent / "data/flat_configs/osnet_ain_run.yaml").read_text()
-    now = load_config(Path(__file__).parents[1] / "configs/osnet_ain_quickstart.yaml")
+    configs = Path(__file__).parent / "data/flat_configs"
+    old = (configs / "osnet_ain_run.yaml").read_text()
+    # The recipe that it began with. That it has the loss of its time is now said by a key.
+    now = load_config(configs / "osnet_ain_quickstart.yaml", ["losses.normalise=false"])
     folder = begun(tmp_path / "run", now)
     folder.config.write_text(old)
     folder.claim(now)
@@ -116,6 +118,9 @@ def test_a_run_begun_when_spaces_had_no_sections_resumes_and_keeps_its_file(tmp_
     folder.config.write_text(old.replace("width: 0.25", "width: 0.5"))
     with pytest.raises(ConfigError, match=r"search\.osnet_ain\.width was 0\.5, is now 0\.25; give"):
         folder.claim(now)
+    folder.config.write_text(old)
+    with pytest.raises(ConfigError, match=r"losses\.normalise was false, is now null"):
+        folder.claim(load_config(configs / "osnet_ain_quickstart.yaml"))
 
 
 def test_claim_takes_new_values_of_keys_that_may_differ(tmp_path):

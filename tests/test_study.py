@@ -45,6 +45,9 @@ def content_of(folder):
     for network in content["found"] + content["random"]:
         del network["seconds"]
         network.pop("search_seconds", None)
+    content["equal_cost"] = {
+        kind: [best for _, best in content["equal_cost"][kind]] for kind in ("found", "random")
+    }
     return content
 
 

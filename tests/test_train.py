@@ -80,7 +80,7 @@ def test_tensorboard_shows_pictures_curves_and_config(finished):
     wanted += [
         "epoch/normal/entropy",
         "entropy_normal/node0_from_c_k-2",
-        "alphas_reduce/node1_from_node0/part_aware",
+        "alphas_reduce/node1_from_node0/part_conv",
     ]
     assert not set(wanted) - set(scalars)
     assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]

@@ -9,11 +9,12 @@ from autoreid.config.data import Data, SyntheticPeople
 from autoreid.config.run import Checkpoint, Config, Distributed, Evaluation, Reporting
 from autoreid.config.search import Cost, OneShot, Search, Temperature
 from autoreid.config.section import Precision, Section
-from autoreid.config.spaces import CELL_OPERATIONS, OsnetAin, ReidCell, SpaceSection
+from autoreid.config.spaces import CELL_OPERATIONS, DEFAULT_CELL_OPERATIONS, OsnetAin, ReidCell, SpaceSection
 from autoreid.config.training import Losses, Model, Training
 
 __all__ = [
     "CELL_OPERATIONS",
+    "DEFAULT_CELL_OPERATIONS",
     "Checkpoint",
     "Config",
     "Cost",

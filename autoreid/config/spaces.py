@@ -20,7 +20,20 @@ CELL_OPERATIONS = (
     "part_aware",
     "sep_conv_5x5",
     "dil_conv_5x5",
+    "part_conv",
 )
+#: The default operations of a search.
+DEFAULT_CELL_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "part_conv",
+)
+#: Those that need a row for each body part.
+_PART_OPERATIONS = {"part_aware", "part_conv"}
 
 
 class SpaceSection(Section):
@@ -41,7 +54,7 @@ class SpaceSection(Section):
 class ReidCell(SpaceSection):
     """DARTS cells with a part-aware operation (Auto-ReID)."""
 
-    operations: tuple[Literal[CELL_OPERATIONS], ...] = CELL_OPERATIONS[:7]  # type: ignore[valid-type]
+    operations: tuple[Literal[CELL_OPERATIONS], ...] = DEFAULT_CELL_OPERATIONS  # type: ignore[valid-type]
     """Candidate operations of every edge."""
     stem: Literal["resnet", "darts"] = "resnet"
     """resnet: 7×7 convolution of stride 2 and a pool, to 1/4 resolution; darts: 3×3 convolution of stride 1."""
@@ -54,7 +67,7 @@ class ReidCell(SpaceSection):
     nodes: Annotated[int, Field(ge=2)] = 4
     """Number of nodes in a cell."""
     parts: Count = 4
-    """M: number of horizontal body parts in the part-aware operation."""
+    """M: number of horizontal body parts in the part-aware operations."""
     stop_at_skips: Count | None = None
     """Stop the search once the normal cell has this many skip_connect edges (DARTS+); null never stops."""
 
@@ -75,10 +88,10 @@ class ReidCell(SpaceSection):
         return self
 
     def check_images(self, height: int, width: int) -> None:  # noqa: ARG002
-        """Check that the last cell's feature map has a row for each part of the part-aware operation."""
+        """Check that the last cell's feature map has a row for each part of the part-aware operations."""
         halvings = len(self.cells_per_stage) - 1 + (2 if self.stem == "resnet" else 0)
         rows = -(-height // 2**halvings)
-        if "part_aware" in self.operations and rows < self.parts:
+        if _PART_OPERATIONS & set(self.operations) and rows < self.parts:
             raise ValueError(
                 f"search.reid_cell.parts: {self.parts} parts do not fit into the last cell's {rows} rows; "
                 f"use fewer parts, or a data.height above {height}"

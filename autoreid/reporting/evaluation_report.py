@@ -16,7 +16,7 @@ from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.ranking import RetrievalResult
 from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.board import Board
-from autoreid.reporting.cmc_curve import draw_cmc_curves
+from autoreid.reporting.curves import cmc_figure, picture_of
 from autoreid.reporting.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class EvaluationReport:
             label = f"{cell.source} on {cell.target}: mAP {100 * cell.result.map:.1f} %"
             curves[label] = cell.result.cmc
         try:
-            self._show("cmc", draw_cmc_curves(curves), self.folder.root / "cmc.png")
+            self._show("cmc", picture_of(cmc_figure(curves)), self.folder.root / "cmc.png")
         except ImportError:
             _log.warning("cmc.png was not drawn, because matplotlib is not installed: pip install matplotlib")
         head, *rows = [f"| {' | '.join(row)} |" for row in _rows(cells)]

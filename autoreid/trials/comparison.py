@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from autoreid.trials.equal_cost import at_equal_cost, cost_curve
 from autoreid.trials.runner import total_seconds
 from autoreid.trials.statistics import (
     mean_interval,
@@ -50,6 +51,7 @@ def compare(
         "found": networks_found,
         "random": [{"name": name, **_shown(result)} for name, result in random.items()],
         "statistics": _statistics(maps_found, maps_random),
+        "equal_cost": _equal_cost(found, random, search_seconds),
         "cost": {
             "search_seconds": sum(search_seconds.values()),
             "training_seconds": {
@@ -58,6 +60,30 @@ def compare(
             },
         },
     }
+
+
+def _equal_cost(
+    found: Mapping[str, Mapping[str, Any]],
+    random: Mapping[str, Mapping[str, Any]],
+    search_seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The curves of the best mAP against the cost, and the comparison at equal cost; failed trainings cost, too."""
+    spent = {
+        "found": [search_seconds[name] + result["seconds"] for name, result in found.items()],
+        "random": [result["seconds"] for result in random.values()],
+    }
+    values = {"found": points(found.values()), "random": points(random.values())}
+    if not all(values.values()):
+        return {"found": [], "random": []}
+    curves = {kind: cost_curve(maps, spent[kind]) for kind, maps in values.items()}
+    numbers = at_equal_cost(curves["found"], curves["random"])
+    if numbers is None:
+        return dict(curves)
+    best: dict[str, float] = {f"num_{kind}": number for kind, number in zip(curves, numbers, strict=True)}
+    best |= {
+        f"best_{kind}": curves[kind][number - 1][1] for kind, number in zip(curves, numbers, strict=True)
+    }
+    return {**curves, **best, "seconds": curves["found"][numbers[0] - 1][0]}
 
 
 def points(results: Any) -> list[float]:
@@ -147,6 +173,12 @@ def in_words(study: Mapping[str, Any]) -> list[str]:
         f"cost: searches {cost['search_seconds']:.0f} s, trainings of found networks {trainings['found']:.0f} s, of "
         f"random ones {trainings['random']:.0f} s"
     ]
+    equal = study["equal_cost"]
+    if "seconds" in equal:
+        lines += [
+            f"at equal cost ({equal['seconds']:.0f} s): the best of {equal['num_found']} found networks "
+            f"{equal['best_found']:.1f} %, the best of {equal['num_random']} random ones {equal['best_random']:.1f} %"
+        ]
     if values["runs_to_show"] is None:
         lines += ["too few runs for a standard error: at least 2 searches and 2 random genotypes are needed"]
     else:

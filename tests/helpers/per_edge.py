@@ -19,7 +19,7 @@ class PartAware(nn.Module):
     """Self-attention between horizontal body parts, whose result is added to each pixel of a part.
 
     1. Average each of the M horizontal parts of x (B, C, H, W) to a vector, as adaptive average pooling does.
-    2. Map these vectors linearly to body vectors b (B, M, D), with D = ⌈C/3⌉ as in the authors' release.
+    2. Map these vectors linearly to body vectors b (B, M, D), with D = ⌈C/3⌉; the authors' release rounds down.
     3. Apply self-attention between the parts: softmax(q(b)·k(b)ᵀ)·b, without scaling and value projection.
     4. Repeat each part's vector over the rows of the part, concatenate the result with x, and apply ReLU → 1×1 → norm.
 
@@ -55,6 +55,43 @@ class PartAware(nn.Module):
         pooled_BMC = F.adaptive_avg_pool2d(x, (self.parts, 1)).squeeze(3).transpose(1, 2)
         body_BMD = self.body(pooled_BMC)
         attention_BMM = torch.softmax(self.query(body_BMD) @ self.key(body_BMD).transpose(1, 2), dim=2)
+        attended_BMD = attention_BMM @ body_BMD
+        rows = torch.arange(height, device=x.device) * self.parts // height
+        spread = attended_BMD.transpose(1, 2)[:, :, rows, None].expand(-1, -1, -1, x.shape[3])
+        weight = torch.cat([self.fuse_pixels.weight, self.fuse_parts.weight[:, :, None, None]], dim=1)
+        return self.norm(F.conv2d(F.relu(torch.cat([x, spread], dim=1)), weight, stride=self.stride))
+
+
+class PartConv(nn.Module):
+    """Self-attention between horizontal body parts, each of which has a convolution and a norm of its own.
+
+    As `PartAware`, except for its step 2: ReLU → 1×1 → norm, with separate weights and statistics for each part.
+    """
+
+    def __init__(self, channels: int, stride: int, affine: bool, parts: int = 4) -> None:
+        super().__init__()
+        hidden = -(-channels // 3)
+        self.parts = parts
+        self.stride = stride
+        # The rows of the weight, and the features of the norm, are those of the first part, then of the second, ...
+        self.body = nn.Linear(channels, parts * hidden, bias=False)
+        self.body_norm = nn.BatchNorm1d(parts * hidden, affine=affine)
+        self.query_key = nn.Linear(hidden, 2 * hidden)
+        self.fuse_pixels = nn.Conv2d(channels, channels, 1, stride=stride, bias=False)
+        self.fuse_parts = nn.Linear(hidden, channels, bias=False)
+        self.norm = nn.BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        height = x.shape[2]
+        pooled_BCM = F.adaptive_avg_pool2d(x, (self.parts, 1)).squeeze(3)
+        weights = self.body.weight.chunk(self.parts)
+        vectors = [
+            F.relu(pooled_BCM[:, :, part]) @ weight.transpose(0, 1) for part, weight in enumerate(weights)
+        ]
+        body_BMD = self.body_norm(torch.cat(vectors, dim=1)).view(len(x), self.parts, -1)
+        query_BMD, key_BMD = self.query_key(body_BMD).chunk(2, dim=2)
+        attention_BMM = torch.softmax(query_BMD @ key_BMD.transpose(1, 2), dim=2)
         attended_BMD = attention_BMM @ body_BMD
         rows = torch.arange(height, device=x.device) * self.parts // height
         spread = attended_BMD.transpose(1, 2)[:, :, rows, None].expand(-1, -1, -1, x.shape[3])
@@ -120,7 +157,7 @@ def build_operation(name: str, channels: int, stride: int, affine: bool, parts: 
         channels: C, of input and output.
         stride: 1, or 2 on the edges from the inputs of a reduction cell.
         affine: whether norms learn a scale and shift; False in a search.
-        parts: M, of the part-aware operation.
+        parts: M, of the part-aware operations.
     """
     match name:
         case "max_pool_3x3":
@@ -139,6 +176,8 @@ def build_operation(name: str, channels: int, stride: int, affine: bool, parts: 
             return nn.Sequential(*_depthwise(channels, 5, stride, 2, affine))
         case "part_aware":
             return PartAware(channels, stride, affine, parts)
+        case "part_conv":
+            return PartConv(channels, stride, affine, parts)
     raise ValueError(f"unknown operation {name!r}")
 
 

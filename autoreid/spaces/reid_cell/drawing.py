@@ -73,7 +73,7 @@ def cell_drawing(cell: Sequence[Sequence[tuple[str, int]]], kind: str, caption: 
     """Return the drawing of a cell: both inputs, the nodes 0 to N-1, and the output (their concatenation).
 
     Each edge has its operation in a box on the line: convolutions are blue, pools green, skips grey and dashed,
-    part_aware thick and magenta, and other operations brown.
+    part-aware operations thick and magenta, and other operations brown.
 
     Args:
         cell: for each node its edges, each with the operation and the index of the source.

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import StrictInt, field_validator
 
-from autoreid.config import CELL_OPERATIONS
+from autoreid.config import CELL_OPERATIONS, DEFAULT_CELL_OPERATIONS
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.reid_cell.drawing import cell_drawing
@@ -68,7 +68,7 @@ class CellGenotype(Genotype):
 
 
 def random_genotype(
-    rng: np.random.Generator, nodes: int = 4, operations: Sequence[str] = CELL_OPERATIONS[:7]
+    rng: np.random.Generator, nodes: int = 4, operations: Sequence[str] = DEFAULT_CELL_OPERATIONS
 ) -> CellGenotype:
     """Sample a genotype uniformly: two different inputs for each node, any operation but `none` for each edge.
 

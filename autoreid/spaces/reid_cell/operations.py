@@ -1,6 +1,7 @@
 """Candidate operations of the `reid_cell` space, (B, C, H, W) -> (B, E·C, ⌈H/stride⌉, ⌈W/stride⌉).
 
-The operations are those of DARTS (arXiv 1806.09055, section 3 and appendix A) and Auto-ReID's part-aware operation.
+The operations are those of DARTS (arXiv 1806.09055, section 3 and appendix A) and Auto-ReID's part-aware operation,
+as its paper and as its released code describe it.
 A module computes one operation for all E edges that leave a node of a cell, because these edges share their input:
 ReLU, pools and other operations without weights once, depthwise convolutions as one grouped convolution, 1×1
 convolutions as one batched product, and all norms in one call, with the mixing weights as their scales. Its weights
@@ -25,6 +26,7 @@ from autoreid.layers.separable import separable
 from autoreid.spaces.reid_cell.candidate import Candidate, EdgeInputs, Shared
 from autoreid.spaces.reid_cell.edge_norm import EdgeNorm
 from autoreid.spaces.reid_cell.part_aware import PartAware
+from autoreid.spaces.reid_cell.part_conv import PartConv
 
 
 class Skip(Shared):
@@ -185,7 +187,7 @@ def build_operation(
         channels: C, of input and output.
         stride: 1, or 2 on the edges from the inputs of a reduction cell.
         affine: whether norms learn a scale and shift; False in a search.
-        parts: M, of the part-aware operation.
+        parts: M, of the part-aware operations.
         edges: E, the number of edges that share the input.
 
     Raises:
@@ -202,4 +204,6 @@ def build_operation(
             return DepthwiseSeparable(channels, int(name[-1]), stride, 2, affine, edges)
         case "part_aware":
             return PartAware(channels, stride, affine, parts, edges)
+        case "part_conv":
+            return PartConv(channels, stride, affine, parts, edges)
     raise ValueError(f"unknown operation {name!r}")

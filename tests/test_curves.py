@@ -1,11 +1,11 @@
-"""The picture of CMC curves."""
+"""The pictures of curves."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from autoreid.reporting.cmc_curve import cmc_figure, draw_cmc_curves
+from autoreid.reporting.curves import cmc_figure, figure_of, picture_of
 
 to_rgb = pytest.importorskip("matplotlib.colors", reason="needs matplotlib").to_rgb
 
@@ -35,7 +35,15 @@ def test_the_legend_has_all_labels_and_lies_below_the_axes():
 
 def test_the_picture_shows_a_line_of_the_colour_of_each_curve():
     (axes,) = cmc_figure(CURVES).axes
-    pixels = np.asarray(draw_cmc_curves(CURVES)).reshape(-1, 3)
+    pixels = np.asarray(picture_of(cmc_figure(CURVES))).reshape(-1, 3)
     for line in axes.lines:
         colour = np.round(255 * np.array(to_rgb(line.get_color())))
         assert (pixels == colour).all(1).sum() > 300
+
+
+def test_any_curve_is_drawn_through_its_points():
+    curves = {"found": ([60.0, 120.0], [50.0, 52.5]), "random": ([15.0, 30.0, 45.0], [44.0, 47.0, 49.0])}
+    (axes,) = figure_of(curves, "seconds", "mAP in %").axes
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    assert drawn == curves
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("seconds", "mAP in %")

@@ -1,0 +1,57 @@
+"""Plot curves with matplotlib, which is an optional dependency."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: The coordinates of a curve: x and y.
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def figure_of(curves: Mapping[str, Curve], xlabel: str, ylabel: str) -> Figure:
+    """Return a figure with a curve for each label, and a legend below.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    # Each line of the legend needs 0.22 inches.
+    figure = Figure(figsize=(6.4, 4.4 + 0.22 * len(curves)), layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    for label, (x, y) in curves.items():
+        axes.plot(x, y, marker="o", markersize=4, label=label)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center")
+    return figure
+
+
+def cmc_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Return a figure of CMC curves.
+
+    Args:
+        curves: by label, the share (0 to 1) of queries with a match among the first k gallery images, by rank k.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    percent = {label: (list(cmc), [100 * share for share in cmc.values()]) for label, cmc in curves.items()}
+    figure = figure_of(percent, "rank", "queries with a match in %")
+    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def picture_of(figure: Figure) -> Image.Image:
+    """Return a figure as a picture."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return Image.open(data).convert("RGB")
