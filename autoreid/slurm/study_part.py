@@ -100,7 +100,7 @@ def run_share(study: Study, share: int, shares: int) -> None:
 
 
 def write_table(study: Study) -> None:
-    """Write study.json and study.png from the results that exist, and print the table.
+    """Write study.json and the pictures from the results that exist, and print the table.
 
     Raises:
         RunError: results are missing; names them.
@@ -131,7 +131,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     part.add_argument(
         "--share", type=int, nargs=2, metavar=("I", "N"), help="run share I of N; I begins at 0"
     )
-    part.add_argument("--table", action="store_true", help="write study.json and study.png")
+    part.add_argument("--table", action="store_true", help="write study.json and the pictures")
     add_options(parser)
     options = parser.parse_intermixed_args(arguments)
     check_options(options)
