@@ -67,12 +67,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_options(parser)
     add = parser.add_argument
-    add("--search", type=Path, required=True, metavar="FILE", help="recipe of the searches")
-    add("--train", type=Path, required=True, metavar="FILE", help="recipe that trains the networks")
-    add("--searches", type=int, required=True, metavar="S", help="number of searches")
-    add("--random", type=int, required=True, metavar="R", help="number of random networks")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the study")
     add(
         "--plan",
         action="store_true",
@@ -83,6 +79,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="only do what no other process is doing, and leave without results as soon as there is nothing left",
     )
+    options = parser.parse_intermixed_args(arguments)
+    check_options(options)
+    return options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what a study consists of to a parser."""
+    add = parser.add_argument
+    add("--search", type=Path, required=True, metavar="FILE", help="recipe of the searches")
+    add("--train", type=Path, required=True, metavar="FILE", help="recipe that trains the networks")
+    add("--searches", type=int, required=True, metavar="S", help="number of searches")
+    add("--random", type=int, required=True, metavar="R", help="number of random networks")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the study")
     add(
         "--train-set",
         nargs="+",
@@ -92,25 +101,32 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="values that replace those of the training's recipe",
     )
     add("overrides", nargs="*", metavar="section.key=value", help="values that replace the search recipe's")
-    options = parser.parse_intermixed_args(arguments)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ConfigError if a number of networks is out of range."""
     for name in ("searches", "random"):
         if getattr(options, name) < 1:
             raise ConfigError(f"command line: --{name} {getattr(options, name)}: must be at least 1")
-    return options
+
+
+def search_overrides(folder: Path, seed: int) -> list[str]:
+    """Return the overrides that make a search that of a study."""
+    own = [f"seed={seed}", f"task_name=search{seed}", f"output_dir={folder / 'runs'}"]
+    return [*own, f"genotype_dir={folder / 'genotypes'}"]
 
 
 def read_study(options: argparse.Namespace) -> Study:
-    """Read the recipes, and check everything that can be checked before the first search.
+    """Read the recipes, and check that they agree with what the folder has.
 
     Raises:
-        ConfigError, DataError: errors that any search or training would raise at its start.
+        ConfigError: a recipe is wrong, or the folder belongs to another study.
     """
     folder: Path = options.output
-    searches = {}
-    for seed in range(options.searches):
-        own = [f"seed={seed}", f"task_name=search{seed}", f"output_dir={folder / 'runs'}"]
-        own += [f"genotype_dir={folder / 'genotypes'}"]
-        searches[f"search{seed}"] = load_config(options.search, [*options.overrides, *own])
+    searches = {
+        f"search{seed}": load_config(options.search, [*options.overrides, *search_overrides(folder, seed)])
+        for seed in range(options.searches)
+    }
     recipe = load_config(options.train, options.train_set)
     if searches["search0"].task != "search":
         raise ConfigError(
@@ -123,13 +139,22 @@ def read_study(options: argparse.Namespace) -> Study:
             study.run_folder(name).check_claim(config, MAY_DIFFER)
         except ConfigError as error:
             raise ConfigError(f"--output {folder}: the study there has other searches: {error}") from error
+    return study
+
+
+def check_trainings(study: Study) -> None:
+    """Check data and networks of the trainings; synthetic people that do not exist are generated first.
+
+    Raises:
+        ConfigError, DataError: errors that any training would raise at its start.
+    """
+    recipe = study.recipe
     generate_people(recipe.data)
     # One network need not have every operation.
     for example in islice(study.examples(), _CHECKED):
         network = build_model("derived", 1, **example.config.model.options)
         check_input_size(network, recipe.data.height, recipe.data.width)
     build_training_data(recipe, World(0, 1, 0, torch.device("cpu")))
-    return study
 
 
 def plan(study: Study) -> str:
@@ -141,14 +166,8 @@ def plan(study: Study) -> str:
         per_training = trial_seconds(next(study.examples()), world)
     finished = {name for name in study.searches if study.is_finished(name)}
     names, known = list(study.searches), TrialFile(study.folder).read()
-    trials = [study.found_trial(number, name) for number, name in enumerate(names) if name in finished]
-    trials += [
-        study.random_trial(number)
-        for number in range(study.num_random)
-        if names[number % len(names)] in finished
-    ]
-    trained = sum(trial.key in known for trial in trials)
-    count = len(names) + study.num_random
+    trained = sum(trial.key in known for trial in study.trials(study.trial_names).values())
+    count = len(study.trial_names)
     left = per_search * (len(names) - len(finished)) + per_training * (count - trained)
     return "\n".join(
         [
@@ -188,18 +207,26 @@ def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
 
 def do_trainings(study: Study, stop: StopSignal, wait: bool) -> dict[str, dict[str, Any]] | None:
     """Train the found and the random networks; return the results by name, or None if some of them are missing."""
-    trials = {f"found{number}": study.found_trial(number, name) for number, name in enumerate(study.searches)}
-    trials |= {f"random{number}": study.random_trial(number) for number in range(study.num_random)}
+    trials = study.trials(study.trial_names)
     with single_process(study.recipe.distributed, "a study") as world:
         results = TrialRunner.open(study.folder, study.recipe, world, stop, wait).run(trials)
     return None if results is None else dict(zip(trials, results, strict=True))
 
 
 def write_results(study: Study, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write study.json and study.png, and return the content of the former."""
-    found = {name: results[f"found{number}"] for number, name in enumerate(study.searches)}
-    random = {f"random{number}": results[f"random{number}"] for number in range(study.num_random)}
-    content = compare(found, random, {name: study.search_seconds(name) for name in study.searches})
+    """Write study.json and study.png, and return the content of the former.
+
+    Args:
+        results: by name of the training; study.json lists the trainings without a result as missing.
+    """
+    found = {
+        name: results[f"found{number}"]
+        for number, name in enumerate(study.searches)
+        if f"found{number}" in results
+    }
+    random = {name: result for name, result in results.items() if name.startswith("random")}
+    content = compare(found, random, {name: study.search_seconds(name) for name in found})
+    content["missing"] = [name for name in study.trial_names if name not in results]
     picture = io.BytesIO()
     samples = {"found": points(found.values()), "random": points(random.values())}
     if all(samples.values()):
@@ -243,6 +270,7 @@ def cost_picture(equal_cost: Mapping[str, Any]) -> bytes | None:
 def run(options: argparse.Namespace) -> None:
     """Plan or conduct a study."""
     study = read_study(options)
+    check_trainings(study)
     if options.plan:
         print(plan(study))
         return

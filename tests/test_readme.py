@@ -294,6 +294,8 @@ def test_the_cluster_commands_from_submission_to_cancellation(login_node, slurm_
     assert "global batch" in call("logs", rank="0")
     pipeline = call("submit_pipeline", "--dry-run", *small, gpus="1")
     assert "# ---- evaluate ----" in pipeline
+    study = call("submit_study", "--dry-run", *small, gpus="1")
+    assert "# ---- table ----" in study
     evaluation = call("submit_evaluate")
     assert "on_market" in evaluation
     slurm_cluster.wait_for(evaluation.split()[1].rstrip(":"), "COMPLETED", timeout=300)

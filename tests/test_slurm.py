@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from autoreid.reporting.history import read_history
 from tests.helpers.commands import ROOT
 from tests.helpers.slurm_lab import FOUR_RANKS, PATIENCE, TWO_RANKS, lab, undisturbed
-from tests.helpers.tiny import write_tiny
+from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 
 __all__ = ["lab", "undisturbed"]
 
@@ -161,3 +162,46 @@ def test_the_pipeline_is_a_chain_of_dependent_jobs(lab):
     assert genotype == lab.result(winner)["genotype"]
     (cell,) = json.loads((lab.folder / "runs/way_found_evaluation/result.json").read_text())["results"]
     assert cell["map"] == pytest.approx(lab.result("way_found")["best_map"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_study_is_two_arrays_and_a_table_and_its_trainings_are_requeued(lab):
+    folder = lab.folder / "compared"
+    folder.mkdir()
+    search = write_tiny(folder, training__epochs=1).rename(folder / "search.yaml")
+    train = write_tiny(folder, **DERIVED_TRAINING, training__epochs=20).rename(folder / "train.yaml")
+    line = ["--gpus", "0", "--cpus-per-task", "1", "--search", search, "--train", train, "--searches", "2"]
+    line += ["--random", "1", "--output", folder / "study", "--trainings-at-once", "2"]
+    jobs = lab.submit(*line, script="submit_study")
+    assert len(jobs) == 5  # two searches, two shares of the trainings, the table
+    array, share, table = jobs[2].partition("_")[0], jobs[2], jobs[-1]
+    assert lab.cluster.facts(share)["Dependency"].startswith(f"afterany:{jobs[0].partition('_')[0]}")
+    assert lab.cluster.facts(table)["Dependency"].startswith(f"afterany:{array}")
+    runs = folder / "study/runs"
+    end = time.monotonic() + PATIENCE
+    while [event.kind for event in read_history(runs / "trainings0")] != ["submitted", "started"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    # The signal that Slurm sends before the time limit.
+    lab.cluster.run("scancel", "--signal=USR2", share)
+    lab.cluster.wait_for(table, "COMPLETED", timeout=PATIENCE)
+    kinds = {run.name: [event.kind for event in read_history(run)] for run in sorted(runs.iterdir())}
+    once = ["submitted", "started", "finished"]
+    requeued = ["submitted", "started", "stopped", "requeued", "started", "finished"]
+    assert kinds == {"search0": once, "search1": once, "trainings0": requeued, "trainings1": once}
+    content = json.loads((folder / "study/study.json").read_text())
+    assert content["missing"] == []
+    for network in content["found"]:
+        assert (
+            network["genotype"]
+            == json.loads((runs / network["name"] / "result.json").read_text())["genotype"]
+        )
+    lines = [json.loads(line) for line in (folder / "study/trials.jsonl").read_text().splitlines()]
+    assert sorted(line["name"] for line in lines) == ["found0", "found1", "random0"]
+    rows = json.loads(lab.call("status", "--json", folder / "study").stdout)
+    assert [(row["run"], row["state"], row["job"]) for row in rows] == [
+        ("search0", "finished", jobs[0]),
+        ("search1", "finished", jobs[1]),
+        ("trainings0", "finished", jobs[2]),
+        ("trainings1", "finished", jobs[3]),
+    ]

@@ -17,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python jobs/cancel.py",
         description="Cancel the jobs of runs. Each run saves a checkpoint first; submit it again to resume it.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="task name, run folder or job id")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="task name, run folder, study folder or job id"
+    )
     parser.add_argument(
         "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
     )

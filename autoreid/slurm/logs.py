@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
     )
     options = parser.parse_args(arguments)
-    (run,) = find_runs([options.run], options.output_dir)
-    path = find_log(run, options.rank, options.raw)
+    runs = find_runs([options.run], options.output_dir)
+    if len(runs) > 1:
+        raise ConfigError(f"{options.run}: has {len(runs)} runs; name one of them, such as {runs[0].folder}")
+    path = find_log(runs[0], options.rank, options.raw)
     command = ["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), str(path)]
     os.execvp("tail", command)  # noqa: S606

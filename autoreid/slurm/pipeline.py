@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,21 +15,16 @@ from autoreid.distributed import World
 from autoreid.evaluate import named_paths
 from autoreid.models import check_input_size
 from autoreid.recipes import load_config
-from autoreid.reporting.history import record
 from autoreid.search.task import SearchTask
-from autoreid.slurm.executor import JobExecutor
 from autoreid.slurm.job_options import JobOptions, read_job_options
-from autoreid.slurm.queue import require_slurm
+from autoreid.slurm.stages import Stage, submit_stages
 from autoreid.slurm.submit import (
     PlannedRun,
-    announce,
     check_not_queued,
     is_dry_run,
     make_parser,
     plan_run,
-    run_locally,
     seed_overrides,
-    test_only,
 )
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.spaces import build_model
@@ -46,36 +40,6 @@ _EXAMPLES = """\
 
 #: Fraction of identities that a tournament holds out if neither recipe says it.
 _HELD_OUT = 0.2
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One job, or job array, of the pipeline.
-
-    Attributes:
-        name: name of the stage, for example "search".
-        commands: the command of each array task.
-        folder: folder of submitit's files and logs.
-        runs: run folder of each array task; empty if the stage has none.
-        waits_for: type of the dependency on the previous stage, "afterany" or "afterok"; None for the first stage.
-    """
-
-    name: str
-    commands: Sequence[PackageCommand]
-    job_options: JobOptions
-    folder: Path
-    runs: Sequence[Path] = ()
-    waits_for: str | None = None
-
-    def executor(self, before: str | None) -> JobExecutor:
-        """Return the executor of the stage, whose job depends on the job `before`."""
-        job_options = self.job_options
-        if before is not None:
-            # Without this option a job whose dependency failed stays in the queue for ever.
-            slurm = {**job_options.slurm, "kill-on-invalid-dep": "yes"}
-            wait = f"{self.waits_for}:{before}"
-            job_options = job_options.model_copy(update={"dependency": wait, "slurm": slurm})
-        return JobExecutor(job_options, self.folder, f"{self.folder.parent.name}-{self.name}", self.runs)
 
 
 def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[list[PlannedRun], list[Stage]]:
@@ -203,36 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     job_options = read_job_options(vars(options))
     searches, stages = plan_stages(options, job_options)
-    if is_dry_run(options):
-        for stage in stages:
-            print(f"# ---- {stage.name} ----", flush=True)
-            script = stage.executor(None).script(len(stage.commands))
-            print(script) if options.dry_run else test_only(script)
-        return 0
-    if not options.local:
-        require_slurm()
-    for search in searches:
-        search.freeze()
-    if options.local:
-        for stage in stages:
-            for command in stage.commands:
-                run_locally(command, stage.job_options.ranks)
-        return 0
-    _launch(stages)
+    submit_stages(stages, options, partial(_freeze, searches), "python jobs/status.py")
     return 0
 
 
-def _launch(stages: Sequence[Stage]) -> None:
-    """Submit all stages, each depending on the previous one."""
-    before: str | None = None
-    for stage in stages:
-        executor = stage.executor(before)
-        ids = executor.launch(stage.commands)
-        for job, run in zip(ids, stage.runs, strict=False):
-            run.mkdir(parents=True, exist_ok=True)
-            record(run, "submitted", job=(job, 0))
-        for index, job in enumerate(ids):
-            folder = stage.runs[index] if stage.runs else stage.folder.parent
-            announce(job, folder, executor.folder, stage.job_options, stage.name)
-        before = ids[0].partition("_")[0]
-    print("show their progress with: python jobs/status.py", file=sys.stderr)
+def _freeze(searches: Sequence[PlannedRun]) -> None:
+    for search in searches:
+        search.freeze()

@@ -65,7 +65,7 @@ def find_runs(names: Sequence[str], output_dir: Path) -> list[Run]:
     """Return the runs with the given names, in order; without names all runs, ordered by their last change.
 
     Args:
-        names: task names, run folders or job ids.
+        names: task names, run folders, folders of studies or job ids. A study means all its runs.
         output_dir: folder of the run folders.
 
     Raises:
@@ -74,14 +74,20 @@ def find_runs(names: Sequence[str], output_dir: Path) -> list[Run]:
     folders = sorted((path.parent for path in output_dir.glob(f"*/{FILE}")), key=_last_change)
     histories = {folder: read_history(folder) for folder in folders}
     if names:
-        chosen = [_folder_of(name, output_dir, histories) for name in names]
-        histories = {folder: read_history(folder) for folder in chosen}
+        chosen = [_study_folders(Path(name)) or [_folder_of(name, output_dir, histories)] for name in names]
+        histories = {folder: read_history(folder) for folders in chosen for folder in folders}
     jobs = {folder: _newest_job(events) for folder, events in histories.items()}
     states = job_states({job for job in jobs.values() if job})
     return [
         Run(folder, events, jobs[folder], states.get(jobs[folder] or ""), _read_progress(folder))
         for folder, events in histories.items()
     ]
+
+
+def _study_folders(study: Path) -> list[Path]:
+    """Return the run folders of a study: those of the searches, then those of the trainings, by number."""
+    folders = [path.parent for path in study.glob(f"runs/*/{FILE}")]
+    return sorted(folders, key=lambda folder: (len(folder.name), folder.name))
 
 
 def _folder_of(name: str, output_dir: Path, histories: dict[Path, list[Event]]) -> Path:

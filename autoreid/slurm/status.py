@@ -19,6 +19,7 @@ _EXAMPLES = """\
 examples:
   python jobs/status.py
   python jobs/status.py darts_triplet 4711
+  python jobs/status.py studies/quickstart
   python jobs/status.py --watch 60
 """
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="task name, run folder or job id (default: all)"
+        "runs", nargs="*", metavar="RUN", help="task name, run folder, study folder or job id (default: all)"
     )
     parser.add_argument(
         "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"

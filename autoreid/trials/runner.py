@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,11 +97,14 @@ class TrialRunner:
         datasets = read_datasets(recipe)
         return cls(folder, world, stop, run_images(recipe, world, datasets), datasets, wait)
 
-    def run(self, trials: Mapping[str, Trial]) -> list[dict[str, Any]] | None:
+    def run(
+        self, trials: Mapping[str, Trial], after_each: Callable[[], None] = lambda: None
+    ) -> list[dict[str, Any]] | None:
         """Run the trials that have no result yet.
 
         Args:
             trials: by name. Equal trials are run once.
+            after_each: called after each trial that this process has finished.
 
         Returns:
             The result of each trial, in order; None if a stop signal has arrived, or other processes are still running
@@ -115,7 +118,7 @@ class TrialRunner:
         for name, trial in trials.items():
             first.setdefault(trial.key, (name, trial))
         units = [
-            self._unit(name, trial, file, place, len(first))
+            self._unit(name, trial, file, f"{place} of {len(first)}", after_each)
             for place, (name, trial) in enumerate(first.values(), start=1)
         ]
         if not share_units(units, self.folder / "locks", self.stop, self.wait):
@@ -123,16 +126,29 @@ class TrialRunner:
         results = file.read()
         return [results[trial.key] for trial in trials.values()]
 
-    def _unit(self, name: str, trial: Trial, file: TrialFile, place: int, count: int) -> Unit:
+    def steps_done(self, trials: Iterable[Trial]) -> int:
+        """Return the number of steps of trials that need not be done again."""
+        results = TrialFile(self.folder).read()
+        return sum(
+            results[trial.key].get("steps", 0)
+            if trial.key in results
+            else max(CheckpointFolder(self._checkpoints(trial), keep_last=1).steps(), default=0)
+            for trial in trials
+        )
+
+    def _unit(
+        self, name: str, trial: Trial, file: TrialFile, place: str, after_each: Callable[[], None]
+    ) -> Unit:
         key = trial.key
 
         def work() -> None:
-            result = self._train(f"{name} ({place} of {count})", trial)
+            result = self._train(f"{name} ({place})", trial)
             if result is not None:
                 file.append({"key": key, "name": name, **result})
                 # Only now: a process that is killed in between measures again instead of training again.
                 shutil.rmtree(self._checkpoints(trial), ignore_errors=True)
-                _log.info("%s (%d of %d): %s", name, place, count, in_words(result))
+                _log.info("%s (%s): %s", name, place, in_words(result))
+                after_each()
 
         return Unit(f"trial-{key}", lambda: key in file.read(), work)
 
@@ -169,6 +185,7 @@ def _result(trial: Trial, task: TrainTask) -> dict[str, Any]:
         "rank1": retrieval["cmc"].get("1"),
         "parameters": count_parameters(state.network),
         "macs": count_macs(state.network, config.data.height, config.data.width),
+        "steps": state.step,
         "seconds": state.seconds,
         "seed": config.seed,
         "epochs": config.training.epochs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +43,34 @@ class Study:
         """Return what a finished search has found."""
         return read_found(self.run_folder(name).root)
 
+    @property
+    def trial_names(self) -> list[str]:
+        """The names of all trainings."""
+        found, random = range(len(self.searches)), range(self.num_random)
+        return [*(f"found{number}" for number in found), *(f"random{number}" for number in random)]
+
+    def trials(self, names: Collection[str]) -> dict[str, Trial]:
+        """Return the trainings with these names, except those whose search has not finished."""
+        trials = {}
+        for number, search in enumerate(self.searches):
+            if f"found{number}" in names and self.is_finished(search):
+                trials[f"found{number}"] = self.found_trial(number, search)
+        for number in range(self.num_random):
+            if f"random{number}" in names and self.is_finished(self.like(number)):
+                trials[f"random{number}"] = self.random_trial(number)
+        return trials
+
+    def like(self, number: int) -> str:
+        """Return the name of the search whose network is as large as a random one."""
+        return list(self.searches)[number % len(self.searches)]
+
     def found_trial(self, number: int, name: str) -> Trial:
         """Return the training of a found network."""
         return self._trial(self.found(name).genotype, number)
 
     def random_trial(self, number: int) -> Trial:
         """Return the training of a random network, which is as large as the network of one of the searches."""
-        names = list(self.searches)
-        found = self.found(names[number % len(names)])
+        found = self.found(self.like(number))
         return self._trial(random_of_size(found, number, self.recipe.model.options), number)
 
     def _trial(self, genotype: Genotype, number: int) -> Trial:

@@ -1,0 +1,157 @@
+"""python -m autoreid.slurm.study_part: what the jobs of jobs/submit_study.py do after the searches."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from autoreid.cli import run_command
+from autoreid.distributed import StopSignal
+from autoreid.errors import AutoreidError, RunError
+from autoreid.reporting.history import record
+from autoreid.reporting.logs import start_logging
+from autoreid.reporting.run_folder import RunFolder
+from autoreid.study import add_options, check_options, read_study, write_results
+from autoreid.trials.alone import single_process
+from autoreid.trials.comparison import as_table
+from autoreid.trials.runner import TrialRunner
+from autoreid.trials.study import Study
+from autoreid.trials.trial import Trial
+from autoreid.trials.trial_file import TrialFile
+
+# Not __name__, which is __main__ when this is the command.
+_log = logging.getLogger("autoreid.slurm.study_part")
+
+
+def share_folder(study: Path, share: int) -> Path:
+    """Return the run folder of a share of the trainings; it is next to those of the searches."""
+    return study / "runs" / f"trainings{share}"
+
+
+def share_names(study: Study, share: int, shares: int) -> list[str]:
+    """Return the names of the trainings in a share; found and random networks are spread evenly."""
+    return study.trial_names[share::shares]
+
+
+def finished_names(study: Study, names: Sequence[str]) -> set[str]:
+    """Return which trainings have a result."""
+    results = TrialFile(study.folder).read()
+    if not results:  # computing the keys of trainings takes a while
+        return set()
+    return {name for name, trial in study.trials(names).items() if trial.key in results}
+
+
+class ShareProgress:
+    """Writes progress.json of a share, for jobs/status.py: its steps are trainings."""
+
+    def __init__(self, folder: RunFolder, study: Study, trials: Mapping[str, Trial]) -> None:
+        self.folder, self.study, self.trials = folder, study, trials
+        self.began, self.done_before = time.monotonic(), self._done()
+
+    def _done(self) -> int:
+        results = TrialFile(self.study.folder).read()
+        return sum(trial.key in results for trial in self.trials.values())
+
+    def write(self) -> None:
+        """Write the number of finished trainings, and the expected time for the others."""
+        done, count = self._done(), len(self.trials)
+        new = done - self.done_before
+        left = (count - done) * (time.monotonic() - self.began) / new if new else None
+        self.folder.write_progress({"task": "trainings", "step": done, "steps": count, "seconds_left": left})
+
+
+def run_share(study: Study, share: int, shares: int) -> None:
+    """Run the trainings of a share that have no result, except those whose search has not finished.
+
+    The history of the share's run folder says how it ended, and with it whether the job is to be requeued.
+
+    Raises:
+        AutoreidError: the trainings cannot be run. A training that diverges is a result, not an error.
+    """
+    folder = RunFolder(share_folder(study.folder, share))
+    folder.create()
+    with (
+        StopSignal() as stop,
+        single_process(study.recipe.distributed, "a share of trainings") as world,
+        folder.lock(),
+    ):
+        start_logging(folder.logs, world.rank)
+        try:
+            trials = study.trials(share_names(study, share, shares))
+            # Without waiting: what another process is running is that process's to finish, however long it takes.
+            runner = TrialRunner.open(study.folder, study.recipe, world, stop, wait=False)
+            record(folder.root, "started", runner.steps_done(trials.values()))
+            progress = ShareProgress(folder, study, trials)
+            progress.write()
+            _log.info("share %d of %d: %s", share + 1, shares, ", ".join(trials) or "no trainings")
+            results = runner.run(trials, progress.write)
+            stopped = results is None and stop.received
+            steps = runner.steps_done(trials.values())
+            record(folder.root, "stopped" if stopped else "finished", steps, stopped or "")
+        except AutoreidError as error:
+            with suppress(RunError):  # the disk may be full
+                record(folder.root, "failed", reason=str(error))
+            raise
+
+
+def write_table(study: Study) -> None:
+    """Write study.json and the pictures from the results that exist, and print the table.
+
+    Raises:
+        RunError: results are missing; names them.
+    """
+    results = TrialFile(study.folder).read()
+    trials = study.trials(study.trial_names)
+    content = write_results(
+        study, {name: results[trial.key] for name, trial in trials.items() if trial.key in results}
+    )
+    print(as_table(content))
+    missing = content["missing"]
+    if missing:
+        searches = [name for name in study.searches if not study.is_finished(name)]
+        unfinished = f"; searches that have not finished: {', '.join(searches)}" if searches else ""
+        raise RunError(
+            f"{study.folder}: {len(missing)} of {len(study.trial_names)} trainings have no result: "
+            f"{', '.join(missing)}{unfinished}; to run them, submit the study again"
+        )
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autoreid.slurm.study_part",
+        description="Run a share of the trainings of a study, or write its table.",
+    )
+    part = parser.add_mutually_exclusive_group(required=True)
+    part.add_argument(
+        "--share", type=int, nargs=2, metavar=("I", "N"), help="run share I of N; I begins at 0"
+    )
+    part.add_argument("--table", action="store_true", help="write study.json and the pictures")
+    add_options(parser)
+    options = parser.parse_intermixed_args(arguments)
+    check_options(options)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+
+    def command() -> int:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        study = read_study(options)
+        if options.share:
+            run_share(study, *options.share)
+        else:
+            write_table(study)
+        return 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
