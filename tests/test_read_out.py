@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from autoreid.distributed import StopSignal
+from autoreid.errors import ConfigError
 from autoreid.search import read_out
 from autoreid.search.relaxations import PathSampling
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 from autoreid.spaces.space import NOTHING
 from tests.helpers.tasks import build_search_task
-from tests.helpers.tiny import OSNET
+from tests.helpers.tiny import OSNET, tiny_config
 
 PATHS = {"search__level": "single", "search__relaxation": "uniform", "search__read_out": "one_shot"}
 OSNET_PATHS = OSNET | PATHS
@@ -93,6 +94,18 @@ def test_evolution_finds_a_planted_genotype(tmp_path, monkeypatch, changes):
     assert max(seen) > max(seen[:24]), "better than the best random one"
     again = read_out.by_evolution(task.config, space, task.state.network, task.data, task.world)
     assert again == found
+
+
+@pytest.mark.parametrize(
+    "changes", [PATHS, {"search__read_out": "perturbation"}], ids=["one_shot", "perturbation"]
+)
+def test_the_test_images_choose_no_genotype(tmp_path, changes):
+    read_out_method = changes["search__read_out"]
+    with pytest.raises(
+        ConfigError, match=rf"search\.read_out: {read_out_method} needs evaluation\.split: held_out"
+    ):
+        tiny_config(tmp_path, **changes, evaluation__split="test")
+    tiny_config(tmp_path, evaluation__split="test")
 
 
 @SPACES
