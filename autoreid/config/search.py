@@ -73,6 +73,9 @@ class Cost(Section):
         if self.measure == "none":
             for key in self.changed_keys():
                 raise ValueError(f"{key}: needs measure: parameters, macs or latency")
+        for key in ("genotype", "num_identities"):
+            if key in self.options:
+                raise ValueError(f"options.{key}: must not be set; the search sets it for each network")
         return self
 
 
