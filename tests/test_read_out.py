@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from autoreid import train
 from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.search import read_out
@@ -189,3 +191,13 @@ def test_a_search_of_sampled_networks_ends_with_the_best_of_them(tmp_path):
     assert task.state.alphas.digest() == alphas
     assert result.genotype == task.state.progress.found
     assert task.space.path(result.genotype)
+
+
+def test_a_run_without_trained_alphas_says_nothing_about_their_choices(tmp_path, caplog):
+    small = {"search__one_shot__population": 2, "search__one_shot__generations": 1}
+    tiny_config(tmp_path, **PATHS, **small, training__epochs=1)
+    assert train.main(["--config", str(tmp_path / "tiny.yaml")]) == 0
+    result = json.loads((tmp_path / "runs/tiny/result.json").read_text())
+    assert (result["undecided"], result["choices"]) == (None, 10)
+    assert result["signs"] == {}
+    assert "undecided" not in (tmp_path / "runs/tiny/metrics.jsonl").read_text() + caplog.text
