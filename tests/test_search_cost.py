@@ -211,7 +211,7 @@ def test_a_large_weight_ends_on_cheap_networks(tmp_path):
     for weight in (0.0, 1000.0):
         task, cost = measured(tmp_path, **changes, search__cost__weight=weight)
         expected = cost.table.mean
-        for _ in range(2 * task.state.steps_per_epoch):
+        for _ in range(4 * task.state.steps_per_epoch):
             task.step(StopSignal())
         probabilities = task.relaxation.probabilities(task.state.alphas)
         found[weight] = cost.of(task.genotype()), cost.expected(probabilities).item() / expected

@@ -94,7 +94,7 @@ class SearchReport(RunReport):
         """Return the content of result.json, with the genotype, the digest of the alphas and the open choices."""
         task = self.task
         count, total = self._open_choices()
-        found = {
+        found: dict[str, Any] = {
             "genotype": task.genotype().model_dump(mode="json"),
             "alpha_sha256": task.state.alphas.digest().hex(),
             "undecided": count,
