@@ -245,6 +245,7 @@ def test_ranks_share_the_images_of_one_process(tmp_path, see):
     ("changes", "message"),
     [
         (CAMERAS | {"search__level": "single"}, r"search\.alphas_see: cameras needs level: bilevel"),
+        (TRIPLET | {"search__level": "single"}, r"search\.losses: need level: bilevel"),
         (
             DOMAINS | {"search__losses": None},
             r"search\.alphas_see: domains needs search\.losses\.classification_weight: 0, not 0\.5",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from autoreid import train
 from autoreid.distributed import StopSignal
+from autoreid.errors import ConfigError
 from autoreid.search import read_out
 from autoreid.search.relaxations import PathSampling
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 from autoreid.spaces.space import NOTHING
 from tests.helpers.tasks import build_search_task
-from tests.helpers.tiny import OSNET
+from tests.helpers.tiny import OSNET, tiny_config
 
 PATHS = {"search__level": "single", "search__relaxation": "uniform", "search__read_out": "one_shot"}
 OSNET_PATHS = OSNET | PATHS
@@ -93,6 +96,18 @@ def test_evolution_finds_a_planted_genotype(tmp_path, monkeypatch, changes):
     assert max(seen) > max(seen[:24]), "better than the best random one"
     again = read_out.by_evolution(task.config, space, task.state.network, task.data, task.world)
     assert again == found
+
+
+@pytest.mark.parametrize(
+    "changes", [PATHS, {"search__read_out": "perturbation"}], ids=["one_shot", "perturbation"]
+)
+def test_the_test_images_choose_no_genotype(tmp_path, changes):
+    read_out_method = changes["search__read_out"]
+    with pytest.raises(
+        ConfigError, match=rf"search\.read_out: {read_out_method} needs evaluation\.split: held_out"
+    ):
+        tiny_config(tmp_path, **changes, evaluation__split="test")
+    tiny_config(tmp_path, evaluation__split="test")
 
 
 @SPACES
@@ -176,3 +191,13 @@ def test_a_search_of_sampled_networks_ends_with_the_best_of_them(tmp_path):
     assert task.state.alphas.digest() == alphas
     assert result.genotype == task.state.progress.found
     assert task.space.path(result.genotype)
+
+
+def test_a_run_without_trained_alphas_says_nothing_about_their_choices(tmp_path, caplog):
+    small = {"search__one_shot__population": 2, "search__one_shot__generations": 1}
+    tiny_config(tmp_path, **PATHS, **small, training__epochs=1)
+    assert train.main(["--config", str(tmp_path / "tiny.yaml")]) == 0
+    result = json.loads((tmp_path / "runs/tiny/result.json").read_text())
+    assert (result["undecided"], result["choices"]) == (None, 10)
+    assert result["signs"] == {}
+    assert "undecided" not in (tmp_path / "runs/tiny/metrics.jsonl").read_text() + caplog.text

@@ -306,6 +306,11 @@ def test_halving_changes_between_epochs_and_linear_in_every_step():
     assert steps.min() == pytest.approx(steps.max())
 
 
+def test_a_temperature_that_is_halved_cannot_reach_its_end_early():
+    with pytest.raises(ValueError, match=r"reached_at: 0\.5 needs schedule: linear or cosine, not halving"):
+        Temperature(reached_at=0.5)
+
+
 def test_the_temperature_reaches_its_end_early_where_asked():
     settings = Temperature(start=10.0, end=1.0, schedule="linear", reached_at=0.5)
     schedule = TemperatureSchedule(settings, 10, 10)

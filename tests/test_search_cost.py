@@ -213,7 +213,7 @@ def test_a_large_weight_ends_on_cheap_networks(tmp_path):
     for weight in (0.0, 1000.0):
         task, cost = measured(tmp_path, **changes, search__cost__weight=weight)
         expected = cost.table.mean
-        for _ in range(2 * task.state.steps_per_epoch):
+        for _ in range(4 * task.state.steps_per_epoch):
             task.step(StopSignal())
         probabilities = task.relaxation.probabilities(task.state.alphas)
         found[weight] = cost.of(task.genotype()), cost.expected(probabilities).item() / expected
@@ -363,6 +363,14 @@ def test_a_run_reports_the_cost_and_counts_the_options(tmp_path):
             },
             r"search\.cost\.weight: must be 0 with relaxation uniform",
         ),
+        (
+            MACS | {"search__cost__options": {"genotype": "retrain.json"}},
+            r"search\.cost\.options\.genotype: must not be set",
+        ),
+        (
+            MACS | {"search__cost__options": {"num_identities": 3}},
+            r"search\.cost\.options\.num_identities: must not be set",
+        ),
     ],
 )
 def test_settings_that_do_nothing_are_refused(tmp_path, changes, message):
@@ -372,7 +380,16 @@ def test_settings_that_do_nothing_are_refused(tmp_path, changes, message):
 
 def test_a_wrong_option_of_the_derived_network_is_named(tmp_path):
     task = build_search_task(tmp_path, **MACS, search__cost__options={"chanels": 4})
-    with pytest.raises(ConfigError, match="no option 'chanels'"):
+    with pytest.raises(ConfigError, match=r"^search\.cost\.options: .*no option 'chanels'"):
+        task.step(StopSignal())
+
+
+@pytest.mark.parametrize("measure", ["macs", "latency"])
+def test_options_that_need_larger_images_are_named(tmp_path, measure):
+    """Seven stages leave 1 row of the 32, too few for two parts."""
+    options = {"cells_per_stage": [1] * 7}
+    task = build_search_task(tmp_path, search__cost__measure=measure, search__cost__options=options)
+    with pytest.raises(ConfigError, match=r"^search\.cost\.options: data\.height 32.*a map of 1 rows"):
         task.step(StopSignal())
 
 

@@ -104,6 +104,19 @@ def test_leads_are_t_statistics_of_pairs():
     assert memory.leads()["a"][:, 0, 6].mean() > 1, "descent favours the smaller gradient"
 
 
+def test_leads_survive_a_large_gradient_that_candidates_share():
+    """As that of the cost of two candidates without parameters: what the loss adds to it decides between them."""
+    torch.manual_seed(0)
+    memory, steps = progress(), [1e-3 * torch.randn(30, 7) + 1 for _ in range(5000)]
+    for gradient in steps:
+        memory.add([gradient])
+    differences = torch.stack(steps).double()
+    differences = differences[:, :, 6] - differences[:, :, 0]
+    expected = differences.mean(0) / (differences.std(0) / math.sqrt(5000))
+    torch.testing.assert_close(memory.leads()["a"][:, 0, 6], expected, rtol=0.01, atol=0.01)
+    assert memory.gradient_signs()["a/gradient_snr"] == pytest.approx(1000, rel=0.01)
+
+
 def test_changes_are_counted_from_epoch_to_epoch():
     memory = progress()
     assert memory.changes({"a": [1, 2, 3]}) == {}

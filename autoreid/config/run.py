@@ -114,6 +114,11 @@ class Config(Section):
         data, split = self.data, self.evaluation.split
         if split == "held_out" and not data.held_out_fraction:
             raise ValueError("evaluation.split: held_out needs data.held_out_fraction above 0; or use test")
+        if self.task == "search" and self.search.read_out != "argmax" and split == "test":
+            raise ValueError(
+                f"search.read_out: {self.search.read_out} needs evaluation.split: held_out; it would choose the "
+                f"genotype by the mAP on the test images"
+            )
         if split == "held_out" and data.targets:
             raise ValueError("data.targets: need evaluation.split: test")
         seen = sorted({*data.sources} & {*(data.targets or data.sources)})

@@ -41,6 +41,8 @@ class Temperature(Section):
     def _check(self) -> Temperature:
         if self.end > self.start:
             raise ValueError("end: must not exceed start")
+        if self.schedule == "halving" and self.reached_at != 1:
+            raise ValueError(f"reached_at: {self.reached_at} needs schedule: linear or cosine, not halving")
         return self
 
 
@@ -73,6 +75,9 @@ class Cost(Section):
         if self.measure == "none":
             for key in self.changed_keys():
                 raise ValueError(f"{key}: needs measure: parameters, macs or latency")
+        for key in ("genotype", "num_identities"):
+            if key in self.options:
+                raise ValueError(f"options.{key}: must not be set; the search sets it for each network")
         return self
 
 
@@ -126,6 +131,10 @@ class Search(SpaceChoice):
             raise ValueError(
                 f"alphas_see: {self.alphas_see} needs level: bilevel; at level single, alphas learn from the images of "
                 f"the weights"
+            )
+        if self.level == "single" and self.losses is not None:
+            raise ValueError(
+                "losses: need level: bilevel; at level single, alphas learn from the loss of the weights"
             )
         if self.reid_cell.partial_channels > 1 and self.relaxation != "softmax":
             raise ValueError(

@@ -71,10 +71,12 @@ class SearchReport(RunReport):
             part = picture.stem.removeprefix(f"{stem}-")
             self.board.picture(f"genotype/{part}", picture, self.state.step)
 
-    def _open_choices(self) -> tuple[int, int]:
-        """The number of undecided choices after the last epoch, and of all choices."""
-        choices = self.task.space.choices().values()
-        return sum(self.task.state.progress.undecided.values()), sum(len(group.rows) for group in choices)
+    def _open_choices(self) -> tuple[int | None, int]:
+        """The number of undecided choices after the last epoch, None if no alphas are trained; and of all choices."""
+        total = sum(len(group.rows) for group in self.task.space.choices().values())
+        if not self.task.relaxation.learns_alphas:
+            return None, total
+        return sum(self.task.state.progress.undecided.values()), total
 
     def finish(self) -> None:
         """Also log how far the search has decided, and the folder of the genotypes."""
@@ -92,7 +94,7 @@ class SearchReport(RunReport):
         """Return the content of result.json, with the genotype, the digest of the alphas and the open choices."""
         task = self.task
         count, total = self._open_choices()
-        found = {
+        found: dict[str, Any] = {
             "genotype": task.genotype().model_dump(mode="json"),
             "alpha_sha256": task.state.alphas.digest().hex(),
             "undecided": count,

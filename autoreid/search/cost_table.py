@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from autoreid.config import Config
 from autoreid.distributed import World
+from autoreid.errors import ConfigError
 from autoreid.models import Network, count_macs, count_parameters
 from autoreid.spaces import Genotype, build_derived
 from autoreid.spaces.space import NOTHING, Choices, Sample, Space
@@ -100,7 +101,10 @@ class CostMeter:
         """Build the network of a genotype."""
         known = inspect.signature(self.space.network_type).parameters
         own = {key: value for key, value in self.config.search.space_section if key in known}
-        return build_derived(1, genotype, **own | self.config.search.cost.options)
+        try:
+            return build_derived(1, genotype, **own | self.config.search.cost.options)
+        except ConfigError as error:
+            raise ConfigError(f"search.cost.options: {error}") from error
 
     def structure(self, genotype: Genotype) -> Hashable:
         """Return what modules the network has in each block, in any order.
@@ -112,7 +116,21 @@ class CostMeter:
         return frozenset(Counter(_description(*named) for named in network.named_modules()).items())
 
     def costs(self, genotypes: Sequence[Genotype]) -> list[float]:
-        """Measure networks in millions of parameters, GMACs or milliseconds, as the config says."""
+        """Measure networks in millions of parameters, GMACs or milliseconds, as the config says.
+
+        Raises:
+            ConfigError: the images are too small for a network.
+        """
+        data = self.config.data
+        try:
+            return self._costs(genotypes)
+        except ValueError as error:
+            raise ConfigError(
+                f"search.cost.options: data.height {data.height}, data.width {data.width}: too small for the "
+                f"network: {error}"
+            ) from error
+
+    def _costs(self, genotypes: Sequence[Genotype]) -> list[float]:
         data = self.config.data
         if self.is_noisy:
             device = self.world.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +37,14 @@ class SearchProgress:
         self.signs: dict[str, float] = {}
         self.undecided: dict[str, int] = {}
         self._steps = self._all_steps = 0
+        # In float64: a variance that is small beside the squared mean would be lost in float32.
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         names = sorted(shapes)
         # Sums over the steps of an epoch: of the gradients and of their squares.
-        self._sums = {name: torch.zeros(2, *shapes[name], device=device) for name in names}
+        self._sums = {name: zeros(2, *shapes[name]) for name in names}
         # Sums over all steps: of the gradients (E, O), and of the products of two candidates of a row (E, O, O).
-        self._totals = {name: torch.zeros(shapes[name], device=device) for name in names}
-        self._products = {name: torch.zeros(*shapes[name], shapes[name][1], device=device) for name in names}
+        self._totals = {name: zeros(shapes[name]) for name in names}
+        self._products = {name: zeros(*shapes[name], shapes[name][1]) for name in names}
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         """Add the gradients of a step, averaged over the ranks: one for each group, in alphabetical order."""

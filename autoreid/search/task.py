@@ -199,7 +199,9 @@ class SearchTask:
         return SearchResult(state.epoch, metrics, retrieval, is_best, self.genotype(), on_cpu)
 
     def _signs(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:
-        """The signs of the epoch, which the progress keeps."""
+        """The signs of the epoch, which the progress keeps. Alphas that are not trained have none."""
+        if not self.relaxation.learns_alphas:
+            return {}
         choices, progress = self.space.choices(), self.state.progress
         progress.undecided = undecided(probabilities, choices, progress.leads())
         signs = search_signs(probabilities, choices, self.space.watched(), progress.undecided)
