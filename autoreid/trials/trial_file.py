@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -50,7 +51,8 @@ class TrialFile:
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if _is_torn(descriptor):
                     line = "\n" + line
-                os.write(descriptor, line.encode())
+                if os.write(descriptor, line.encode()) < len(line):  # json.dumps writes ASCII
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
