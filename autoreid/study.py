@@ -19,7 +19,7 @@ import torch
 from autoreid.cli import run_command
 from autoreid.data.training_data import build_training_data, generate_people
 from autoreid.distributed import StopSignal, World
-from autoreid.errors import ConfigError
+from autoreid.errors import ConfigError, DivergedError, RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.models import check_input_size
 from autoreid.recipes import load_config
@@ -52,7 +52,7 @@ examples:
 Runs S searches with the seeds 0 to S-1, trains each found network once, and R random networks of the same sizes and
 operations. The folder gets study.json, study.png, trials.jsonl, and the run folders of the searches. The same command
 resumes, and more searches or random networks are added to those that are there. Several processes with the same
---output share the work. A job array does so with --worker; the command without it then writes the results.
+--output share the work. jobs/submit_study.py submits a study to Slurm.
 """
 
 #: Number of random networks that are built before the first search, because some options do not fit all of them.
@@ -68,16 +68,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--plan",
         action="store_true",
         help="time a step of a search and of a training, and print the total cost",
-    )
-    add(
-        "--worker",
-        action="store_true",
-        help="only do what no other process is doing, and leave without results as soon as there is nothing left",
     )
     options = parser.parse_intermixed_args(arguments)
     check_options(options)
@@ -183,15 +177,24 @@ def _duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def do_searches(study: Study, stop: StopSignal, wait: bool) -> bool:
-    """Run the searches that are not finished; return whether all are."""
+def do_searches(study: Study, stop: StopSignal) -> bool:
+    """Run the searches that are not finished; return whether all have finished or diverged."""
     first = next(iter(study.searches.values()))
+    diverged: set[str] = set()
+
+    def is_done(name: str) -> bool:
+        return name in diverged or study.is_finished(name)
+
+    def search(name: str) -> None:
+        try:
+            _search(study, name, world, stop)
+        except DivergedError as error:
+            diverged.add(name)
+            _log.error("%s failed: %s", name, error)
+
     with single_process(first.distributed, "a study") as world:
-        units = [
-            Unit(name, partial(study.is_finished, name), partial(_search, study, name, world, stop))
-            for name in study.searches
-        ]
-        return share_units(units, study.folder / "locks", stop, wait)
+        units = [Unit(name, partial(is_done, name), partial(search, name)) for name in study.searches]
+        return share_units(units, study.folder / "locks", stop)
 
 
 def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
@@ -205,11 +208,11 @@ def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
         _log.info("%s: %.0f s", place, study.search_seconds(name))
 
 
-def do_trainings(study: Study, stop: StopSignal, wait: bool) -> dict[str, dict[str, Any]] | None:
-    """Train the found and the random networks; return the results by name, or None if some of them are missing."""
+def do_trainings(study: Study, stop: StopSignal) -> dict[str, dict[str, Any]] | None:
+    """Train the networks of the finished searches, and random ones; return the results by name, or None if stopped."""
     trials = study.trials(study.trial_names)
     with single_process(study.recipe.distributed, "a study") as world:
-        results = TrialRunner.open(study.folder, study.recipe, world, stop, wait).run(trials)
+        results = TrialRunner.open(study.folder, study.recipe, world, stop).run(trials)
     return None if results is None else dict(zip(trials, results, strict=True))
 
 
@@ -245,6 +248,28 @@ def write_results(study: Study, results: Mapping[str, dict[str, Any]]) -> dict[s
     return content
 
 
+def finish(study: Study, results: Mapping[str, dict[str, Any]]) -> None:
+    """Write the results and print the table.
+
+    Args:
+        results: by name of the training.
+
+    Raises:
+        RunError: results are missing; names them.
+    """
+    content = write_results(study, results)
+    print(as_table(content))
+    print(f"{study.folder}: study.json and pictures")
+    missing = content["missing"]
+    if missing:
+        searches = [name for name in study.searches if not study.is_finished(name)]
+        unfinished = f"; searches that have not finished: {', '.join(searches)}" if searches else ""
+        raise RunError(
+            f"{study.folder}: {len(missing)} of {len(study.trial_names)} trainings have no result: "
+            f"{', '.join(missing)}{unfinished}; to run them, repeat the command that started the study"
+        )
+
+
 def cost_picture(equal_cost: Mapping[str, Any]) -> bytes | None:
     """Return the picture of the best mAP against the cost as PNG; None without curves or without matplotlib."""
     curves = {
@@ -277,14 +302,11 @@ def run(options: argparse.Namespace) -> None:
     make_folder(study.folder, "choose another --output")
     with StopSignal() as stop:
         start_logging(study.folder / "logs", 0)
-        wait = not options.worker
-        results = do_trainings(study, stop, wait) if do_searches(study, stop, wait) else None
-    if stop.received and results is None:
+        results = do_trainings(study, stop) if do_searches(study, stop) else None
+    if results is None:
         print(f"stopped by {stop.received}; to resume, repeat the same command", file=sys.stderr)
-    if options.worker or results is None:
         return
-    print(as_table(write_results(study, results)))
-    print(f"{study.folder}: study.json and pictures")
+    finish(study, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

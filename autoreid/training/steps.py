@@ -107,8 +107,8 @@ def end_step(step: int, agreement: Agreement, *norms: Norms) -> bool:
 
     Raises:
         DataError: a rank could not read an image.
-        DivergedError: a gradient is not finite; the message names the step and the parameter. The step has already updated
-            the weights, so they must not be saved.
+        DivergedError: a gradient is not finite; the message names the step and the parameter. The step has already
+            updated the weights, so they must not be saved.
     """
     values = [norm.values for norm in norms]
     if agreement.flags.device == values[0].device:
