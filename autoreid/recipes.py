@@ -102,6 +102,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _validate(tree, str(path), overrides)
 
 
+def override_of(key: str, value: str | Path) -> str:
+    """Return the override that sets a key to a text, even if YAML would read the text as a number or a comment."""
+    return f"{key}={json.dumps(str(value), ensure_ascii=False)}"
+
+
 def _with_section(key: str) -> str:
     """Return a key, or an override of it, with the section of its space if it is flat."""
     section, _, rest = key.partition(".")

@@ -22,7 +22,7 @@ from autoreid.distributed import StopSignal, World
 from autoreid.errors import ConfigError, DivergedError, RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.models import check_input_size
-from autoreid.recipes import load_config
+from autoreid.recipes import load_config, override_of
 from autoreid.reporting.curves import figure_of, picture_of
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.strip_plot import Sample, draw_samples
@@ -106,8 +106,9 @@ def check_options(options: argparse.Namespace) -> None:
 
 def search_overrides(folder: Path, seed: int) -> list[str]:
     """Return the overrides that make a search that of a study."""
-    own = [f"seed={seed}", f"task_name=search{seed}", f"output_dir={folder / 'runs'}"]
-    return [*own, f"genotype_dir={folder / 'genotypes'}"]
+    folders = {"output_dir": folder / "runs", "genotype_dir": folder / "genotypes"}
+    own = [override_of(key, value) for key, value in folders.items()]
+    return [f"seed={seed}", f"task_name=search{seed}", *own]
 
 
 def read_study(options: argparse.Namespace) -> Study:

@@ -187,6 +187,13 @@ def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path,
     assert lines[1].startswith("trainings: 7, 4 of them finished")
 
 
+def test_the_folder_of_a_study_may_have_any_name(tmp_path):
+    """YAML would read #3 as a comment."""
+    line = [*write_recipes(tmp_path), "--searches", "1", "--random", "1", "--output", str(tmp_path / "a #3")]
+    studied = study.read_study(study.parse(line))
+    assert studied.run_folder("search0").root == tmp_path / "a #3" / "runs" / "search0"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
