@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from autoreid.config import Config
+from autoreid.config.run import EXPONENTIAL
 from autoreid.errors import ConfigError
 
 #: Keys that older recipes, runs and checkpoints have directly below `search`, and the sections they belong to now.
@@ -60,9 +61,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+0123456789"))
 
 
 def parse_config(text: str, where: str) -> Config:
