@@ -14,7 +14,6 @@ from autoreid.config.search import SAMPLING, Search
 from autoreid.config.section import Count, CountOrZero, Positive, Section
 from autoreid.config.training import Losses, Model, Training
 
-
 #: Numbers such as 1e-3, which YAML 1.1 reads as text. Configs read them as numbers.
 EXPONENTIAL = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
