@@ -174,6 +174,16 @@ def test_a_search_that_diverges_does_not_hold_up_the_others(tmp_path, monkeypatc
     assert content["missing"] == ["found0", "random0"]
 
 
+def test_the_cost_of_a_search_includes_its_read_out(tmp_path):
+    paths = ["search.level=single", "search.relaxation=uniform", "search.read_out=one_shot"]
+    small = "search.one_shot={population: 2, generations: 1}"
+    assert call(tmp_path, *paths, small, searches=1, random=1) == 0
+    result = json.loads((tmp_path / "study/runs/search0/result.json").read_text())
+    (network,) = json.loads((tmp_path / "study/study.json").read_text())["found"]
+    assert result["read_out_seconds"] > 0
+    assert network["search_seconds"] == result["seconds"] + result["read_out_seconds"]
+
+
 def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path, capsys):
     folder = tmp_path / "folder"
     assert call(folder, "--plan", searches=3, random=8) == 0

@@ -16,7 +16,7 @@ from autoreid.checkpoint import CheckpointFolder
 from autoreid.config import Config
 from autoreid.data.images import Images
 from autoreid.data.records import ReidDataset
-from autoreid.data.training_data import build_training_data, generate_people, read_datasets, run_images
+from autoreid.data.training_data import build_training_data, prepare_data
 from autoreid.distributed import StopSignal, World, explain_nondeterminism
 from autoreid.errors import DivergedError
 from autoreid.files import make_folder
@@ -94,10 +94,9 @@ class TrialRunner:
         Raises:
             DataError: a data set is missing or cannot be read, or the folder has results from other images.
         """
-        generate_people(recipe.data)
-        datasets = read_datasets(recipe)
+        images, datasets = prepare_data(recipe, world)
         check_same_data(folder, datasets, recipe.data.root)
-        return cls(folder, world, stop, run_images(recipe, world, datasets), datasets, wait)
+        return cls(folder, world, stop, images, datasets, wait)
 
     def run(
         self, trials: Mapping[str, Trial], after_each: Callable[[], None] = lambda: None
