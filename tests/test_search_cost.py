@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from autoreid import train
+from autoreid.config import CELL_OPERATIONS
 from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.models import count_macs, count_parameters
@@ -207,6 +208,7 @@ def test_measuring_changes_no_random_numbers(tmp_path):
 
 def test_a_large_weight_ends_on_cheap_networks(tmp_path):
     changes = PARAMETERS | {"search__alpha_learning_rate": 0.5}
+    changes["search__reid_cell__operations"] = list(CELL_OPERATIONS[:7])
     found = {}
     for weight in (0.0, 1000.0):
         task, cost = measured(tmp_path, **changes, search__cost__weight=weight)

@@ -109,9 +109,11 @@ class Architect:
         for micro_batch in self.accumulation.micro_batches(batch):
             value = self._loss(loss, weights, micro_batch, step) / self.accumulation.count
             # A sample may leave out some inputs, or all of them: their gradients are zero.
-            found: Sequence[Tensor] = [torch.zeros_like(x) for x in inputs]
-            if value.requires_grad:
-                found = torch.autograd.grad(value, inputs, create_graph=create_graph, materialize_grads=True)
+            found: Sequence[Tensor] = (
+                torch.autograd.grad(value, inputs, create_graph=create_graph, materialize_grads=True)
+                if value.requires_grad
+                else [torch.zeros_like(x) for x in inputs]
+            )
             total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
             del value  # and with it the graph, before the next one is built
         return total
