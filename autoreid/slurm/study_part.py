@@ -16,10 +16,11 @@ from autoreid.errors import AutoreidError, RunError
 from autoreid.reporting.history import record
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.study import add_options, check_options, finish, read_study
+from autoreid.study import add_options, check_options, read_study
 from autoreid.trials.alone import single_process
 from autoreid.trials.runner import TrialRunner
 from autoreid.trials.study import Study
+from autoreid.trials.study_results import finish
 from autoreid.trials.trial import Trial
 from autoreid.trials.trial_file import TrialFile
 
