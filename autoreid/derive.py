@@ -12,9 +12,10 @@ from torch import nn
 
 from autoreid.cli import run_command
 from autoreid.config import Config
+from autoreid.errors import ConfigError
 from autoreid.files import make_folder, write_atomically
 from autoreid.models import check_input_size, count_macs, count_parameters
-from autoreid.recipes import load_config
+from autoreid.recipes import load_config, override_of
 from autoreid.reporting.genotype_graph import draw_genotype, draw_where_possible
 from autoreid.reporting.network_graph import network_graph
 from autoreid.spaces import Derived, Genotype, build_model
@@ -59,7 +60,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="values that override the recipe's"
     )
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.random is not None and options.random < 0:
+        raise ConfigError(f"command line: --random {options.random}: must be at least 0")
+    return options
 
 
 def derive(
@@ -74,7 +78,8 @@ def derive(
         ConfigError: the recipe does not train a derived network, or the folder is not writable.
     """
     name = output.name
-    named = [f"task_name={name}", *overrides, f"model.options.genotype={output / 'genotype.json'}"]
+    path = override_of("model.options.genotype", output / "genotype.json")
+    named = [override_of("task_name", name), *overrides, path]
     config = load_config(recipe, named)
     require_derived(config, recipe)
     network = _build({**config.model.options, "genotype": genotype})

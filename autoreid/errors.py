@@ -23,6 +23,10 @@ class RunError(AutoreidError):
     """The run failed, for example because the loss is not finite or the disk is full."""
 
 
+class DivergedError(RunError):
+    """Gradients or embeddings are not finite; the same run would fail again."""
+
+
 class ConfigError(AutoreidError):
     """The command line or the config is wrong; the message names file, key and value."""
 

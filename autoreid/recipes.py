@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from autoreid.config import Config
+from autoreid.config.run import EXPONENTIAL
 from autoreid.errors import ConfigError
 
 #: Keys that older recipes, runs and checkpoints have directly below `search`, and the sections they belong to now.
@@ -60,9 +61,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+0123456789"))
 
 
 def parse_config(text: str, where: str) -> Config:
@@ -100,6 +99,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         _apply(tree, override)
     _move_flat_keys(tree, "command line")  # of an override such as search={channels: 8}
     return _validate(tree, str(path), overrides)
+
+
+def override_of(key: str, value: str | Path) -> str:
+    """Return the override that sets a key to a text, even if YAML would read the text as a number or a comment."""
+    return f"{key}={json.dumps(str(value), ensure_ascii=False)}"
 
 
 def _with_section(key: str) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import io
-import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,23 +17,20 @@ import torch
 from autoreid.cli import run_command
 from autoreid.data.training_data import build_training_data, generate_people
 from autoreid.distributed import StopSignal, World
-from autoreid.errors import ConfigError
-from autoreid.files import make_folder, write_atomically
+from autoreid.errors import ConfigError, DivergedError
+from autoreid.files import make_folder
 from autoreid.models import check_input_size
-from autoreid.recipes import load_config
-from autoreid.reporting.curves import figure_of, picture_of
+from autoreid.recipes import load_config, override_of
 from autoreid.reporting.logs import start_logging
-from autoreid.reporting.strip_plot import Sample, draw_samples
 from autoreid.spaces import build_model
 from autoreid.train import MAY_DIFFER
 from autoreid.train import run as run_search
 from autoreid.trials.alone import single_process
-from autoreid.trials.comparison import as_table, compare, difference_in_words, points
 from autoreid.trials.cost import search_seconds, trial_seconds
 from autoreid.trials.runner import TrialRunner
-from autoreid.trials.shared_units import Unit, claim, share_units
-from autoreid.trials.statistics import mean_interval
+from autoreid.trials.shared_units import Unit, share_units
 from autoreid.trials.study import Study
+from autoreid.trials.study_results import finish
 from autoreid.trials.trial import require_derived
 from autoreid.trials.trial_file import TrialFile
 
@@ -52,7 +47,7 @@ examples:
 Runs S searches with the seeds 0 to S-1, trains each found network once, and R random networks of the same sizes and
 operations. The folder gets study.json, study.png, trials.jsonl, and the run folders of the searches. The same command
 resumes, and more searches or random networks are added to those that are there. Several processes with the same
---output share the work. A job array does so with --worker; the command without it then writes the results.
+--output share the work. jobs/submit_study.py submits a study to Slurm.
 """
 
 #: Number of random networks that are built before the first search, because some options do not fit all of them.
@@ -68,16 +63,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--plan",
         action="store_true",
         help="time a step of a search and of a training, and print the total cost",
-    )
-    add(
-        "--worker",
-        action="store_true",
-        help="only do what no other process is doing, and leave without results as soon as there is nothing left",
     )
     options = parser.parse_intermixed_args(arguments)
     check_options(options)
@@ -112,8 +101,9 @@ def check_options(options: argparse.Namespace) -> None:
 
 def search_overrides(folder: Path, seed: int) -> list[str]:
     """Return the overrides that make a search that of a study."""
-    own = [f"seed={seed}", f"task_name=search{seed}", f"output_dir={folder / 'runs'}"]
-    return [*own, f"genotype_dir={folder / 'genotypes'}"]
+    folders = {"output_dir": folder / "runs", "genotype_dir": folder / "genotypes"}
+    own = [override_of(key, value) for key, value in folders.items()]
+    return [f"seed={seed}", f"task_name=search{seed}", *own]
 
 
 def read_study(options: argparse.Namespace) -> Study:
@@ -183,15 +173,24 @@ def _duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def do_searches(study: Study, stop: StopSignal, wait: bool) -> bool:
-    """Run the searches that are not finished; return whether all are."""
+def do_searches(study: Study, stop: StopSignal) -> bool:
+    """Run the searches that are not finished; return whether all have finished or diverged."""
     first = next(iter(study.searches.values()))
+    diverged: set[str] = set()
+
+    def is_done(name: str) -> bool:
+        return name in diverged or study.is_finished(name)
+
+    def search(name: str) -> None:
+        try:
+            _search(study, name, world, stop)
+        except DivergedError as error:
+            diverged.add(name)
+            _log.error("%s failed: %s", name, error)
+
     with single_process(first.distributed, "a study") as world:
-        units = [
-            Unit(name, partial(study.is_finished, name), partial(_search, study, name, world, stop))
-            for name in study.searches
-        ]
-        return share_units(units, study.folder / "locks", stop, wait)
+        units = [Unit(name, partial(is_done, name), partial(search, name)) for name in study.searches]
+        return share_units(units, study.folder / "locks", stop)
 
 
 def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
@@ -205,66 +204,12 @@ def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
         _log.info("%s: %.0f s", place, study.search_seconds(name))
 
 
-def do_trainings(study: Study, stop: StopSignal, wait: bool) -> dict[str, dict[str, Any]] | None:
-    """Train the found and the random networks; return the results by name, or None if some of them are missing."""
+def do_trainings(study: Study, stop: StopSignal) -> dict[str, dict[str, Any]] | None:
+    """Train the networks of the finished searches, and random ones; return the results by name, or None if stopped."""
     trials = study.trials(study.trial_names)
     with single_process(study.recipe.distributed, "a study") as world:
-        results = TrialRunner.open(study.folder, study.recipe, world, stop, wait).run(trials)
+        results = TrialRunner.open(study.folder, study.recipe, world, stop).run(trials)
     return None if results is None else dict(zip(trials, results, strict=True))
-
-
-def write_results(study: Study, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write study.json and study.png, and return the content of the former.
-
-    Args:
-        results: by name of the training; study.json lists the trainings without a result as missing.
-    """
-    found = {
-        name: results[f"found{number}"]
-        for number, name in enumerate(study.searches)
-        if f"found{number}" in results
-    }
-    random = {name: result for name, result in results.items() if name.startswith("random")}
-    content = compare(found, random, {name: study.search_seconds(name) for name in found})
-    content["missing"] = [name for name in study.trial_names if name not in results]
-    picture = io.BytesIO()
-    samples = {"found": points(found.values()), "random": points(random.values())}
-    if all(samples.values()):
-        draw_samples(
-            {name: Sample(values, mean_interval(values)) for name, values in samples.items()},
-            "mAP in %",
-            f"{difference_in_words(content['statistics'])}\nbars: 95 % confidence intervals of the means",
-        ).save(picture, format="png")
-    curves = cost_picture(content["equal_cost"])
-    with claim(study.folder / "results.lock", wait=True):
-        write_atomically(study.folder / "study.json", (json.dumps(content, indent=1) + "\n").encode())
-        if picture.tell():
-            write_atomically(study.folder / "study.png", picture.getvalue())
-        if curves is not None:
-            write_atomically(study.folder / "cost.png", curves)
-    return content
-
-
-def cost_picture(equal_cost: Mapping[str, Any]) -> bytes | None:
-    """Return the picture of the best mAP against the cost as PNG; None without curves or without matplotlib."""
-    curves = {
-        f"best of the {kind} networks": (
-            [point[0] for point in equal_cost[kind]],
-            [p[1] for p in equal_cost[kind]],
-        )
-        for kind in ("found", "random")
-        if equal_cost[kind]
-    }
-    if not curves:
-        return None
-    try:
-        figure = figure_of(curves, "seconds of searches and trainings", "expected mAP in %")
-    except ImportError:
-        _log.warning("cost.png was not drawn, because matplotlib is not installed: pip install matplotlib")
-        return None
-    data = io.BytesIO()
-    picture_of(figure).save(data, format="png")
-    return data.getvalue()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -277,14 +222,11 @@ def run(options: argparse.Namespace) -> None:
     make_folder(study.folder, "choose another --output")
     with StopSignal() as stop:
         start_logging(study.folder / "logs", 0)
-        wait = not options.worker
-        results = do_trainings(study, stop, wait) if do_searches(study, stop, wait) else None
-    if stop.received and results is None:
+        results = do_trainings(study, stop) if do_searches(study, stop) else None
+    if results is None:
         print(f"stopped by {stop.received}; to resume, repeat the same command", file=sys.stderr)
-    if options.worker or results is None:
         return
-    print(as_table(write_results(study, results)))
-    print(f"{study.folder}: study.json and pictures")
+    finish(study, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

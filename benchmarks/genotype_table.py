@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from autoreid import distributed
+from autoreid.cli import run_command
 from autoreid.config import CELL_OPERATIONS, Config
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
@@ -105,15 +106,25 @@ def means(rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, float]:
     }
 
 
+def random_means(rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, float]:
+    """Return the mean mAP of each random genotype that was trained with all of the seeds, by its text.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    randoms = means([row for row in rows if row.kind == RANDOM], seeds)
+    if not randoms:
+        raise ConfigError(f"--seeds: no random genotype of the table was trained with all of {list(seeds)}")
+    return randoms
+
+
 def standing(value: float, rows: Sequence[Row], seeds: Sequence[int]) -> Standing:
     """Compare a genotype's mean mAP over the seeds with the means of the table's random genotypes.
 
     Raises:
         ConfigError: no random genotype was trained with all of the seeds.
     """
-    others = list(means([row for row in rows if row.kind == RANDOM], seeds).values())
-    if not others:
-        raise ConfigError(f"--seeds: no random genotype of the table was trained with all of {list(seeds)}")
+    others = list(random_means(rows, seeds).values())
     lower = sum((other < value) + 0.5 * (other == value) for other in others)
     return Standing(lower / len(others), len(others))
 
@@ -162,7 +173,7 @@ def _train(kind: str, name: str, genotype: Genotype, seed: int, config: Config, 
 
 def summary(rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
     """Return size and spread of the table, and each genotype that is not a random one with its standing."""
-    randoms = means([row for row in rows if row.kind == RANDOM], seeds)
+    randoms = random_means(rows, seeds)
     kinds = {row.genotype: (row.kind, row.name) for row in rows}
     others = []
     for genotype, value in means(rows, seeds).items():
@@ -222,10 +233,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if parsed.quick:
         parsed.genotypes, parsed.seeds, parsed.epochs = 3, 1, 1
+    for name in ("genotypes", "seeds"):
+        if getattr(parsed, name) < 1:
+            raise ConfigError(f"command line: --{name} {getattr(parsed, name)}: must be at least 1")
     return parsed
 
 
-def main() -> None:
+def main() -> int:
     """Train what is missing, and print."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
@@ -240,7 +254,8 @@ def main() -> None:
         print(json.dumps(report))
     else:
         show(report)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

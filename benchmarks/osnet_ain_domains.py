@@ -28,8 +28,10 @@ import torch
 from torch import Tensor
 
 from autoreid import distributed
+from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.distributed import World
+from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from benchmarks.results_folder import ResultsFolder
@@ -101,9 +103,13 @@ def train(config: Config, blocks: Sequence[str] | None, seed: int, world: World)
 
 
 def fill(folder: ResultsFolder, arguments: argparse.Namespace, world: World) -> None:
-    """Do the searches and trainings that the folder lacks, seed by seed."""
+    """Do the searches and trainings that the folder lacks, seed by seed.
+
+    Raises:
+        ConfigError: the folder has a network of the same name with other blocks.
+    """
     found = {line["search"]: line["blocks"] for line in folder.read(SEARCHES)}
-    done = {(line["network"], line["seed"]) for line in folder.read(TRAININGS)}
+    done = {(line["network"], line["seed"]): line["blocks"] for line in folder.read(TRAININGS)}
     search_config = recipe(SEARCH, folder.root, arguments.search_epochs, arguments)
     training_config = recipe(TRAINING, folder.root, arguments.epochs, arguments)
     for seed in range(max(arguments.searches, arguments.trainings)):
@@ -113,6 +119,12 @@ def fill(folder: ResultsFolder, arguments: argparse.Namespace, world: World) -> 
             found[seed] = line["blocks"]
             print(f"search {seed}: {' '.join(line['blocks'])}", file=sys.stderr)
         for network, blocks in networks_of(seed, found.get(seed), arguments.networks).items():
+            known = done.get((network, seed), blocks)
+            if (known and tuple(known)) != (blocks and tuple(blocks)):
+                raise ConfigError(
+                    f"--network {network}={','.join(blocks or ())}: the results in {folder.root} are from "
+                    f"{','.join(known or ())}; give the network another name"
+                )
             if (network, seed) not in done:
                 line = {"network": network, "seed": seed, "blocks": blocks}
                 line |= train(training_config, blocks, seed, world)
@@ -210,7 +222,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def main() -> None:
+def main() -> int:
     """Do what is missing, and print."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
@@ -223,7 +235,8 @@ def main() -> None:
         print(json.dumps(report))
     else:
         show(report)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from autoreid.errors import ConfigError
+from autoreid.files import write_atomically
+from autoreid.trials.trial_file import append_line, read_lines
 
 
 class ResultsFolder:
@@ -26,7 +28,7 @@ class ResultsFolder:
         root.mkdir(parents=True, exist_ok=True)
         path = root / "settings.json"
         if not path.exists():
-            path.write_text(json.dumps(settings, indent=1) + "\n")
+            write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
         found = json.loads(path.read_text())
         for key, value in settings.items():
             if found.get(key) != value:
@@ -36,16 +38,8 @@ class ResultsFolder:
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Return the lines of a file; none if it does not exist. A line that was cut short is left out."""
-        path = self.root / name
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_lines(self.root / name)
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Append a line to a file; it replaces a last line that was cut short when its writer was killed."""
-        path = self.root / name
-        text = path.read_text() if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole)
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append a line to a file. Several processes may do so."""
+        append_line(self.root / name, line)

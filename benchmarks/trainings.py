@@ -9,13 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from autoreid.config import Config
-from autoreid.data.training_data import (
-    build_search_data,
-    build_training_data,
-    generate_people,
-    read_datasets,
-    run_images,
-)
+from autoreid.data.training_data import build_search_data, build_training_data, prepare_data
 from autoreid.distributed import StopSignal, World
 from autoreid.models import count_parameters
 from autoreid.reporting.run_report import NullReport
@@ -47,9 +41,7 @@ def train_network(config: Config, world: World) -> Trained:
     The synthetic people that the config names are drawn first if they do not exist.
     """
     started = time.process_time()
-    generate_people(config.data)
-    datasets = read_datasets(config)
-    data = build_training_data(config, world, run_images(config, world, datasets), datasets)
+    data = build_training_data(config, world, *prepare_data(config, world))
     task = build_training(config, data, world)
     _run(task, config)
     retrieval = task.state.retrieval
@@ -67,9 +59,7 @@ def search_genotype(config: Config, world: World) -> tuple[Genotype, Mapping[str
     Returns:
         The genotype, and the probabilities of all candidates, (E, O) for each group of choices.
     """
-    generate_people(config.data)
-    datasets = read_datasets(config)
-    data = build_search_data(config, world, run_images(config, world, datasets), datasets)
+    data = build_search_data(config, world, *prepare_data(config, world))
     task = build_search(config, data, world)
     _run(task, config)
     return task.genotype(), task.relaxation.probabilities(task.state.alphas)

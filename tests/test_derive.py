@@ -40,6 +40,22 @@ def _derive(tmp_path, source, *more) -> tuple[int, Config | None]:
     return status, load_config(output / "config.yaml") if status == 0 else None
 
 
+@pytest.mark.parametrize(("folder", "name"), [("2024", "2024"), ("run #3/net", "net"), ("1e3", "1e3")])
+def test_a_folder_may_have_any_name(tmp_path, genotype, folder, name):
+    """YAML would read 2024 as a number, and #3 as a comment."""
+    recipe, output = write_tiny(tmp_path, **RECIPE), tmp_path / folder
+    assert derive.main([str(genotype), "--config", str(recipe), "--output", str(output)]) == 0
+    config = load_config(output / "config.yaml")
+    assert config.task_name == name
+    assert config.model.options["genotype"] == str(output / "genotype.json")
+
+
+def test_a_negative_seed_is_refused(tmp_path, genotype, capsys):
+    assert _derive(tmp_path, genotype, "--random", "-1") == (2, None)
+    (complaint,) = capsys.readouterr().err.splitlines()
+    assert "--random -1: must be at least 0" in complaint
+
+
 def test_a_genotype_becomes_a_config_that_trains(tmp_path, genotype, capsys):
     status, config = _derive(tmp_path, genotype, "model.options.channels=6")
     assert status == 0

@@ -247,6 +247,7 @@ def test_a_supernet_with_one_candidate_is_the_derived_network(extended):
         extended,
         "-c",
         """
+import numpy
 import torch
 from autoreid.config import Search
 from autoreid.spaces import build_model, build_space
@@ -263,6 +264,11 @@ for name, value in supernet.state_dict().items():
     elif SIZES[int(rest[0])] == (7, 3)[int(place)]:
         chosen[".".join([group, place, *rest[1:]])] = value
 network.load_state_dict(chosen, strict=False)
+assert space.path(network.genotype) == {"stages": [2, 0]}
+rng = numpy.random.default_rng(0)
+assert {space.random_genotype(rng).sizes for _ in range(200)} == {(a, b) for a in SIZES for b in SIZES}
+one_changed = {(a, 3) for a in (3, 5)} | {(7, b) for b in (5, 7)}
+assert {space.mutated(network.genotype, rng).sizes for _ in range(100)} == one_changed
 images = torch.randn(6, 3, 20, 12, dtype=torch.float64)
 expected = network(images)
 one_hot = torch.nn.functional.one_hot(torch.tensor([2, 0]), 3).double()

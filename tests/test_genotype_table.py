@@ -1,6 +1,3 @@
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
@@ -95,9 +92,14 @@ def test_an_interrupted_table_resumes_where_it_was(tmp_path, trainings):
         (str(genotype), seed) for seed in range(2) for _, _, genotype in wanted
     ]
     assert len(trainings) == len(table) + 1, "only the interrupted training is repeated"
-    assert [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()] == [
-        asdict(row) for row in table
-    ]
+
+
+def test_a_table_needs_a_random_genotype_and_a_seed(capsys):
+    for option in ("--genotypes", "--seeds"):
+        with pytest.raises(ConfigError, match=f"{option} 0: must be at least 1"):
+            genotype_table.parse(["--folder", "DIR", option, "0"])
+    with pytest.raises(ConfigError, match="no random genotype of the table was trained with all of"):
+        summary(rows({"found": [0.4]}, RANKED), seeds=[0])
 
 
 def test_a_folder_keeps_its_settings(tmp_path):

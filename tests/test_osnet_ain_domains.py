@@ -1,5 +1,6 @@
 import pytest
 
+from autoreid.errors import ConfigError
 from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 from benchmarks import osnet_ain_domains
 from benchmarks.osnet_ain_domains import FIXED, fill, parse, recipe, summary
@@ -89,3 +90,6 @@ def test_searches_and_trainings_resume(tmp_path, monkeypatch):
     ]
     assert len(trained) == len(lines) + 1
     assert trained[0] == ("osnet_x0_25", 0)
+    arguments.networks = {"OSNet-AIN": ("in_both",) * 6}
+    with pytest.raises(ConfigError, match=r"OSNet-AIN=in_both,.* are from in_inside,.*another name"):
+        fill(folder, arguments, world=None)

@@ -94,6 +94,20 @@ def test_parts_inform_each_other():
     assert (moved > 1e-6).all()
 
 
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("name", ["part_aware", "part_conv"])
+def test_a_single_part_on_two_edges(name):
+    torch.manual_seed(0)
+    module = build_operation(name, 6, 1, False, parts=1, edges=2).double()
+    x = images().requires_grad_()
+    together = module(x)
+    alone = torch.cat([module(x, slice(edge, edge + 1)) for edge in range(2)], dim=1)
+    torch.testing.assert_close(together, alone)
+    cotangent = torch.randn_like(together)
+    gradients = [torch.autograd.grad((output * cotangent).sum(), x)[0] for output in (together, alone)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("height", [3, 1])
 def test_fewer_rows_than_parts_are_refused(height):
     with pytest.raises(ValueError, match=f"map of {height} rows cannot be cut into {PARTS} parts"):

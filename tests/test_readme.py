@@ -10,6 +10,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from autoreid.config import SyntheticPeople
 from autoreid.data.datasets import read_dataset
@@ -194,7 +195,7 @@ def test_from_a_data_set_to_a_found_network(place, prepared):
 
 def test_a_study_and_a_tournament_of_what_it_found(place):
     device = "distributed.device=cpu"
-    plan = the_command("python -m autoreid.study", ending="--plan")
+    plan = the_command("python -m autoreid.study", ending="--output studies/quickstart --plan")
     study = the_command("python -m autoreid.study", ending="--output studies/quickstart")
     fewer = ["--searches", "2", "--random", "1"]
     small = [*SMALL, device, "--train-set", *SMALL_TRAINING, device]
@@ -205,6 +206,16 @@ def test_a_study_and_a_tournament_of_what_it_found(place):
     assert "winner: " in run([*tournament, *SMALL_TRAINING, device], place)
     run([*the_command("python -m autoreid.derive tournaments/"), *SMALL_TRAINING], place)
     assert (place / "derived/winner/config.yaml").exists()
+
+
+def test_a_study_on_a_folder_of_images(place):
+    for number in range(12 * 2 * 4):
+        folder = place / f"data/mine/person{number // 8}/camera{number // 4 % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 32), (20 * (number // 8), number, 99)).save(folder / f"{number}.jpg")
+    plan = the_command("python -m autoreid.study", ending="data.held_out_fraction=0.2 --plan")
+    small = [*SMALL, "distributed.device=cpu", "--train-set", *SMALL_TRAINING, "distributed.device=cpu"]
+    assert "trainings: 16, 0 of them finished" in run([*plan, *small], place)
 
 
 @pytest.mark.parametrize(

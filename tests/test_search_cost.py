@@ -393,6 +393,14 @@ def test_options_that_need_larger_images_are_named(tmp_path, measure):
         task.step(StopSignal())
 
 
+def test_a_derived_network_that_is_too_deep_for_the_images_is_one_clear_line(tmp_path):
+    task = build_search_task(tmp_path, **MACS, search__cost__options={"cells_per_stage": (1, 1, 1, 1, 1, 1)})
+    with pytest.raises(
+        ConfigError, match=r"data\.height 32, data\.width 16: too small for the network: .* 2 parts"
+    ):
+        task.step(StopSignal())
+
+
 def test_without_a_measure_a_search_holds_no_costs(tmp_path):
     task = build_search_task(tmp_path)
     assert task.state.cost is None

@@ -13,7 +13,7 @@ from PIL import Image
 from autoreid import distributed, study
 from autoreid.config import Distributed
 from autoreid.distributed import World
-from autoreid.errors import ConfigError
+from autoreid.errors import ConfigError, DivergedError
 from autoreid.models import count_parameters
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
@@ -21,7 +21,6 @@ from autoreid.spaces import Genotype, build_model
 from autoreid.training.task import TrainTask
 from autoreid.trials.alone import single_process
 from autoreid.trials.comparison import as_table, compare
-from autoreid.trials.shared_units import claim
 from tests.helpers.ranks import forkserver
 from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 
@@ -155,20 +154,34 @@ def test_two_processes_share_a_study(whole, tmp_path):
     assert content_of(folder) == content_of(whole)
 
 
-def test_a_worker_does_not_wait_and_writes_no_results(whole, tmp_path):
+def test_a_search_that_diverges_does_not_hold_up_the_others(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "folder"
-    locks = folder / "study/locks"
-    locks.mkdir(parents=True)
-    with claim(locks / "search0.lock"):
-        assert call(folder, "--worker") == 0
-    assert not (folder / "study/runs/search0").exists()
-    assert (folder / "study/runs/search1/result.json").exists()
-    assert not (folder / "study/trials.jsonl").exists(), "trained before all searches were finished"
-    assert call(folder, "--worker") == 0
-    assert len(trial_lines(folder)) == 4
-    assert not (folder / "study/study.json").exists()
-    assert call(folder) == 0
-    assert content_of(folder) == content_of(whole)
+    original = study.run_search
+
+    def run_search(config, world, stop):
+        if config.seed == 0:
+            raise DivergedError("step 3: the gradient of stem is not finite")
+        original(config, world, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "run_search", run_search)
+        assert call(folder) == 1
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert "2 of 4 trainings have no result: found0, random0" in complaint
+    assert "searches that have not finished: search0" in complaint
+    content = json.loads((folder / "study/study.json").read_text())
+    assert [network["name"] for network in content["found"] + content["random"]] == ["search1", "random1"]
+    assert content["missing"] == ["found0", "random0"]
+
+
+def test_the_cost_of_a_search_includes_its_read_out(tmp_path):
+    paths = ["search.level=single", "search.relaxation=uniform", "search.read_out=one_shot"]
+    small = "search.one_shot={population: 2, generations: 1}"
+    assert call(tmp_path, *paths, small, searches=1, random=1) == 0
+    result = json.loads((tmp_path / "study/runs/search0/result.json").read_text())
+    (network,) = json.loads((tmp_path / "study/study.json").read_text())["found"]
+    assert result["read_out_seconds"] > 0
+    assert network["search_seconds"] == result["seconds"] + result["read_out_seconds"]
 
 
 def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path, capsys):
@@ -182,6 +195,13 @@ def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path,
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("searches:  4, 2 of them finished")
     assert lines[1].startswith("trainings: 7, 4 of them finished")
+
+
+def test_the_folder_of_a_study_may_have_any_name(tmp_path):
+    """YAML would read #3 as a comment."""
+    line = [*write_recipes(tmp_path), "--searches", "1", "--random", "1", "--output", str(tmp_path / "a #3")]
+    studied = study.read_study(study.parse(line))
+    assert studied.run_folder("search0").root == tmp_path / "a #3" / "runs" / "search0"
 
 
 @pytest.mark.parametrize(
@@ -233,6 +253,9 @@ def test_a_failed_training_is_listed_and_not_counted():
     assert [one["rank_among_random"] for one in content["found"]] == [2, None]
     assert content["statistics"]["runs_to_show"] is None
     assert content["cost"] == {"search_seconds": 15.0, "training_seconds": {"found": 4.0, "random": 4.0}}
+    # Two searches and trainings for 19 seconds have given one network; three random ones cost 6 seconds.
+    assert content["equal_cost"]["found"] == [(19.0, 50.0)]
     table = as_table(content)
+    assert "a found network cost as much as 10 random ones" in table
     assert "failed" in table
     assert "too few runs" in table

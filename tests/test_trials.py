@@ -2,10 +2,13 @@
 
 import json
 import multiprocessing
+import shutil
 
 import numpy as np
+import pytest
 
 from autoreid.distributed import StopSignal
+from autoreid.errors import DataError, RunError
 from autoreid.recipes import load_config
 from autoreid.spaces.reid_cell.genotype import random_genotype
 from autoreid.trials.runner import TrialRunner
@@ -126,3 +129,38 @@ def test_a_stop_signal_ends_the_work(tmp_path):
     units = [Unit(name, lambda name=name: name in done, lambda name=name: work(name)) for name in "abc"]
     assert not share_units(units, tmp_path, stop)
     assert done == ["a"]
+
+
+def test_only_a_training_that_diverges_is_a_failed_result(tmp_path, monkeypatch):
+    """A full disk would otherwise count as the result of the network for good."""
+    trial = trial_of(tmp_path, epochs=1)
+    runner = TrialRunner.open(tmp_path, trial.config, ALONE, StopSignal())
+
+    def full(*arguments, **keywords):
+        raise RunError("checkpoints/1.pt: cannot write the file: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("autoreid.checkpoint.CheckpointFolder.save", full)
+        with pytest.raises(RunError, match="No space left"):
+            runner.run({"one": trial})
+    assert TrialFile(tmp_path).read() == {}
+    diverging = trial_of(tmp_path, epochs=1, training={"epochs": 1, "learning_rate": 1e30})
+    (result,) = runner.run({"one": diverging})
+    assert result["map"] is None
+    assert "finite" in result["failed"] or "NaN" in result["failed"]
+
+
+def test_results_of_other_images_are_refused(tmp_path):
+    config = trial_of(tmp_path).config
+    output = tmp_path / "output"
+    output.mkdir()
+    for _ in range(2):
+        TrialRunner.open(output, config, ALONE, StopSignal())
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "people", elsewhere / "people")
+    moved = config.model_copy(update={"data": config.data.model_copy(update={"root": elsewhere})})
+    TrialRunner.open(output, moved, ALONE, StopSignal())
+    image = next((elsewhere / "people" / "bounding_box_train").glob("*.jpg"))
+    image.unlink()
+    with pytest.raises(DataError, match=r"from other images of this data set \((\d+) then, (\d+) now\)"):
+        TrialRunner.open(output, moved, ALONE, StopSignal())

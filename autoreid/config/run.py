@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,16 @@ from autoreid.config.data import Data
 from autoreid.config.search import SAMPLING, Search
 from autoreid.config.section import Count, CountOrZero, Positive, Section
 from autoreid.config.training import Losses, Model, Training
+
+#: Numbers such as 1e-3, which YAML 1.1 reads as text. Configs read them as numbers.
+EXPONENTIAL = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that look like such numbers, for example a task name 1e3."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+0123456789"))
 
 
 class Evaluation(Section):
@@ -177,4 +188,5 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """Return the resolved config, every key with its value, as YAML that `load_config` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        content = self.model_dump(mode="json")
+        return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))

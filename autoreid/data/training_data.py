@@ -91,6 +91,20 @@ def run_images(config: Config, world: World, datasets: Mapping[str, ReidDataset]
     return prepare_images(data, {name: split for name, split in splits.items() if len(split)}, world)
 
 
+def prepare_data(config: Config, world: World) -> tuple[Images, dict[str, ReidDataset]]:
+    """Prepare the data of a run in a single process; synthetic people that do not exist are generated first.
+
+    Returns:
+        The pixels and the data sets, for `build_training_data` and `build_search_data`.
+
+    Raises:
+        DataError: see `read_datasets` and `run_images`.
+    """
+    generate_people(config.data)
+    datasets = read_datasets(config)
+    return run_images(config, world, datasets), datasets
+
+
 def build_training_data(
     config: Config,
     world: World,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoreid.errors import RunError
+from autoreid.errors import DivergedError
 
 ArrayLike = Tensor | npt.NDArray[np.generic]
 Metric = Literal["euclidean", "cosine"]
@@ -39,7 +39,7 @@ class Distances:
 
     Raises:
         ValueError: the shapes do not match, or the metric is unknown.
-        RunError: a feature is NaN or infinite.
+        DivergedError: a feature is NaN or infinite.
     """
 
     def __init__(self, query: ArrayLike, gallery: ArrayLike, metric: Metric = "euclidean") -> None:
@@ -105,9 +105,9 @@ def _squares(features: Tensor) -> Tensor:
 
 
 def _check_finite(query_squares: Tensor, gallery_squares: Tensor) -> None:
-    """Raise RunError if a feature is not finite, or if its square overflows."""
+    """Raise DivergedError if a feature is not finite, or if its square overflows."""
     sides = {"query": query_squares, "gallery": gallery_squares}
     bad = {side: int((~squares.isfinite()).sum()) for side, squares in sides.items()}
     if any(bad.values()):
         counts = " and ".join(f"{count} {side} rows" for side, count in bad.items() if count)
-        raise RunError(f"features contain NaN or infinity in {counts}; they cannot be ranked")
+        raise DivergedError(f"features contain NaN or infinity in {counts}; they cannot be ranked")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autoreid.errors import RunError
+from autoreid.errors import DivergedError, RunError
 from autoreid.evaluation.distances import BLOCK_ELEMENTS, ArrayLike, Distances, Metric
 from autoreid.evaluation.protocol import Ints, Protocol
 
@@ -126,7 +126,7 @@ def match_blocks(blocks: Iterable[Tensor], protocol: Protocol) -> Iterator[Block
 
     Raises:
         ValueError: a block is not (q, G), or the blocks do not have Q rows in total.
-        RunError: a distance is not finite.
+        DivergedError: a distance is not finite.
     """
     start = 0
     for distances in blocks:
@@ -136,7 +136,7 @@ def match_blocks(blocks: Iterable[Tensor], protocol: Protocol) -> Iterator[Block
                 f"distances {tuple(distances.shape)} up to query {start}: must be {protocol.shape}"
             )
         if distances.numel() and not all(bound.isfinite() for bound in distances.aminmax()):
-            raise RunError(f"distances of queries {queries[0]} to {queries[-1]} contain NaN or infinity")
+            raise DivergedError(f"distances of queries {queries[0]} to {queries[-1]} contain NaN or infinity")
         (rows, columns), removed = protocol.pairs(queries)
         found = distances[torch.from_numpy(rows), torch.from_numpy(columns)].cpu().numpy()
         order = np.lexsort((found, rows))

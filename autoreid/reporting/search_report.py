@@ -103,4 +103,6 @@ class SearchReport(RunReport):
         }
         if task.state.cost is not None:
             found["cost"] = task.state.cost.of(task.genotype())
+        if self.config.search.read_out != "argmax":
+            found["read_out_seconds"] = task.state.read_out_seconds
         return found | super().result()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autoreid.config import Config
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
-from autoreid.models import Network, count_macs, count_parameters
+from autoreid.models import Network, check_input_size, count_macs, count_parameters
 from autoreid.spaces import Genotype, build_derived
 from autoreid.spaces.space import NOTHING, Choices, Sample, Space
 from autoreid.training.precision import PassPrecision
@@ -119,28 +119,20 @@ class CostMeter:
         """Measure networks in millions of parameters, GMACs or milliseconds, as the config says.
 
         Raises:
-            ConfigError: the images are too small for a network.
+            ConfigError: the images are too small for a network with the sizes in `search.cost.options`.
         """
-        data = self.config.data
-        try:
-            return self._costs(genotypes)
-        except ValueError as error:
-            raise ConfigError(
-                f"search.cost.options: data.height {data.height}, data.width {data.width}: too small for the "
-                f"network: {error}"
-            ) from error
-
-    def _costs(self, genotypes: Sequence[Genotype]) -> list[float]:
-        data = self.config.data
+        data, measure = self.config.data, self.config.search.cost.measure
+        with torch.device("meta"):
+            shapes_only = [self.network(genotype) for genotype in genotypes]
+        if measure == "parameters":
+            return [count_parameters(network) / 1e6 for network in shapes_only]
+        for network in shapes_only:
+            check_input_size(network, data.height, data.width)
         if self.is_noisy:
             device = self.world.device
             networks = [self.network(genotype).to(device).eval() for genotype in genotypes]
             images = torch.zeros(1, 3, data.height, data.width, device=device)
             return latencies(networks, images, PassPrecision(self.config.training.precision, device))
-        with torch.device("meta"):
-            shapes_only = [self.network(genotype) for genotype in genotypes]
-        if self.config.search.cost.measure == "parameters":
-            return [count_parameters(network) / 1e6 for network in shapes_only]
         return [count_macs(network, data.height, data.width) / 1e9 for network in shapes_only]
 
 

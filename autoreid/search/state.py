@@ -29,6 +29,7 @@ class SearchState(RunState):
         progress: what the search remembers from epoch to epoch.
         cost: the costs of networks; None if they do not count.
         alphas_before: the alphas at the start of the epoch; None unless an epoch leaves a domain out.
+        read_out_seconds: time spent on reading the genotype; checkpoints do not have it.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = (
@@ -47,6 +48,7 @@ class SearchState(RunState):
     progress: SearchProgress
     cost: SearchCost | None = None
     alphas_before: Alphas | None = None
+    read_out_seconds: float = 0.0
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state; those of older versions have no progress, which is then empty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -195,7 +196,9 @@ class SearchTask:
             retrieval = measure_network(config, state.network, self.data, self.world, inputs)
             is_best = state.record(retrieval)
         if state.finished and state.progress.found is None:
+            started = time.monotonic()
             state.progress.found = self._read_out(probabilities)
+            state.read_out_seconds = time.monotonic() - started
         return SearchResult(state.epoch, metrics, retrieval, is_best, self.genotype(), on_cpu)
 
     def _signs(self, probabilities: Mapping[str, Tensor]) -> dict[str, float]:

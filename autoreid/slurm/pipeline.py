@@ -14,7 +14,7 @@ from autoreid.data.datasets import read_folder
 from autoreid.distributed import World
 from autoreid.evaluate import named_paths
 from autoreid.models import check_input_size
-from autoreid.recipes import load_config
+from autoreid.recipes import load_config, override_of
 from autoreid.search.task import SearchTask
 from autoreid.slurm.job_options import JobOptions, read_job_options
 from autoreid.slurm.stages import Stage, submit_stages
@@ -54,7 +54,7 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
         for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
     name = options.name or f"{load_config(options.config, options.overrides).task_name}_found"
-    recipe = load_config(options.train_config, [f"task_name={name}", *options.train])
+    recipe = load_config(options.train_config, [override_of("task_name", name), *options.train])
     if writes:
         for target, folder in named_paths("--data", [str(data) for data in options.data]).items():
             read_folder(folder, target)

@@ -16,11 +16,11 @@ from autoreid.errors import AutoreidError, RunError
 from autoreid.reporting.history import record
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.study import add_options, check_options, read_study, write_results
+from autoreid.study import add_options, check_options, read_study
 from autoreid.trials.alone import single_process
-from autoreid.trials.comparison import as_table
 from autoreid.trials.runner import TrialRunner
 from autoreid.trials.study import Study
+from autoreid.trials.study_results import finish
 from autoreid.trials.trial import Trial
 from autoreid.trials.trial_file import TrialFile
 
@@ -107,18 +107,7 @@ def write_table(study: Study) -> None:
     """
     results = TrialFile(study.folder).read()
     trials = study.trials(study.trial_names)
-    content = write_results(
-        study, {name: results[trial.key] for name, trial in trials.items() if trial.key in results}
-    )
-    print(as_table(content))
-    missing = content["missing"]
-    if missing:
-        searches = [name for name in study.searches if not study.is_finished(name)]
-        unfinished = f"; searches that have not finished: {', '.join(searches)}" if searches else ""
-        raise RunError(
-            f"{study.folder}: {len(missing)} of {len(study.trial_names)} trainings have no result: "
-            f"{', '.join(missing)}{unfinished}; to run them, submit the study again"
-        )
+    finish(study, {name: results[trial.key] for name, trial in trials.items() if trial.key in results})
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -140,8 +140,8 @@ class Space(ABC):
 
     def _no_samples(self) -> ConfigError:
         return ConfigError(
-            f"search.space: {self.search.space} cannot sample networks: search.relaxation must not be uniform or fair, "
-            f"and search.cost.measure must be none"
+            f"search.space: {self.search.space} cannot sample networks, as studies, --random, search.cost and "
+            f"search.relaxation: uniform and fair do"
         )
 
     def has_collapsed(self, genotype: Any) -> bool:  # noqa: ARG002

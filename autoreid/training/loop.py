@@ -84,7 +84,7 @@ def run_epochs(
 
     Raises:
         DataError: an image could not be read.
-        RunError: a gradient is not finite; the message names the step and the parameter.
+        DivergedError: a gradient is not finite; the message names the step and the parameter.
         DisagreementError: the ranks hold different alphas.
     """
     state = task.state

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autoreid.data.loaders import Batch
 from autoreid.distributed import StopSignal, average_and_agree, gather_objects
-from autoreid.errors import DataError, RunError
+from autoreid.errors import DataError, DivergedError
 from autoreid.training.state import RunState
 
 
@@ -107,8 +107,8 @@ def end_step(step: int, agreement: Agreement, *norms: Norms) -> bool:
 
     Raises:
         DataError: a rank could not read an image.
-        RunError: a gradient is not finite; the message names the step and the parameter. The step has already updated
-            the weights, so they must not be saved.
+        DivergedError: a gradient is not finite; the message names the step and the parameter. The step has already
+            updated the weights, so they must not be saved.
     """
     values = [norm.values for norm in norms]
     if agreement.flags.device == values[0].device:
@@ -121,7 +121,7 @@ def end_step(step: int, agreement: Agreement, *norms: Norms) -> bool:
     names = [name for norm in norms for name in norm.names]
     for name, length in zip(names, lengths, strict=True):
         if not math.isfinite(length):
-            raise RunError(
+            raise DivergedError(
                 f"step {step + 1}: the gradient of {name} is not finite; a lower learning rate may help"
             )
     return bool(stopping)

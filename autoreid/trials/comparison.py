@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -174,6 +175,12 @@ def in_words(study: Mapping[str, Any]) -> list[str]:
         f"random ones {trainings['random']:.0f} s"
     ]
     equal = study["equal_cost"]
+    if equal["found"] and "seconds" not in equal:
+        needed = math.ceil(equal["found"][0][0] / equal["random"][0][0])
+        lines += [
+            f"no comparison at equal cost: a found network cost as much as {needed} random ones, with its search; add "
+            f"random networks"
+        ]
     if "seconds" in equal:
         lines += [
             f"at equal cost ({equal['seconds']:.0f} s): the best of {equal['num_found']} found networks "

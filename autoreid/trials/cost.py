@@ -5,13 +5,7 @@ from __future__ import annotations
 import time
 
 from autoreid.config import Config
-from autoreid.data.training_data import (
-    build_search_data,
-    build_training_data,
-    generate_people,
-    read_datasets,
-    run_images,
-)
+from autoreid.data.training_data import build_search_data, build_training_data, prepare_data
 from autoreid.distributed import StopSignal, World
 from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
@@ -25,10 +19,7 @@ def search_seconds(config: Config, world: World) -> float:
     Raises:
         ConfigError, DataError: errors that the search would raise at its start.
     """
-    generate_people(config.data)
-    datasets = read_datasets(config)
-    images = run_images(config, world, datasets)
-    task = build_search(config, build_search_data(config, world, images, datasets), world)
+    task = build_search(config, build_search_data(config, world, *prepare_data(config, world)), world)
     warmup, epochs = config.search.warmup_epochs, config.training.epochs
     seconds = _step_seconds(task) * warmup if warmup else 0.0
     # The alphas learn in the epochs after the warm-up.
@@ -44,10 +35,8 @@ def trial_seconds(trial: Trial, world: World) -> float:
         ConfigError, DataError: errors that the trial would raise at its start.
     """
     config = trial.config
-    generate_people(config.data)
-    datasets = read_datasets(config)
-    images = run_images(config, world, datasets)
-    task = build_training(config, build_training_data(config, world, images, datasets), world)
+    data = build_training_data(config, world, *prepare_data(config, world))
+    task = build_training(config, data, world)
     return _step_seconds(task) * task.state.steps_per_epoch * config.training.epochs
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import comb
-from statistics import fmean
 
 #: Cost in seconds and mAP, as the numbers of networks increase.
 Curve = list[tuple[float, float]]
@@ -24,10 +23,11 @@ def cost_curve(values: Sequence[float], seconds: Sequence[float]) -> Curve:
     """Return the expected mAP of the best of 1, 2, ... networks, and what these cost on average.
 
     Args:
-        values: mAP of each network.
-        seconds: cost of each network: its training, and its search if it was found.
+        values: mAP of each network whose training did not fail.
+        seconds: cost of each network, failed ones included: its training, and its search if it was found. The others
+            bear the cost of failed ones.
     """
-    each = fmean(seconds)
+    each = sum(seconds) / len(values)
     return [(count * each, expected_best(values, count)) for count in range(1, len(values) + 1)]
 
 

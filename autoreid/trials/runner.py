@@ -16,15 +16,16 @@ from autoreid.checkpoint import CheckpointFolder
 from autoreid.config import Config
 from autoreid.data.images import Images
 from autoreid.data.records import ReidDataset
-from autoreid.data.training_data import build_training_data, generate_people, read_datasets, run_images
+from autoreid.data.training_data import build_training_data, prepare_data
 from autoreid.distributed import StopSignal, World, explain_nondeterminism
-from autoreid.errors import RunError
+from autoreid.errors import DivergedError
 from autoreid.files import make_folder
 from autoreid.models import count_macs, count_parameters
 from autoreid.reporting.logs import PeriodicLine, progress_bar
 from autoreid.training.loop import EpochResult, run_epochs
 from autoreid.training.state import RunState
 from autoreid.training.task import TrainTask, build_training
+from autoreid.trials.same_data import check_same_data
 from autoreid.trials.shared_units import Unit, share_units
 from autoreid.trials.trial import Trial
 from autoreid.trials.trial_file import TrialFile
@@ -91,11 +92,11 @@ class TrialRunner:
         """Read the data of a recipe; synthetic people that do not exist are generated first.
 
         Raises:
-            DataError: a data set is missing or cannot be read.
+            DataError: a data set is missing or cannot be read, or the folder has results from other images.
         """
-        generate_people(recipe.data)
-        datasets = read_datasets(recipe)
-        return cls(folder, world, stop, run_images(recipe, world, datasets), datasets, wait)
+        images, datasets = prepare_data(recipe, world)
+        check_same_data(folder, datasets, recipe.data.root)
+        return cls(folder, world, stop, images, datasets, wait)
 
     def run(
         self, trials: Mapping[str, Trial], after_each: Callable[[], None] = lambda: None
@@ -111,7 +112,7 @@ class TrialRunner:
             some of them.
 
         Raises:
-            RunError: a result cannot be written.
+            RunError: a checkpoint or result cannot be written. A training that diverges is a result.
         """
         file = TrialFile(self.folder)
         first: dict[str, tuple[str, Trial]] = {}
@@ -172,7 +173,7 @@ class TrialRunner:
         try:
             with TrialReport(name, config, task.state) as report, explain_nondeterminism():
                 finished = run_epochs(task, config, save, report, self.stop)
-        except RunError as error:
+        except DivergedError as error:
             return _result(trial, task) | {"map": None, "rank1": None, "failed": str(error)}
         return _result(trial, task) if finished else None
 

@@ -86,5 +86,6 @@ class Study:
             yield self._trial(space.random_genotype(rng), 0)
 
     def search_seconds(self, name: str) -> float:
-        """Return how long a finished search took."""
-        return float(json.loads(self.run_folder(name).result.read_bytes())["seconds"])
+        """Return how long the steps of a finished search took, and its read-out if that measures networks."""
+        result = json.loads(self.run_folder(name).result.read_bytes())
+        return float(result["seconds"] + result.get("read_out_seconds", 0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -24,38 +25,48 @@ class TrialFile:
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Return the results by key. Of equal keys the first counts; incomplete lines are skipped."""
-        try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return {}
         results: dict[str, dict[str, Any]] = {}
-        for line in lines:
-            result = _parse(line)
-            if result is not None:
+        for result in read_lines(self.path):
+            if isinstance(result.get("key"), str):
                 results.setdefault(result["key"], result)
         return results
 
     def append(self, result: Mapping[str, Any]) -> None:
-        """Append a result in a single write, so that the lines of several processes never mix.
+        """Append a result; raises RunError if the file cannot be written."""
+        append_line(self.path, result)
 
-        Raises:
-            RunError: the file cannot be written.
-        """
-        line = json.dumps(result) + "\n"
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file with one line of JSON for each, which need not exist; skips incomplete lines."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [content for content in map(_parse, lines) if isinstance(content, dict)]
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append a line of JSON in a single write, so that the lines of several processes never mix.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    line = json.dumps(content) + "\n"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                # On most file systems a single append is atomic without the lock, but not the look at the last line.
-                with contextlib.suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if _is_torn(descriptor):
-                    line = "\n" + line
-                os.write(descriptor, line.encode())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot write the result: {error.strerror}") from error
+            # On most file systems a single append is atomic without the lock, but not the look at the last line.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_torn(descriptor):
+                line = "\n" + line
+            if os.write(descriptor, line.encode()) < len(line):  # json.dumps writes ASCII
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write the result: {error.strerror}") from error
 
 
 def _is_torn(descriptor: int) -> bool:
@@ -64,9 +75,8 @@ def _is_torn(descriptor: int) -> bool:
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> Any:
     try:
-        result = json.loads(line)
+        return json.loads(line)
     except ValueError:
         return None
-    return result if isinstance(result, dict) and isinstance(result.get("key"), str) else None

@@ -47,5 +47,7 @@ def build_relaxation(config: Config, space: Space, steps_per_epoch: int) -> Rela
             return DrNAS(derive_seed(config.seed, name))
         case "sdarts":
             return SmoothDARTS(derive_seed(config.seed, name), config.training.epochs * steps_per_epoch)
-        case _:
+        case "uniform" | "fair":
             return PathSampling(space, derive_seed(config.seed, name), name == "fair")
+        case _:
+            raise AssertionError(f"{name}: add a branch")

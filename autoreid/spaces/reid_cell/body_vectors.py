@@ -142,4 +142,4 @@ class BodyAttention(RecomputedFunction):
 
     def _by_image(self, vectors: Tensor) -> Tensor:
         """Group the vectors (E, N, ...) by image, (E·B, M, ...)."""
-        return vectors.view(-1, self.parts, vectors.shape[2])
+        return vectors.reshape(-1, self.parts, vectors.shape[2])
