@@ -126,8 +126,11 @@ class CostMeter:
             shapes_only = [self.network(genotype) for genotype in genotypes]
         if measure == "parameters":
             return [count_parameters(network) / 1e6 for network in shapes_only]
-        for network in shapes_only:
-            check_input_size(network, data.height, data.width)
+        try:
+            for network in shapes_only:
+                check_input_size(network, data.height, data.width)
+        except ConfigError as error:
+            raise ConfigError(f"search.cost.options: {error}") from error
         if self.is_noisy:
             device = self.world.device
             networks = [self.network(genotype).to(device).eval() for genotype in genotypes]
