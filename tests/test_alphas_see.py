@@ -282,6 +282,7 @@ def _epoch_in_float64(world, path):
     return alphas, dict(task.state.network.state_dict()), losses, task.state.alphas.digest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("see", ["domains", "identities"])
 def test_two_ranks_compute_what_one_process_computes(tmp_path, see):
     changes = NUMBERS[see]

@@ -78,6 +78,7 @@ def test_equal_probabilities_have_the_mean_cost_of_random_networks(tmp_path):
     assert abs(np.mean(costs) - cost.table.mean) < 4 * error < 0.1 * cost.table.mean
 
 
+@pytest.mark.slow
 def test_the_table_of_osnet_and_decided_probabilities(tmp_path):
     task, cost = measured(tmp_path, **OSNET, **PARAMETERS)
     for seed in range(3):
@@ -87,6 +88,7 @@ def test_the_table_of_osnet_and_decided_probabilities(tmp_path):
         assert cost.expected({"blocks": hot}).item() == pytest.approx(cost.of(genotype), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_costs_are_worth_a_warning(tmp_path, monkeypatch, caplog):
     for value, warns in ((lambda *_: 10**6, True), (count_macs, False)):
         monkeypatch.setattr(cost_table, "count_macs", value)
@@ -143,6 +145,7 @@ def test_a_step_adds_the_gradient_once(tmp_path, level):
         assert more.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_ranks_compute_what_one_process_computes(tmp_path):
     changes = PARAMETERS | {"search__cost__weight": 5.0}
     path = write_tiny(tmp_path, **changes)
@@ -164,6 +167,7 @@ def _table_of_rank(world, path):
     return task.state.cost.state_dict(), task.state.alphas.digest()
 
 
+@pytest.mark.slow
 def test_all_ranks_have_the_latencies_of_rank_0(tmp_path):
     changes = LATENCY | {"search__cost__weight": 5.0}
     path = write_tiny(tmp_path, **changes)
@@ -176,6 +180,7 @@ def test_all_ranks_have_the_latencies_of_rank_0(tmp_path):
         assert values.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_latencies_are_measured_once_in_a_run(tmp_path, monkeypatch):
     calls = []
 
@@ -206,6 +211,7 @@ def test_measuring_changes_no_random_numbers(tmp_path):
     assert 0 < task.state.cost.of(genotype) < 10_000, "milliseconds"
 
 
+@pytest.mark.slow
 def test_a_large_weight_ends_on_cheap_networks(tmp_path):
     changes = PARAMETERS | {"search__alpha_learning_rate": 0.5}
     changes["search__reid_cell__operations"] = list(CELL_OPERATIONS[:7])

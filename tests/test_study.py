@@ -108,6 +108,7 @@ def interrupt(monkeypatch, kind, at):
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "at"), [(SearchTask, 8), (TrainTask, 13)])
 def test_an_interrupted_study_ends_as_an_uninterrupted_one(whole, tmp_path, monkeypatch, capsys, kind, at):
     """In the second of two searches, and in the second of four trainings: 6 and 10 steps each."""
@@ -122,6 +123,7 @@ def test_an_interrupted_study_ends_as_an_uninterrupted_one(whole, tmp_path, monk
     assert content_of(folder) == content_of(whole)
 
 
+@pytest.mark.slow
 def test_more_networks_are_added_to_those_that_are_there(whole, tmp_path):
     folder = tmp_path / "folder"
     assert call(folder, searches=1, random=1) == 0
@@ -137,6 +139,7 @@ def _call(folder):
     raise SystemExit(call(folder))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study(whole, tmp_path):
     folder = tmp_path / "folder"
     write_recipes(folder)

@@ -22,6 +22,8 @@ from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 RECORDED = Path(__file__).parent / "data" / "sbatch" / "study.sh"
 ALL = ["found0", "found1", "random0", "random1", "random2"]
 
+pytestmark = pytest.mark.slow
+
 
 def line_of(folder, **changes):
     """Write the recipes into a folder, and return the options of a study with 5 trainings of 10 steps each."""
