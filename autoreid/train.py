@@ -251,16 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(config.to_yaml(), end="")
             return 0
-        settings = config.distributed
-        group = distributed.setup(
-            settings.device,
-            settings.timeout_seconds,
-            settings.cudnn_benchmark,
-            settings.expandable_segments,
-            settings.deterministic,
-        )
         # Before the task is built: a job may be stopped during its preparation.
-        with StopSignal() as stop, group as world:
+        with StopSignal() as stop, distributed.setup_for(config.distributed) as world:
             run(config, world, stop)
         return 0
 

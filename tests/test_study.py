@@ -22,6 +22,7 @@ from autoreid.training.task import TrainTask
 from autoreid.trials.alone import single_process
 from autoreid.trials.comparison import as_table, compare
 from tests.helpers.ranks import forkserver
+from tests.helpers.studies import content_of
 from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 
 
@@ -35,19 +36,6 @@ def write_recipes(folder):
 def call(folder, *more, searches=2, random=2):
     line = [*write_recipes(folder), "--searches", str(searches), "--random", str(random), *more]
     return study.main(line)
-
-
-def content_of(folder):
-    """study.json without the times."""
-    content = json.loads((folder / "study/study.json").read_text())
-    del content["cost"]
-    for network in content["found"] + content["random"]:
-        del network["seconds"]
-        network.pop("search_seconds", None)
-    content["equal_cost"] = {
-        kind: [best for _, best in content["equal_cost"][kind]] for kind in ("found", "random")
-    }
-    return content
 
 
 def trial_lines(folder):

@@ -17,6 +17,7 @@ from autoreid.slurm import study_part
 from autoreid.slurm.resume import reason_to_requeue
 from autoreid.training.task import TrainTask
 from tests.helpers.commands import ROOT, run_job_script
+from tests.helpers.studies import content_of
 from tests.helpers.tiny import DERIVED_TRAINING, write_tiny
 
 RECORDED = Path(__file__).parent / "data" / "sbatch" / "study.sh"
@@ -40,19 +41,6 @@ def submit(folder, *line, script="submit_study", here=True, path=None):
     if path is not None:
         environment["PATH"] = path
     return run_job_script(script, *line, folder=folder, environment=environment, here=here)
-
-
-def content_of(folder):
-    """study.json without the times."""
-    content = json.loads((folder / "study/study.json").read_text())
-    del content["cost"]
-    for network in content["found"] + content["random"]:
-        del network["seconds"]
-        network.pop("search_seconds", None)
-    content["equal_cost"] = {
-        kind: [best for _, best in content["equal_cost"][kind]] for kind in ("found", "random")
-    }
-    return content
 
 
 def trial_lines(folder):

@@ -18,7 +18,7 @@ from autoreid.distributed.collectives import (
     world_size,
 )
 from autoreid.distributed.device import explain_nondeterminism
-from autoreid.distributed.process_group import World, setup
+from autoreid.distributed.process_group import World, setup, setup_for
 from autoreid.distributed.stop import StopSignal, ignore_stop_signals
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "on_main",
     "rank",
     "setup",
+    "setup_for",
     "sum_over_ranks",
     "world_size",
 ]

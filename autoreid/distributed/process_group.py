@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
+from autoreid.config import Distributed
 from autoreid.distributed.device import device_settings
 from autoreid.distributed.gpus import Device, Placement, place_rank, placement_error
 from autoreid.distributed.lost_peer import watching_nccl
@@ -159,6 +160,17 @@ def setup(
         else:
             with _group(rendezvous, device, timedelta(seconds=timeout_seconds)) as world:
                 yield world
+
+
+def setup_for(settings: Distributed) -> AbstractContextManager[World]:
+    """Return `setup` with the settings of a run."""
+    return setup(
+        settings.device,
+        settings.timeout_seconds,
+        settings.cudnn_benchmark,
+        settings.expandable_segments,
+        settings.deterministic,
+    )
 
 
 @contextmanager

@@ -18,14 +18,7 @@ def single_process(settings: Distributed, command: str) -> Iterator[World]:
     Raises:
         ConfigError: this process is one of several ranks.
     """
-    group = distributed.setup(
-        settings.device,
-        settings.timeout_seconds,
-        settings.cudnn_benchmark,
-        settings.expandable_segments,
-        settings.deterministic,
-    )
-    with group as world:
+    with distributed.setup_for(settings) as world:
         if world.size > 1:
             raise ConfigError(
                 f"{command} runs as one process, not as {world.size} ranks; start it several times with the same "

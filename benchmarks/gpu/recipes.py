@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from autoreid import distributed
 from autoreid.config import Config, SyntheticPeople
@@ -34,8 +33,6 @@ MODES: dict[str, tuple[str, ...]] = {
     "alphas in tf32": ("search.second_order_precision=tf32",),
     "alphas in bfloat16": ("search.second_order_precision=bfloat16",),
 }
-#: Keys of the config's section `distributed` that are arguments of `distributed.setup`.
-DEVICE_SETTINGS = ("cudnn_benchmark", "expandable_segments", "deterministic")
 #: Overrides for dry runs, by section of the config or by space.
 TINY = {
     "data": ("data.height=64", "data.width=32", "data.batch_size=8", "data.workers=0"),
@@ -116,9 +113,7 @@ def recipe(check: Check, name: str, *changes: str) -> Config:
 @contextmanager
 def placed(config: Config) -> Iterator[World]:
     """Set up the device and, under a launcher, the process group, as `python -m autoreid.train` does."""
-    settings = config.distributed
-    chosen: dict[str, Any] = {key: getattr(settings, key) for key in DEVICE_SETTINGS}
-    with distributed.setup(settings.device, settings.timeout_seconds, **chosen) as world:
+    with distributed.setup_for(config.distributed) as world:
         yield world
 
 
