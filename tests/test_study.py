@@ -227,7 +227,7 @@ def test_a_folder_with_other_searches_is_refused(whole, capsys):
 def test_several_ranks_are_refused():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            distributed, "setup", lambda *settings: nullcontext(World(0, 2, 0, torch.device("cpu")))
+            distributed, "setup_for", lambda *settings: nullcontext(World(0, 2, 0, torch.device("cpu")))
         )
         with pytest.raises(ConfigError, match="a study runs as one process, not as 2 ranks"):
             single_process(Distributed(), "a study").__enter__()
