@@ -147,7 +147,7 @@ def test_the_most_probable_network_is_measured_after_an_epoch(tmp_path):
     with torch.no_grad():
         task.state.alphas.groups["blocks"][:, 2] += 1.0
     task.state.step = task.state.steps_per_epoch
-    result = task.end_epoch()
+    result = task.end_epoch(StopSignal())
     assert result.genotype.blocks == ("in_after",) * 6
     assert result.metrics["blocks/in_share"] == pytest.approx((2 + 2.718) / (3 + 2.718), abs=1e-3)
     assert result.metrics["blocks/entropy"] < 1.386

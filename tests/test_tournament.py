@@ -71,8 +71,8 @@ def test_a_tournament_chooses_and_derive_takes_its_winner(tmp_path, runs, capsys
     trained = []
     original = TrainTask.end_epoch
 
-    def end_epoch(task):
-        result = original(task)
+    def end_epoch(task, stop):
+        result = original(task, stop)
         if task.state.finished:
             trained.append(task.state.epoch)
         return result
