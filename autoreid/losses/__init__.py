@@ -9,6 +9,7 @@ from autoreid.config import Losses
 from autoreid.errors import ConfigError
 from autoreid.losses.classification import AuxiliaryClassification, Classification
 from autoreid.losses.loss import LossValues, RetrievalLoss
+from autoreid.losses.memory import ClassMemory
 from autoreid.losses.term import Outputs, Term
 from autoreid.losses.triplet import BatchHardTriplet, batch_hard_triplet
 
@@ -19,11 +20,14 @@ TERMS: dict[str, type[Term]] = {
     "classification": Classification,
     "triplet": BatchHardTriplet,
     "auxiliary": AuxiliaryClassification,
+    "memory": ClassMemory,
 }
 
 
 def build_loss(settings: Losses, has_auxiliary: bool = False, only_weighted: bool = False) -> RetrievalLoss:
     """Build the loss λ · cross-entropy + (1 - λ) · triplet (Auto-ReID, arXiv 1903.09776, section 3.3) + further terms.
+
+    Before the first pass, `prepare` must be called on it, to create the states of the terms.
 
     Args:
         has_auxiliary: whether the network has an auxiliary head.
@@ -32,13 +36,11 @@ def build_loss(settings: Losses, has_auxiliary: bool = False, only_weighted: boo
     Raises:
         ConfigError: `losses.terms` names a term that does not exist, or a term whose weight is set by another key.
     """
-    share = settings.classification_weight
-    weights = {"classification": share, "triplet": 1 - share}
+    weights = settings.own_weights()
     further = sorted({*TERMS} - {*weights, "auxiliary"})
     for name in settings.terms:
         if name not in further:
-            known = f"known are {', '.join(further)}" if further else "there are no further terms"
-            raise ConfigError(f"losses.terms: unknown term {name!r}; {known}")
+            raise ConfigError(f"losses.terms: unknown term {name!r}; known are {', '.join(further)}")
     if has_auxiliary:
         weights["auxiliary"] = settings.auxiliary_weight
     weights |= settings.terms

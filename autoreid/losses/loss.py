@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ class LossValues(NamedTuple):
         total: the loss to minimise, a scalar.
         terms: each term by name, a scalar, not multiplied by its weight.
         accuracy: fraction of the images that are classified correctly, a scalar.
+        embeddings: (B, D), detached, for `RetrievalLoss.update`.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     accuracy: Tensor
+    embeddings: Tensor
 
     def metrics(self) -> Tensor:
         """Return the values in the order of `RetrievalLoss.metric_names`, (metrics,), detached."""
@@ -58,7 +60,22 @@ class RetrievalLoss(nn.Module):
         named = Outputs(*outputs)
         terms = {name: term(named, labels) for name, term in self.terms.items()}
         first, *others = (self.weights[name] * value for name, value in terms.items())
-        return LossValues(sum(others, start=first), terms, _accuracy(named.logits.detach(), labels))
+        accuracy = _accuracy(named.logits.detach(), labels)
+        return LossValues(sum(others, start=first), terms, accuracy, named.embedding.detach())
+
+    def prepare(self, embedding_size: int, labels: Tensor) -> RetrievalLoss:
+        """Create the states of the terms, and return the loss itself; arguments as in `Term.prepare`."""
+        for term in self._each():
+            term.prepare(embedding_size, labels)
+        return self
+
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Update the states of the terms at the end of a step; arguments as in `Term.update`."""
+        for term in self._each():
+            term.update(embeddings, labels)
+
+    def _each(self) -> Iterable[Term]:
+        return cast("Iterable[Term]", self.terms.values())
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -23,7 +23,12 @@ class Outputs(NamedTuple):
 
 
 class Term(nn.Module, ABC):
-    """A term of the loss. Its constructor takes the section `losses` of the config."""
+    """A term of the loss. Its constructor takes the section `losses` of the config.
+
+    A term may have a state, such as the centres of the identities: buffers that it creates in `prepare` and changes in
+    `update`. Checkpoints save them. Forward passes must not change them, because not every pass belongs to a step: a
+    second-order search also computes the loss with shifted weights.
+    """
 
     @abstractmethod
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
@@ -33,5 +38,26 @@ class Term(nn.Module, ABC):
 
         Args:
             outputs: outputs of the network for B images.
+            labels: (B,) int64.
+        """
+
+    def prepare(self, embedding_size: int, labels: Tensor) -> None:
+        """Create the state of the term, if it has one. Called once, before the first pass.
+
+        Args:
+            embedding_size: D.
+            labels: (N,) int64, all labels that batches may have, sorted.
+        """
+
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Update the state of the term, if it has one.
+
+        All ranks call it once in each step, after the gradients of the step have been computed. All passes of a step,
+        including those of its micro-batches, thus have the state from before the step.
+
+        Args:
+            embeddings: (B, D), detached: this rank's share of the global batch. The ranks' shares follow each other in
+                the order of the ranks, so that `gather` returns the global batch in an order that does not depend on
+                the number of ranks or micro-batches.
             labels: (B,) int64.
         """

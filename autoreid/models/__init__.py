@@ -13,7 +13,7 @@ from autoreid.models.network import Network
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
-from autoreid.models.summary import check_input_size, count_macs, count_parameters
+from autoreid.models.summary import check_input_size, count_macs, count_parameters, embedding_size
 from autoreid.models.weights import LoadReport, load_weights
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "check_input_size",
     "count_macs",
     "count_parameters",
+    "embedding_size",
     "load_weights",
 ]
 

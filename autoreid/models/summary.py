@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,18 @@ def count_macs(network: nn.Module, height: int, width: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes_only(torch.empty(1, 3, height, width, device="meta"))
     return int(counter.get_total_flops()) // 2
+
+
+def embedding_size(network: nn.Module, height: int, width: int, *inputs: Any) -> int:
+    """Return D of the embeddings (B, D) that a network returns in training mode; computes only shapes.
+
+    Args:
+        inputs: the network's other inputs besides the images, on the meta device.
+    """
+    shapes_only = copy.deepcopy(network).to("meta").train()
+    with torch.no_grad():
+        embeddings, *_ = shapes_only(torch.empty(2, 3, height, width, device="meta"), *inputs)
+    return int(embeddings.shape[1])
 
 
 def check_input_size(network: nn.Module, height: int, width: int) -> None:

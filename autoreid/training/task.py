@@ -15,8 +15,8 @@ from autoreid.data.loaders import Batch
 from autoreid.data.training_data import TrainingData
 from autoreid.distributed import StopSignal, World, averaging
 from autoreid.layers.batch_norm import frozen_statistics
-from autoreid.losses import LossValues, RetrievalLoss, build_loss
-from autoreid.models import check_input_size
+from autoreid.losses import LossValues, build_loss
+from autoreid.models import check_input_size, embedding_size
 from autoreid.models.network import Network
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_model
@@ -63,7 +63,6 @@ class TrainTask:
     world: World
     data: TrainingData
     state: TrainState
-    loss: RetrievalLoss
     precision: PassPrecision
     accumulation: Accumulation
     network: nn.Module
@@ -80,7 +79,8 @@ class TrainTask:
         frozen = state.epoch < training.frozen_epochs
         self._set_mode(frozen)
         _, agreement = average_and_agree_on_step((), (batch,), stop)
-        metrics = self._backward(self.network, batch)
+        metrics, embeddings = self._backward(self.network, batch)
+        state.loss.update(embeddings, batch.labels)
         norms = step_weights(state, training.gradient_clip, frozen)
         if state.ema is not None:
             state.ema.update_parameters(state.network)
@@ -95,23 +95,24 @@ class TrainTask:
             self._backward(self.state.network, next(batches))
         self.state.weight_optimizer.zero_grad()
 
-    def _backward(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Compute the gradients of the weights and return the metrics."""
+    def _backward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the gradients of the weights; returns the metrics and the embeddings (B, D)."""
         self.state.weight_optimizer.zero_grad()
-        metrics, count = [], self.accumulation.count
+        metrics, embeddings, count = [], [], self.accumulation.count
         with self.precision.backends():
             for number, micro_batch in enumerate(self.accumulation.micro_batches(batch), start=1):
                 with averaging(network, now=number == count):
                     values = self._forward(network, micro_batch)
                     (values.total / count).backward()
                 metrics.append(values.metrics())
+                embeddings.append(values.embeddings)
                 del values  # and with it the graph, before the next one is built
-        return torch.stack(metrics).mean(0)
+        return torch.stack(metrics).mean(0), self.accumulation.join(embeddings)
 
     def _forward(self, network: nn.Module, batch: Batch) -> LossValues:
         with self.precision.autocast():
             outputs = network(batch.images)
-        values: LossValues = self.loss(outputs, batch.labels)
+        values: LossValues = self.state.loss(outputs, batch.labels)
         return values
 
     def _set_mode(self, frozen: bool) -> None:
@@ -148,6 +149,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
     if config.model.weights is not None:
         load_start(model, config.model.weights)
     loss = build_loss(config.losses, model.has_auxiliary)
+    loss.prepare(embedding_size(model, config.data.height, config.data.width), data.stream.labels)
     network = place_network(model, config, world)
     decay = config.training.ema_decay
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None
@@ -155,7 +157,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         network=model,
         weight_optimizer=build_optimizer(config.training, model),
         stream=data.stream,
-        metric_names=loss.metric_names,
+        loss=loss.to(world.device),
         totals=torch.zeros(len(loss.metric_names), device=world.device),
         ema=ema,
     )
@@ -164,7 +166,6 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         world,
         data,
         state,
-        loss,
         PassPrecision(config.training.precision, world.device),
         build_accumulation(config, world),
         network,
