@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from autoreid.training.build import build_accumulation, build_optimizer, place_n
 from autoreid.training.cuda_graphs import capture_alphas
 from autoreid.training.precision import PassPrecision
 
+_log = logging.getLogger(__name__)
+
 
 def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimizer:
     """Build the optimiser of the alphas, which has its own weight decay."""
@@ -42,6 +45,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     Raises:
         ConfigError: a setting is not possible on this device or with this many ranks.
     """
+    for key, other in config.search.unused().items():
+        _log.warning("search.%s has no effect with search.%s", key, other)
     space = build_space(config.search)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     supernet = space.build_supernet(data.num_identities)
@@ -50,7 +55,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     alphas = Alphas(shapes, generator).to(world.device)
     relaxation = build_relaxation(config, space, data.stream.batches_per_epoch)
     loss = build_loss(config.losses.in_search())
-    alpha_loss = build_loss((config.search.losses or config.losses).in_search(), only_weighted=True)
+    own, section = config.search.losses, "losses" if config.search.losses is None else "search.losses"
+    alpha_loss = build_loss((own or config.losses).in_search(), only_weighted=True, section=section)
     size = _embedding_size(config, supernet, relaxation, alphas)
     loss.prepare(size, data.stream.labels)
     if data.alpha_stream is not None:
