@@ -15,6 +15,7 @@ from autoreid.data.training_data import build_search_data, build_training_data
 from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.losses import RetrievalLoss, build_loss
+from autoreid.models import OutputSizes
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
@@ -61,9 +62,8 @@ TRAINING = OSNET_TRAINING | {"losses__terms": {"memory": 1.0}}
 def memory_loss(labels, size, **settings):
     """The loss with nothing but a memory, and the memory."""
     weights = {"classification_weight": 0.0, "triplet_weight": 0.0, "terms": {"memory": 1.0}}
-    loss = build_loss(Losses(**weights, **settings), only_weighted=True).prepare(
-        size, torch.as_tensor(labels)
-    )
+    loss = build_loss(Losses(**weights, **settings), only_weighted=True)
+    loss.prepare(OutputSizes(size), torch.as_tensor(labels))
     return loss, loss.terms["memory"]
 
 
@@ -146,9 +146,9 @@ class Recorder:
         self.passes = {}
         original = RetrievalLoss.forward
 
-        def forward(loss, outputs, labels):
+        def forward(loss, outputs, labels, *feature_map):
             self.passes.setdefault(loss, []).append((outputs[0].detach().clone(), labels))
-            return original(loss, outputs, labels)
+            return original(loss, outputs, labels, *feature_map)
 
         monkeypatch.setattr(RetrievalLoss, "forward", forward)
 
@@ -299,6 +299,13 @@ def test_resumed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(tmp_path, buil
     for state in (expected, found):
         del state["seconds"]
     assert_equal(found, expected)
+
+
+def test_checkpoints_from_before_losses_had_a_state_are_read(tmp_path):
+    task = build_search_task(tmp_path)
+    saved = task.state.state_dict()
+    assert saved.pop("loss") == saved.pop("alpha_loss") == {}
+    task.state.load_state_dict(saved)
 
 
 @pytest.mark.slow

@@ -49,17 +49,21 @@ class Losses(Section):
     change the loss through the length of the embedding alone."""
     terms: dict[str, NonNegative] = {}  # noqa: RUF012 (pydantic copies it)
     """Weights of further terms of the loss, by their names in autoreid.losses.TERMS. memory: cross-entropy of the
-    similarities to a moving centre of each identity (MSINet)."""
+    similarities to a moving centre of each identity (MSINet). alignment: spatial alignment of the images of a batch,
+    for other domains (MSINet); only in task: train."""
     memory_temperature: Positive = 0.05
     """Temperature of the term memory: similarities are divided by it."""
     memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of its old centre that an identity keeps in the term memory, for each of its images."""
+    alignment_negatives: bool = True
+    """Whether the term alignment also compares images of different identities."""
 
     @model_validator(mode="after")
     def _check(self) -> Losses:
-        for key in ("memory_temperature", "memory_momentum"):
-            if key in self.changed_keys() and "memory" not in self.terms:
-                raise ValueError(f"{key}: needs the term memory, such as terms: {{memory: 1.0}}")
+        for key in self.changed_keys():
+            term = key.partition("_")[0]
+            if term in ("memory", "alignment") and term not in self.terms:
+                raise ValueError(f"{key}: needs the term {term}, such as terms: {{{term}: 1.0}}")
         if not any((self.own_weights() | self.terms).values()):
             raise ValueError("terms: need a weight above 0, because no other part of the loss has one")
         return self

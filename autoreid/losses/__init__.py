@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from autoreid.config import Losses
 from autoreid.errors import ConfigError
+from autoreid.losses.alignment import SpatialAlignment
 from autoreid.losses.classification import AuxiliaryClassification, Classification
 from autoreid.losses.loss import LossValues, RetrievalLoss
 from autoreid.losses.memory import ClassMemory
@@ -21,6 +22,7 @@ TERMS: dict[str, type[Term]] = {
     "triplet": BatchHardTriplet,
     "auxiliary": AuxiliaryClassification,
     "memory": ClassMemory,
+    "alignment": SpatialAlignment,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoreid.losses.term import Outputs, Term
+from autoreid.models import OutputSizes
 
 
 class LossValues(NamedTuple):
@@ -49,24 +50,32 @@ class RetrievalLoss(nn.Module):
         """Names of the values that `LossValues.metrics` returns, in the same order."""
         return "loss", *self.terms, "accuracy"
 
-    def forward(self, outputs: tuple[Tensor, ...], labels: Tensor) -> LossValues:
+    def forward(
+        self, outputs: tuple[Tensor, ...], labels: Tensor, feature_map: Tensor | None = None
+    ) -> LossValues:
         """Compute all terms and their weighted sum.
 
         Args:
             outputs: outputs of a network in training mode: the embedding (B, D), the logits (B, identities) or
                 (B, identities, parts), and the logits of the auxiliary head if the network has one.
             labels: (B,) int64.
+            feature_map: the last feature map (B, C, h, w), if a term needs it.
         """
-        named = Outputs(*outputs)
+        named = Outputs(*outputs)._replace(feature_map=feature_map)
         terms = {name: term(named, labels) for name, term in self.terms.items()}
         first, *others = (self.weights[name] * value for name, value in terms.items())
         accuracy = _accuracy(named.logits.detach(), labels)
         return LossValues(sum(others, start=first), terms, accuracy, named.embedding.detach())
 
-    def prepare(self, embedding_size: int, labels: Tensor) -> RetrievalLoss:
-        """Create the states of the terms, and return the loss itself; arguments as in `Term.prepare`."""
+    @property
+    def needs_map(self) -> bool:
+        """Whether a term needs the last feature map."""
+        return any(term.needs_map for term in self._each())
+
+    def prepare(self, sizes: OutputSizes, labels: Tensor) -> RetrievalLoss:
+        """Create the states and parameters of the terms, and return the loss itself; arguments as in `Term.prepare`."""
         for term in self._each():
-            term.prepare(embedding_size, labels)
+            term.prepare(sizes, labels)
         return self
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:

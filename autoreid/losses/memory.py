@@ -14,6 +14,7 @@ from autoreid.distributed import gather
 from autoreid.layers.autocast import without_autocast
 from autoreid.losses.term import Outputs, Term
 from autoreid.losses.triplet import unit_length
+from autoreid.models import OutputSizes
 
 
 class ClassMemory(Term):
@@ -38,9 +39,9 @@ class ClassMemory(Term):
         super().__init__()
         self.temperature, self.momentum = settings.memory_temperature, settings.memory_momentum
 
-    def prepare(self, embedding_size: int, labels: Tensor) -> None:
+    def prepare(self, sizes: OutputSizes, labels: Tensor) -> None:
         """Create empty centres."""
-        self.register_buffer("centres", torch.zeros(len(labels), embedding_size))
+        self.register_buffer("centres", torch.zeros(len(labels), sizes.embedding))
         self.register_buffer("labels", labels, persistent=False)
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
+
+from autoreid.models import OutputSizes
 
 
 class Outputs(NamedTuple):
@@ -15,11 +17,13 @@ class Outputs(NamedTuple):
         embedding: (B, D), before the neck.
         logits: (B, identities), or (B, identities, parts) of a network with a classifier for each part.
         auxiliary: logits (B, identities) of the auxiliary head; None if the network has none.
+        feature_map: the last feature map (B, C, h, w); None unless a term needs it.
     """
 
     embedding: Tensor
     logits: Tensor
     auxiliary: Tensor | None = None
+    feature_map: Tensor | None = None
 
 
 class Term(nn.Module, ABC):
@@ -28,7 +32,14 @@ class Term(nn.Module, ABC):
     A term may have a state, such as the centres of the identities: buffers that it creates in `prepare` and changes in
     `update`. Checkpoints save them. Forward passes must not change them, because not every pass belongs to a step: a
     second-order search also computes the loss with shifted weights.
+
+    In trainings, a term may also have parameters, created in `prepare`; they are trained with the head of the network.
+
+    Attributes:
+        needs_map: whether the term needs the last feature map; only in trainings.
     """
+
+    needs_map: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
@@ -41,11 +52,11 @@ class Term(nn.Module, ABC):
             labels: (B,) int64.
         """
 
-    def prepare(self, embedding_size: int, labels: Tensor) -> None:
-        """Create the state of the term, if it has one. Called once, before the first pass.
+    def prepare(self, sizes: OutputSizes, labels: Tensor) -> None:
+        """Create the state and the parameters of the term, if it has any. Called once, before the first pass.
 
         Args:
-            embedding_size: D.
+            sizes: the sizes of the network's outputs.
             labels: (N,) int64, all labels that batches may have, sorted.
         """
 

@@ -12,7 +12,7 @@ from autoreid.config import Config
 from autoreid.data.training_data import SearchData
 from autoreid.distributed import World
 from autoreid.losses import build_loss
-from autoreid.models import embedding_size
+from autoreid.models import OutputSizes, output_sizes
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.cost import SearchCost
@@ -57,16 +57,16 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     loss = build_loss(config.losses.in_search())
     own, section = config.search.losses, "losses" if config.search.losses is None else "search.losses"
     alpha_loss = build_loss((own or config.losses).in_search(), only_weighted=True, section=section)
-    size = _embedding_size(config, supernet, relaxation, alphas)
-    loss.prepare(size, data.stream.labels)
+    sizes = _output_sizes(config, supernet, relaxation, alphas)
+    loss.prepare(sizes, data.stream.labels)
     if data.alpha_stream is not None:
-        alpha_loss.prepare(size, data.alpha_stream.labels)
+        alpha_loss.prepare(sizes, data.alpha_stream.labels)
     graphs, single = config.training.cuda_graphs, config.search.level == "single"
     inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
     network = place_network(supernet, config, world, inputs, relaxation.samples)
     state = SearchState(
         network=supernet,
-        weight_optimizer=build_optimizer(config.training, supernet),
+        weight_optimizer=build_optimizer(config.training, supernet, loss),
         stream=data.stream,
         loss=loss.to(world.device),
         alphas=alphas,
@@ -110,11 +110,10 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     )
 
 
-def _embedding_size(config: Config, supernet: Supernet, relaxation: Relaxation, alphas: Alphas) -> int:
-    """The size D of the supernet's embeddings."""
+def _output_sizes(config: Config, supernet: Supernet, relaxation: Relaxation, alphas: Alphas) -> OutputSizes:
     mixing = _example_mixing(relaxation, alphas, requires_grad=False)
     shapes_only = {name: weights.to("meta") for name, weights in mixing.items()}
-    return embedding_size(supernet, config.data.height, config.data.width, shapes_only)
+    return output_sizes(supernet, config.data.height, config.data.width, shapes_only)
 
 
 def _example_mixing(relaxation: Relaxation, alphas: Alphas, requires_grad: bool) -> dict[str, Tensor]:
