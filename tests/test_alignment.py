@@ -106,8 +106,7 @@ def test_two_ranks_train_network_and_attention_as_one_process_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"training__accumulation": 2}, {"training__frozen_epochs": 1}, {"training__ema_decay": 0.9}],
+    "changes", [{"training__accumulation": 2, "training__ema_decay": 0.9}, {"training__frozen_epochs": 1}]
 )
 def test_the_attention_is_trained_saved_and_not_part_of_the_network(tmp_path, changes):
     task = build_training_task(tmp_path, **TRAINING, **changes)
@@ -124,8 +123,6 @@ def test_the_attention_is_trained_saved_and_not_part_of_the_network(tmp_path, ch
         torch.equal(after["loss"][name], value) for name, value in before.items() if "weight" in name
     )
     assert not any("alignment" in name for name in after["network"])
-    plain = build_training_task(tmp_path, **OSNET_TRAINING)
-    assert after["network"].keys() == plain.state.network.state_dict().keys()
     resumed = build_training_task(tmp_path, **TRAINING, **changes)
     resumed.state.load_state_dict(copy.deepcopy(after))
     for each in (task, resumed):
