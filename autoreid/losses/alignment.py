@@ -20,7 +20,7 @@ REDUCTION = 8
 
 
 class SpatialAlignment(Term):
-    """Alignment of responses between the images of a batch (MSINet, arXiv 2303.07065, section 3.3).
+    """Alignment of responses between the images of a batch (MSINet, arXiv 2303.07065).
 
     The response r(a, b) of image b to image a has a value for each position of b: the largest product of its feature
     with a feature of a. The term is the mean of 1 - cos(s(a), r(a, b)) over all pairs of images of one identity, each
@@ -75,6 +75,7 @@ class SpatialAlignment(Term):
 
         The mean of the cosines of all pairs is the squared length of the mean of the unit vectors.
         """
-        weights = other / other.sum(1, keepdim=True).clamp(min=1)
-        means = torch.einsum("ba,bap->bp", weights.to(responses.dtype), F.normalize(responses, dim=2))
+        chosen = other.to(responses.dtype)
+        weights = chosen / chosen.sum(1, keepdim=True).clamp(min=1)
+        means = torch.einsum("ba,bap->bp", weights, F.normalize(responses, dim=2))
         return (1 - means.square().sum(1)).mean()

@@ -18,7 +18,7 @@ from autoreid.models import OutputSizes
 
 
 class ClassMemory(Term):
-    """Cross-entropy of the cosine similarities to a centre of each identity (MSINet, arXiv 2303.07065, section 3.1).
+    """Cross-entropy of the cosine similarities to a centre of each identity (MSINet, arXiv 2303.07065).
 
     The centres are not trained. They follow the embeddings: in each step, every image of the batch, in the order of
     the global batch, moves its identity's centre c to momentum · c + (1 - momentum) · x, scaled to length 1, where x is
