@@ -152,7 +152,7 @@ def test_a_step_of_a_search_has_the_mean_gradient_and_metrics(tmp_path, changes)
     wanted = torch.zeros(4)
     for micro_batch in split_by_hand(batch, 2, 4):
         mixing = task.relaxation.mixture(alphas, 0, "weights")
-        values = task.loss(network(micro_batch.images, mixing), micro_batch.labels)
+        values = task.state.loss(network(micro_batch.images, mixing), micro_batch.labels)
         learned = [weight for weight in network.parameters() if weight.requires_grad]
         (values.total / 2).backward(inputs=[*learned, *alphas_learned_with_weights(alphas, state)])
         wanted += values.metrics() / 2
@@ -176,7 +176,7 @@ def test_a_step_of_a_training_has_the_mean_gradient(tmp_path):
     network, batch = copy.deepcopy(task.state.network), task.state.stream.preview()
     _, metrics = task.step(StopSignal())
     for micro_batch in split_by_hand(batch, 2, 4):
-        (task.loss(network(micro_batch.images), micro_batch.labels).total / 2).backward()
+        (task.state.loss(network(micro_batch.images), micro_batch.labels).total / 2).backward()
     for expected, found in zip(network.parameters(), task.state.network.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5)
     assert metrics.isfinite().all()

@@ -104,7 +104,7 @@ def test_the_gradient_is_that_of_a_loss_by_running_statistics(order):
     problem = tiny_problem(steps_before=3)
     architect = problem.architect(order)
     architect.by_running_statistics = True
-    found = flat(architect.gradients(problem.alpha_batch, problem.weight_batch, step=3))
+    found = flat(architect.gradients(problem.alpha_batch, problem.weight_batch, step=3).values)
     assert problem.net.norm.training
     expected = []
     for alpha in problem.alphas.parameters():

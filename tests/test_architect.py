@@ -95,7 +95,7 @@ def test_gradients_change_no_state(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradients_are_in_the_order_of_the_alphas(order):
     problem = tiny_problem(1)
-    gradients = problem.architect(order).gradients(problem.alpha_batch, problem.weight_batch, step=3)
+    gradients, _ = problem.architect(order).gradients(problem.alpha_batch, problem.weight_batch, step=3)
     assert [g.shape for g in gradients] == [alpha.shape for alpha in problem.alphas.parameters()]
     # Adding a constant to all alphas of a row does not change their softmax.
     for gradient in gradients:

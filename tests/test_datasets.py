@@ -13,12 +13,13 @@ from autoreid.data.datasets import BENCHMARKS, read_dataset, read_folder
 from autoreid.data.datasets.benchmark import Benchmark, Counts
 from autoreid.data.records import DISTRACTOR, ReidDataset, Split, combine
 from autoreid.errors import ConfigError, DataError
+from autoreid.evaluation import evaluate_retrieval
 from tests.helpers import miniatures
 from tests.helpers.miniatures import MINIATURES
 
 SPLITS = ("train", "query", "gallery")
 #: The splits of these data sets are computed by the reader.
-DIVIDED = ("viper", "grid")
+DIVIDED = ("viper", "grid", "vehicleid_800")
 
 
 def folder_of(name: str) -> str:
@@ -114,6 +115,43 @@ def test_grid_at_its_true_size_follows_its_partitions(tmp_path):
         assert dataset.notes == ()
 
 
+def test_vehicleid_has_one_random_image_of_each_vehicle_in_its_gallery(tmp_path):
+    rows = {row.path: row for row in miniatures.vehicleid(tmp_path / "VehicleID", vehicles=200)}
+    galleries = []
+    for choice in range(10):
+        dataset = read_dataset(tmp_path, f"vehicleid_800_{choice}" if choice else "vehicleid_800")
+        found = records(dataset, tmp_path / "VehicleID")
+        assert {path for _, path, *_ in found} == {*rows}
+        assert all((rows[path].split == "train") == (split == "train") for split, path, *_ in found)
+        expected = [rows[path]._replace(split=split, camera=split == "gallery") for split, path, *_ in found]
+        assert_same_people(found, expected)
+        assert dataset.gallery.num_identities == len(dataset.gallery) == 200
+        assert len(dataset.query) == 400
+        assert "400 query images, not 5,693" in dataset.notes[0]
+        galleries.append({*dataset.gallery.paths})
+    # Of three images, any may be chosen: two galleries share a third of 200, with a standard deviation of 6.7.
+    shared = [len(one & other) for one in galleries for other in galleries if one is not other]
+    assert 40 < min(shared) <= max(shared) < 94
+
+
+def test_a_query_of_vehicleid_has_one_match_and_no_gallery_image_is_removed(tmp_path):
+    miniatures.vehicleid(tmp_path / "vehicleid", vehicles=30)
+    dataset = read_dataset(tmp_path, "vehicleid_800_4")
+    query, gallery = dataset.query, dataset.gallery
+    rng = np.random.default_rng(0)
+    features = [rng.standard_normal((len(split), 4)).astype(np.float32) for split in (query, gallery)]
+    result = evaluate_retrieval(
+        *features, query.identities, gallery.identities, query.cameras, gallery.cameras
+    )
+    ranks = []
+    for feature, identity in zip(features[0], query.identities, strict=True):
+        order = np.argsort(np.square(features[1] - feature).sum(1))
+        ranks.append(1 + int(np.flatnonzero(gallery.identities[order] == identity)[0]))
+    assert result.valid_queries == result.queries == 60
+    assert result.map == pytest.approx(np.mean([1 / rank for rank in ranks]))
+    assert result.cmc[5] == pytest.approx(np.mean([rank <= 5 for rank in ranks]))
+
+
 def of_size(name: str, counts: Counts) -> Split:
     """A split of the given size."""
     index = np.arange(counts.images)
@@ -201,6 +239,12 @@ def test_other_known_folder_names(tmp_path):
             "partitions.mat: cannot read the file: No such file",
         ),
         ("cuhk_sysu", "cropped_images", "cropped_images: no such folder; expected CUHK-SYSU's people"),
+        ("veri776", "VeRi/image_query", "image_query: no such folder; expected the query images of VeRi-776"),
+        (
+            "vehicleid_800",
+            "VehicleID/train_test_split/test_list_800.txt",
+            "test_list_800.txt: cannot read the list",
+        ),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, name, removed, message):
@@ -219,6 +263,8 @@ def test_what_is_missing_is_named(tmp_path, name, removed, message):
         ("grid", "underground_reid/probe/first.jpeg"),
         ("grid", "underground_reid/probe/0000_1_25004_107_32_106_221.jpeg"),
         ("cuhk_sysu", "cropped_images/s3_p5.jpg"),
+        ("veri776", "VeRi/image_test/c003_0001.jpg"),
+        ("veri776", "VeRi/image_query/0000_c003_00030600_0.jpg"),
     ],
 )
 def test_a_name_that_does_not_follow_the_layout_is_named(tmp_path, name, file):
@@ -229,14 +275,25 @@ def test_a_name_that_does_not_follow_the_layout_is_named(tmp_path, name, file):
 
 
 @pytest.mark.parametrize(
-    "line", ["0000/0000_000_01_x.jpg", "../0000_000_01_x.jpg 0", "/a/0_0_1_x.jpg 0", "a b c"]
+    ("name", "list_name", "line"),
+    [
+        *(
+            ("msmt17", "MSMT17_V1/list_query.txt", line)
+            for line in ("0000/0000_000_01_x.jpg", "../0000_000_01_x.jpg 0", "/a/0_0_1_x.jpg 0", "a b c")
+        ),
+        *(
+            ("vehicleid_800", "VehicleID/train_test_split/train_list.txt", line)
+            for line in ("0000001", "../1 2", "1 -1", "1 2 3")
+        ),
+    ],
 )
-def test_a_wrong_line_of_a_list_is_named(tmp_path, line):
-    MINIATURES["msmt17"](tmp_path / "msmt17")
-    file = tmp_path / "msmt17/MSMT17_V1/list_query.txt"
+def test_a_wrong_line_of_a_list_is_named(tmp_path, name, list_name, line):
+    MINIATURES[name](tmp_path / folder_of(name))
+    file = tmp_path / folder_of(name) / list_name
+    number = len(file.read_text().splitlines()) + 1
     file.write_text(file.read_text() + line + "\n")
-    with pytest.raises(DataError, match=re.escape(f"{file}:5: {line!r}")):
-        read_dataset(tmp_path, "msmt17")
+    with pytest.raises(DataError, match=re.escape(f"{file}:{number}: {line!r}")):
+        read_dataset(tmp_path, name)
 
 
 @pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file, not at all", bytes(4000)])

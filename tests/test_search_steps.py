@@ -34,7 +34,7 @@ def test_single_level_updates_alphas_and_weights_with_the_gradients_of_one_loss(
     batch = state.stream.preview()
     network, alphas = copy.deepcopy(state.network), copy.deepcopy(state.alphas)
     mixing = task.relaxation.mixture(alphas, 0, "weights")
-    loss = task.loss(network(batch.images, mixing), batch.labels).total
+    loss = task.state.loss(network(batch.images, mixing), batch.labels).total
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     wanted = torch.autograd.grad(loss, [*alphas.parameters(), *weights], allow_unused=True)
     task.step(StopSignal())

@@ -18,10 +18,10 @@ def frames_to_the_loss(task, monkeypatch):
     """For each loss that a step computes, the names of the package's functions from the step to it."""
     original, seen = RetrievalLoss.forward, []
 
-    def recorded(loss, outputs, labels):
+    def recorded(loss, outputs, labels, *feature_map):
         stack = [frame.function for frame in inspect.stack(0)[1:] if frame.filename.startswith(PACKAGE)]
         seen.append([*reversed(stack[: stack.index("step") + 1]), "forward"])
-        return original(loss, outputs, labels)
+        return original(loss, outputs, labels, *feature_map)
 
     monkeypatch.setattr(RetrievalLoss, "forward", recorded)
     task.step(StopSignal())

@@ -109,6 +109,11 @@ class Config(Section):
             )
         if self.task == "search":
             self._check_search()
+        elif "alignment" in self.losses.terms and (self.training.compile or self.training.cuda_graphs):
+            key = "compile" if self.training.compile else "cuda_graphs"
+            raise ValueError(
+                f"losses.terms: alignment needs training.{key}: false; it reads a feature map inside the network"
+            )
         elif self.training.cuda_graphs and self.model.options.get("drop_path"):
             raise ValueError(
                 "training.cuda_graphs: true needs model.options.drop_path: 0; it grows with each epoch, but a "
@@ -150,6 +155,9 @@ class Config(Section):
                 f"search.warmup_epochs: {search.warmup_epochs} must be less than training.epochs "
                 f"({training.epochs})"
             )
+        for key, losses in (("losses", self.losses), ("search.losses", search.losses)):
+            if losses is not None and "alignment" in losses.terms:
+                raise ValueError(f"{key}.terms: alignment is for task: train only")
         self._check_alphas_see()
         self._check_compiled_search()
         search.space_section.check_images(self.data.height, self.data.width)

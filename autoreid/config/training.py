@@ -30,10 +30,12 @@ class Model(Section):
 
 
 class Losses(Section):
-    """The retrieval loss: λ·cross-entropy + (1 - λ)·batch-hard triplet loss."""
+    """The retrieval loss: λ·cross-entropy + (1 - λ)·batch-hard triplet loss + further terms."""
 
     classification_weight: Fraction = 0.5
     """λ."""
+    triplet_weight: NonNegative | None = None
+    """Weight of the triplet loss; null for 1 - λ."""
     margin: NonNegative | None = 0.3
     """Margin of the triplet loss; null for the soft margin."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -46,7 +48,30 @@ class Losses(Section):
     """Compute the triplet loss on embeddings of length 1; null does so in searches. On raw embeddings, mixing weights
     change the loss through the length of the embedding alone."""
     terms: dict[str, NonNegative] = {}  # noqa: RUF012 (pydantic copies it)
-    """Weights of further terms of the loss, by their names in autoreid.losses.TERMS."""
+    """Weights of further terms of the loss, by their names in autoreid.losses.TERMS. memory: cross-entropy of the
+    similarities to a moving centre of each identity (MSINet). alignment: spatial alignment of the images of a batch,
+    for other domains (MSINet); only in task: train."""
+    memory_temperature: Positive = 0.05
+    """Temperature of the term memory: similarities are divided by it."""
+    memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of its old centre that an identity keeps in the term memory, for each of its images."""
+    alignment_negatives: bool = True
+    """Whether the term alignment also compares images of different identities."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Losses:
+        for key in self.changed_keys():
+            term = key.partition("_")[0]
+            if term in ("memory", "alignment") and term not in self.terms:
+                raise ValueError(f"{key}: needs the term {term}, such as terms: {{{term}: 1.0}}")
+        if not any((self.own_weights() | self.terms).values()):
+            raise ValueError("terms: need a weight above 0, because no other part of the loss has one")
+        return self
+
+    def own_weights(self) -> dict[str, float]:
+        """Return the weights of the cross-entropy and the triplet loss, by the names of the terms."""
+        share, triplet = self.classification_weight, self.triplet_weight
+        return {"classification": share, "triplet": 1 - share if triplet is None else triplet}
 
     def in_search(self) -> Losses:
         """The settings with the defaults of a search."""

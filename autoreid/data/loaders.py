@@ -168,6 +168,11 @@ class BatchStream:
         """Number of batches in an epoch; the same on every rank."""
         return len(self.sampler)
 
+    @property
+    def labels(self) -> Tensor:
+        """All labels that the batches of an epoch have on any rank, (identities,) int64, sorted."""
+        return torch.from_numpy(np.unique(self._batches.labels))
+
     def __iter__(self) -> BatchStream:
         return self
 

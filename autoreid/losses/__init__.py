@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from autoreid.config import Losses
 from autoreid.errors import ConfigError
+from autoreid.losses.alignment import SpatialAlignment
 from autoreid.losses.classification import AuxiliaryClassification, Classification
 from autoreid.losses.loss import LossValues, RetrievalLoss
+from autoreid.losses.memory import ClassMemory
 from autoreid.losses.term import Outputs, Term
 from autoreid.losses.triplet import BatchHardTriplet, batch_hard_triplet
 
@@ -19,6 +21,8 @@ TERMS: dict[str, type[Term]] = {
     "classification": Classification,
     "triplet": BatchHardTriplet,
     "auxiliary": AuxiliaryClassification,
+    "memory": ClassMemory,
+    "alignment": SpatialAlignment,
 }
 
 
@@ -26,6 +30,8 @@ def build_loss(
     settings: Losses, has_auxiliary: bool = False, only_weighted: bool = False, section: str = "losses"
 ) -> RetrievalLoss:
     """Build the loss λ · cross-entropy + (1 - λ) · triplet (Auto-ReID, arXiv 1903.09776, section 3.3) + further terms.
+
+    Before the first pass, `prepare` must be called on it, to create the states of the terms.
 
     Args:
         has_auxiliary: whether the network has an auxiliary head.
@@ -35,13 +41,11 @@ def build_loss(
     Raises:
         ConfigError: `terms` names a term that does not exist, or a term whose weight is set by another key.
     """
-    share = settings.classification_weight
-    weights = {"classification": share, "triplet": 1 - share}
+    weights = settings.own_weights()
     further = sorted({*TERMS} - {*weights, "auxiliary"})
     for name in settings.terms:
         if name not in further:
-            known = f"known are {', '.join(further)}" if further else "there are no further terms"
-            raise ConfigError(f"{section}.terms: unknown term {name!r}; {known}")
+            raise ConfigError(f"{section}.terms: unknown term {name!r}; known are {', '.join(further)}")
     if has_auxiliary:
         weights["auxiliary"] = settings.auxiliary_weight
     weights |= settings.terms

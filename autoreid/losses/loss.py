@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from autoreid.losses.term import Outputs, Term
+from autoreid.models import OutputSizes
 
 
 class LossValues(NamedTuple):
@@ -18,11 +19,13 @@ class LossValues(NamedTuple):
         total: the loss to minimise, a scalar.
         terms: each term by name, a scalar, not multiplied by its weight.
         accuracy: fraction of the images that are classified correctly, a scalar.
+        embeddings: (B, D), detached, for `RetrievalLoss.update`.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     accuracy: Tensor
+    embeddings: Tensor
 
     def metrics(self) -> Tensor:
         """Return the values in the order of `RetrievalLoss.metric_names`, (metrics,), detached."""
@@ -47,18 +50,41 @@ class RetrievalLoss(nn.Module):
         """Names of the values that `LossValues.metrics` returns, in the same order."""
         return "loss", *self.terms, "accuracy"
 
-    def forward(self, outputs: tuple[Tensor, ...], labels: Tensor) -> LossValues:
+    def forward(
+        self, outputs: tuple[Tensor, ...], labels: Tensor, feature_map: Tensor | None = None
+    ) -> LossValues:
         """Compute all terms and their weighted sum.
 
         Args:
             outputs: outputs of a network in training mode: the embedding (B, D), the logits (B, identities) or
                 (B, identities, parts), and the logits of the auxiliary head if the network has one.
             labels: (B,) int64.
+            feature_map: the last feature map (B, C, h, w), if a term needs it.
         """
-        named = Outputs(*outputs)
+        named = Outputs(*outputs)._replace(feature_map=feature_map)
         terms = {name: term(named, labels) for name, term in self.terms.items()}
         first, *others = (self.weights[name] * value for name, value in terms.items())
-        return LossValues(sum(others, start=first), terms, _accuracy(named.logits.detach(), labels))
+        accuracy = _accuracy(named.logits.detach(), labels)
+        return LossValues(sum(others, start=first), terms, accuracy, named.embedding.detach())
+
+    @property
+    def needs_map(self) -> bool:
+        """Whether a term needs the last feature map."""
+        return any(term.needs_map for term in self._each())
+
+    def prepare(self, sizes: OutputSizes, labels: Tensor) -> RetrievalLoss:
+        """Create the states and parameters of the terms, and return the loss itself; arguments as in `Term.prepare`."""
+        for term in self._each():
+            term.prepare(sizes, labels)
+        return self
+
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Update the states of the terms at the end of a step; arguments as in `Term.update`."""
+        for term in self._each():
+            term.update(embeddings, labels)
+
+    def _each(self) -> Iterable[Term]:
+        return cast("Iterable[Term]", self.terms.values())
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

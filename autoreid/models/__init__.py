@@ -9,22 +9,26 @@ from functools import partial
 from typing import Any
 
 from autoreid.errors import ConfigError
+from autoreid.models.last_map import LastMap
 from autoreid.models.network import Network
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
 from autoreid.models.resnet import ResNet50
-from autoreid.models.summary import check_input_size, count_macs, count_parameters
+from autoreid.models.summary import OutputSizes, check_input_size, count_macs, count_parameters, output_sizes
 from autoreid.models.weights import LoadReport, load_weights
 
 __all__ = [
     "NETWORKS",
+    "LastMap",
     "LoadReport",
     "Network",
+    "OutputSizes",
     "build_from",
     "check_input_size",
     "count_macs",
     "count_parameters",
     "load_weights",
+    "output_sizes",
 ]
 
 _PLAIN = ("plain",) * 6

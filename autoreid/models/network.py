@@ -26,6 +26,13 @@ class Network(nn.Module, ABC):
         `training.backbone_scale` and `training.frozen_epochs` treat the backbone differently from the head.
         """
 
+    def last_map(self) -> nn.Module | None:
+        """Return the submodule whose output is the last feature map (B, C, h, w); None if the network names none.
+
+        Terms of the loss that compare feature maps need it.
+        """
+        return None
+
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Tell the network the progress of the training; called before each step.
 

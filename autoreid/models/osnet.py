@@ -203,6 +203,10 @@ class OmniScaleFrame(Network):
         """Return the classifier."""
         return [self.classifier]
 
+    def last_map(self) -> nn.Module:
+        """Return the last convolution."""
+        return self.conv5
+
 
 class OSNet(OmniScaleFrame):
     """An omni-scale network.

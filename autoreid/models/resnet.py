@@ -46,6 +46,10 @@ class ResNetBackbone(ResNet, Network):
         result: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return result
 
+    def last_map(self) -> nn.Module:
+        """Return the last stage."""
+        return self.layer4
+
 
 class ResNet50(ResNetBackbone):
     """ResNet-50 with average pooling; the embedding has size 2048.

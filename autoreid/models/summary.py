@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoreid.errors import ConfigError
+from autoreid.models.last_map import LastMap
+from autoreid.models.network import Network
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -34,6 +37,31 @@ def count_macs(network: nn.Module, height: int, width: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes_only(torch.empty(1, 3, height, width, device="meta"))
     return int(counter.get_total_flops()) // 2
+
+
+class OutputSizes(NamedTuple):
+    """The sizes of a network's outputs in training mode.
+
+    Attributes:
+        embedding: D of the embeddings (B, D).
+        map_channels: C of the last feature map (B, C, h, w); None if the network names none.
+    """
+
+    embedding: int
+    map_channels: int | None = None
+
+
+def output_sizes(network: Network, height: int, width: int, *inputs: Any) -> OutputSizes:
+    """Return the sizes of a network's outputs in training mode; computes only shapes.
+
+    Args:
+        inputs: the network's other inputs besides the images, on the meta device.
+    """
+    shapes_only = copy.deepcopy(network).to("meta").train()
+    last = None if network.last_map() is None else LastMap(shapes_only)
+    with torch.no_grad():
+        embeddings, *_ = shapes_only(torch.empty(2, 3, height, width, device="meta"), *inputs)
+    return OutputSizes(embeddings.shape[1], None if last is None else last.take().shape[1])
 
 
 def check_input_size(network: nn.Module, height: int, width: int) -> None:

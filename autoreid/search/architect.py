@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,18 @@ from autoreid.training.accumulation import Accumulation
 from autoreid.training.precision import PassPrecision
 
 Weights = dict[str, Tensor]
+
+
+class BatchGradients(NamedTuple):
+    """What the passes on a batch compute.
+
+    Attributes:
+        values: a gradient for each input that was asked for; the mean over the micro-batches.
+        embeddings: (B, D), detached, in the order of the batch.
+    """
+
+    values: list[Tensor]
+    embeddings: Tensor
 
 
 class Architect:
@@ -68,8 +80,10 @@ class Architect:
         self.by_running_statistics = False
         self.captured: nn.Module | None = None
 
-    def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
+    def gradients(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> BatchGradients:
         """Compute a gradient for each parameter of the alphas, from this rank's batches.
+
+        No state changes. The embeddings are those of the alphas' batch for which L_alphas was computed.
 
         Args:
             step: number of completed steps, for a relaxation with noise. Both batches use the noise of the alphas'
@@ -84,7 +98,7 @@ class Architect:
                     return self._second_order(alpha_batch, weight_batch, step)
                 return self._exact(alpha_batch, weight_batch, step)
 
-    def _loss(self, loss: RetrievalLoss, weights: Weights, batch: Batch, step: int) -> Tensor:
+    def _loss(self, loss: RetrievalLoss, weights: Weights, batch: Batch, step: int) -> LossValues:
         """One of the losses on a micro-batch, with the given weights in the supernet."""
         inputs = batch.images, *self.relaxation.inputs(self.alphas, step, "alphas", alphas_learn=True)
         with self.precision.autocast():
@@ -93,7 +107,7 @@ class Architect:
             else:
                 outputs = functional_call(self.supernet, weights, inputs)
         values: LossValues = loss(outputs, batch.labels)
-        return values.total
+        return values
 
     def _gradients(
         self,
@@ -103,11 +117,14 @@ class Architect:
         inputs: Sequence[Tensor],
         step: int,
         create_graph: bool = False,
-    ) -> list[Tensor]:
-        """The gradient of one of the losses in `inputs`, weights or alphas; the mean over the micro-batches."""
+    ) -> BatchGradients:
+        """The gradient of one of the losses in `inputs`, weights or alphas."""
         total: list[Tensor] = []
+        embeddings = []
         for micro_batch in self.accumulation.micro_batches(batch):
-            value = self._loss(loss, weights, micro_batch, step) / self.accumulation.count
+            values = self._loss(loss, weights, micro_batch, step)
+            embeddings.append(values.embeddings)
+            value = values.total / self.accumulation.count
             # A sample may leave out some inputs, or all of them: their gradients are zero.
             found: Sequence[Tensor] = (
                 torch.autograd.grad(value, inputs, create_graph=create_graph, materialize_grads=True)
@@ -115,8 +132,8 @@ class Architect:
                 else [torch.zeros_like(x) for x in inputs]
             )
             total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
-            del value  # and with it the graph, before the next one is built
-        return total
+            del value, values  # and with them the graph, before the next one is built
+        return BatchGradients(total, self.accumulation.join(embeddings))
 
     def alpha_statistics(self) -> AbstractContextManager[None]:
         """Returns a context for passes that compute L_alphas, which sets the statistics of its norms."""
@@ -125,7 +142,7 @@ class Architect:
     def _weights(self) -> Weights:
         return {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
 
-    def _first_order(self, alpha_batch: Batch, step: int) -> list[Tensor]:
+    def _first_order(self, alpha_batch: Batch, step: int) -> BatchGradients:
         # Detached, because none of them needs a gradient.
         weights = {name: weight.detach() for name, weight in self._weights().items()}
         with self.alpha_statistics():
@@ -148,19 +165,19 @@ class Architect:
                 steps[place] = step
         return dict(zip(weights, torch._foreach_add(values, steps, alpha=-group["lr"]), strict=True))
 
-    def _at(self, unrolled: Weights, alpha_batch: Batch, step: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _at(self, unrolled: Weights, alpha_batch: Batch, step: int) -> tuple[BatchGradients, list[Tensor]]:
         """The gradients of L_alphas at the unrolled weights: in the alphas with w' held fixed, and in w'."""
         alphas = list(self.alphas.parameters())
         leaves = {name: weight.detach().requires_grad_() for name, weight in unrolled.items()}
         with self.alpha_statistics():
             both = self._gradients(self.alpha_loss, leaves, alpha_batch, [*alphas, *leaves.values()], step)
-        return both[: len(alphas)], both[len(alphas) :]
+        return both._replace(values=both.values[: len(alphas)]), both.values[len(alphas) :]
 
-    def _second_order(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
+    def _second_order(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> BatchGradients:
         weights = self._weights()
         values, alphas = list(weights.values()), list(self.alphas.parameters())
         gradients, _ = average_and_agree(
-            self._gradients(self.weight_loss, weights, weight_batch, values, step)
+            self._gradients(self.weight_loss, weights, weight_batch, values, step).values
         )
         with torch.no_grad():
             unrolled = self._unroll(weights, gradients)
@@ -175,17 +192,20 @@ class Architect:
         for sign in (1, -1):
             with torch.no_grad():
                 nearby = dict(zip(weights, torch._foreach_add(values, shift, alpha=sign), strict=True))
-            shifted.append(self._gradients(self.weight_loss, nearby, weight_batch, alphas, step))
+            shifted.append(self._gradients(self.weight_loss, nearby, weight_batch, alphas, step).values)
         rate = self.weight_optimizer.param_groups[0]["lr"]
-        return [
+        gradients = [
             value - rate * (plus - minus) / (2 * epsilon)
-            for value, plus, minus in zip(direct, *shifted, strict=True)
+            for value, plus, minus in zip(direct.values, *shifted, strict=True)
         ]
+        return direct._replace(values=gradients)
 
-    def _exact(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> list[Tensor]:
+    def _exact(self, alpha_batch: Batch, weight_batch: Batch, step: int) -> BatchGradients:
         weights = self._weights()
         values = list(weights.values())
-        gradients = self._gradients(self.weight_loss, weights, weight_batch, values, step, create_graph=True)
+        gradients, _ = self._gradients(
+            self.weight_loss, weights, weight_batch, values, step, create_graph=True
+        )
         # One differentiable all-reduce of one flat tensor.
         flat = sum_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients])) / world_size()
         pieces = flat.split([gradient.numel() for gradient in gradients])
@@ -196,4 +216,6 @@ class Architect:
         through = torch.autograd.grad(
             list(unrolled.values()), list(self.alphas.parameters()), direction, materialize_grads=True
         )
-        return [value + more for value, more in zip(direct, through, strict=True)]
+        return direct._replace(
+            values=[value + more for value, more in zip(direct.values, through, strict=True)]
+        )

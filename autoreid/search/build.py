@@ -12,6 +12,7 @@ from autoreid.config import Config
 from autoreid.data.training_data import SearchData
 from autoreid.distributed import World
 from autoreid.losses import build_loss
+from autoreid.models import OutputSizes, output_sizes
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.cost import SearchCost
@@ -21,6 +22,7 @@ from autoreid.search.state import SearchState
 from autoreid.search.task import SearchTask
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_space
+from autoreid.spaces.space import Supernet
 from autoreid.training.build import build_accumulation, build_optimizer, place_network
 from autoreid.training.cuda_graphs import capture_alphas
 from autoreid.training.precision import PassPrecision
@@ -52,23 +54,28 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     shapes = {name: group.shape for name, group in space.choices().items()}
     alphas = Alphas(shapes, generator).to(world.device)
     relaxation = build_relaxation(config, space, data.stream.batches_per_epoch)
-    graphs, single = config.training.cuda_graphs, config.search.level == "single"
-    inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
-    network = place_network(supernet, config, world, inputs, relaxation.samples)
     loss = build_loss(config.losses.in_search())
     own, section = config.search.losses, "losses" if config.search.losses is None else "search.losses"
     alpha_loss = build_loss((own or config.losses).in_search(), only_weighted=True, section=section)
+    sizes = _output_sizes(config, supernet, relaxation, alphas)
+    loss.prepare(sizes, data.stream.labels)
+    if data.alpha_stream is not None:
+        alpha_loss.prepare(sizes, data.alpha_stream.labels)
+    graphs, single = config.training.cuda_graphs, config.search.level == "single"
+    inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
+    network = place_network(supernet, config, world, inputs, relaxation.samples)
     state = SearchState(
         network=supernet,
-        weight_optimizer=build_optimizer(config.training, supernet),
+        weight_optimizer=build_optimizer(config.training, supernet, loss),
         stream=data.stream,
+        loss=loss.to(world.device),
         alphas=alphas,
+        alpha_loss=alpha_loss.to(world.device),
         alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
         progress=SearchProgress(shapes, world.device),
         cost=None if config.search.cost.measure == "none" else SearchCost(config, space, world),
         alphas_before=copy.deepcopy(alphas) if config.search.alphas_see == "domains" else None,
-        metric_names=loss.metric_names,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
     )
     search, precision = config.search, config.training.precision
@@ -97,11 +104,16 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         space,
         relaxation,
         architect,
-        loss,
         PassPrecision(precision, world.device),
         accumulation,
         network,
     )
+
+
+def _output_sizes(config: Config, supernet: Supernet, relaxation: Relaxation, alphas: Alphas) -> OutputSizes:
+    mixing = _example_mixing(relaxation, alphas, requires_grad=False)
+    shapes_only = {name: weights.to("meta") for name, weights in mixing.items()}
+    return output_sizes(supernet, config.data.height, config.data.width, shapes_only)
 
 
 def _example_mixing(relaxation: Relaxation, alphas: Alphas, requires_grad: bool) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autoreid.data.loaders import BatchStream
+from autoreid.losses import RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.cost import SearchCost
 from autoreid.search.progress import SearchProgress
@@ -24,6 +25,7 @@ class SearchState(RunState):
 
     Attributes:
         alphas: the architecture parameters.
+        alpha_loss: the loss of the alphas at level bilevel.
         alpha_optimizer: their optimiser.
         alpha_stream: batches for the alphas; None if they learn from the weights' batches.
         progress: what the search remembers from epoch to epoch.
@@ -35,6 +37,7 @@ class SearchState(RunState):
     PARTS: ClassVar[tuple[str, ...]] = (
         *RunState.PARTS,
         "alphas",
+        "alpha_loss",
         "alpha_optimizer",
         "alpha_stream",
         "progress",
@@ -43,6 +46,7 @@ class SearchState(RunState):
     )
 
     alphas: Alphas
+    alpha_loss: RetrievalLoss
     alpha_optimizer: torch.optim.Optimizer
     alpha_stream: BatchStream | None
     progress: SearchProgress
@@ -51,8 +55,8 @@ class SearchState(RunState):
     read_out_seconds: float = 0.0
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; those of older versions have no progress, which is then empty."""
-        super().load_state_dict({"progress": self.progress.state_dict(), **state})
+        """Restore a state; those of older versions have neither progress nor terms with a state."""
+        super().load_state_dict({"progress": self.progress.state_dict(), "alpha_loss": {}, **state})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from autoreid.data.loaders import Batch, BatchStream
 from autoreid.data.training_data import SearchData
 from autoreid.distributed import StopSignal, World, averaging, check_agreement, check_stop
 from autoreid.layers.batch_norm import frozen_statistics
-from autoreid.losses import LossValues, RetrievalLoss
+from autoreid.losses import LossValues
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.domains import domain_gains
@@ -60,7 +60,6 @@ class SearchTask:
     space: Space
     relaxation: Relaxation
     architect: Architect
-    loss: RetrievalLoss
     precision: PassPrecision
     accumulation: Accumulation
     network: nn.Module
@@ -82,15 +81,17 @@ class SearchTask:
         self._set_learning_rates()
         weight_batch = self._next(state.stream)
         if state.alpha_stream is None:
-            agreement, metrics, norms = self._step_together(weight_batch, stop)
+            agreement, metrics, embeddings, norms = self._step_together(weight_batch, stop)
         else:
             alpha_batch = self._next(state.alpha_stream)
             own: list[Tensor] = []
             if self._alphas_learn():
-                own = self.architect.gradients(alpha_batch, weight_batch, state.step)
+                own, embeddings = self.architect.gradients(alpha_batch, weight_batch, state.step)
+                state.alpha_loss.update(embeddings, alpha_batch.labels)
             gradients, agreement = average_and_agree_on_step(own, (weight_batch, alpha_batch), stop)
             norms = self._step_alphas(gradients)
-            metrics = self._backward(self.network, weight_batch, alphas_learn=False)
+            metrics, embeddings = self._backward(self.network, weight_batch, alphas_learn=False)
+        state.loss.update(embeddings, weight_batch.labels)
         norms.append(step_weights(state, self.config.training.gradient_clip))
         stopping = end_step(state.step, agreement, *norms)
         state.count(metrics)
@@ -98,17 +99,17 @@ class SearchTask:
             check_agreement("alphas", state.alphas.digest(), state.step)
         return stopping, metrics
 
-    def _step_together(self, batch: Batch, stop: StopSignal) -> tuple[Agreement, Tensor, list[Norms]]:
+    def _step_together(self, batch: Batch, stop: StopSignal) -> tuple[Agreement, Tensor, Tensor, list[Norms]]:
         """Alphas and weights take their gradients from one backward pass on the same images."""
         state = self.state
         state.alpha_optimizer.zero_grad()
-        metrics = self._backward(self.network, batch, self._alphas_learn())
+        metrics, embeddings = self._backward(self.network, batch, self._alphas_learn())
         own: list[Tensor] = []
         if self._alphas_learn():
             # A sample may leave alphas without a gradient.
             own = [torch.zeros_like(a) if a.grad is None else a.grad for a in state.alphas.parameters()]
         gradients, agreement = average_and_agree_on_step(own, (batch,), stop)
-        return agreement, metrics, self._step_alphas(gradients)
+        return agreement, metrics, embeddings, self._step_alphas(gradients)
 
     def dry_run(self, batches: Iterator[Batch]) -> None:
         """Compute the gradients of a step without DDP. No state changes."""
@@ -123,24 +124,29 @@ class SearchTask:
         state.weight_optimizer.zero_grad()
         state.alpha_optimizer.zero_grad()
 
-    def _backward(self, network: nn.Module, batch: Batch, alphas_learn: bool) -> Tensor:
-        """Compute the gradient of the weights, and of the alphas if they learn from it; returns the metrics."""
+    def _backward(self, network: nn.Module, batch: Batch, alphas_learn: bool) -> tuple[Tensor, Tensor]:
+        """Compute the gradient of the weights, and of the alphas if they learn from it.
+
+        Returns:
+            The metrics, and the embeddings (B, D).
+        """
         self.state.weight_optimizer.zero_grad()
-        metrics, count = [], self.accumulation.count
+        metrics, embeddings, count = [], [], self.accumulation.count
         with self.precision.backends():
             for number, micro_batch in enumerate(self.accumulation.micro_batches(batch), start=1):
                 with averaging(network, now=number == count):
                     values = self._forward(network, micro_batch, alphas_learn)
                     (values.total / count).backward()
                 metrics.append(values.metrics())
+                embeddings.append(values.embeddings)
                 del values  # and with it the graph, before the next one is built
-        return torch.stack(metrics).mean(0)
+        return torch.stack(metrics).mean(0), self.accumulation.join(embeddings)
 
     def _forward(self, network: nn.Module, batch: Batch, alphas_learn: bool) -> LossValues:
         inputs = self.relaxation.inputs(self.state.alphas, self.state.step, "weights", alphas_learn)
         with self.precision.autocast():
             outputs = network(batch.images, *inputs)
-        values: LossValues = self.loss(outputs, batch.labels)
+        values: LossValues = self.state.loss(outputs, batch.labels)
         return values
 
     def _next(self, stream: BatchStream) -> Batch:

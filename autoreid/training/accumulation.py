@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from autoreid.data.loaders import Batch
 
@@ -36,3 +37,10 @@ class Accumulation:
         for number in range(self.count):
             chosen = slice(number, None, self.count)
             yield batch._replace(images=torch.cat(images[chosen]), labels=torch.cat(labels[chosen]))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the rows (B, ...) of a batch in its order, from the rows of each of its micro-batches."""
+        if self.count == 1:
+            return parts[0]
+        groups = [part.unflatten(0, (-1, self.images_per_identity)) for part in parts]
+        return torch.stack(groups, dim=1).flatten(0, 2)

@@ -57,14 +57,14 @@ def place_network(
     return distributed.data_parallel(network, not shared, parts_unused, exact)
 
 
-def build_optimizer(training: Training, network: Network) -> torch.optim.Optimizer:
-    """Build the optimiser of the weights, with two parameter groups: the backbone and the head.
+def build_optimizer(training: Training, network: Network, loss: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimiser of the weights, with two parameter groups: the backbone, and the head with the loss's.
 
     The learning rate of the backbone is multiplied by `training.backbone_scale`.
     """
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    head = {id(weight) for module in network.head() for weight in module.parameters()}
-    for weight in network.parameters():
+    head = {id(weight) for module in (*network.head(), loss) for weight in module.parameters()}
+    for weight in (*network.parameters(), *loss.parameters()):
         if weight.requires_grad:
             groups[id(weight) in head].append(weight)
     named = [

@@ -179,9 +179,9 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
 
 
 def _lasting_tensors(state: RunState) -> Iterable[Tensor]:
-    """Yield the tensors of the network, its moving average and the optimiser's state, if these exist."""
-    ema = getattr(state, "ema", None)
-    modules = [state.network] if ema is None else [state.network, ema]
+    """Yield the tensors of the network, its moving average, the losses and the optimiser's state, if these exist."""
+    parts = (getattr(state, name, None) for name in ("network", "ema", "loss", "alpha_loss"))
+    modules = [part for part in parts if part is not None]
     yield from itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
     for of_weight in state.weight_optimizer.state.values():
         yield from (value for value in of_weight.values() if isinstance(value, Tensor))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoreid.data.loaders import BatchStream
 from autoreid.evaluation import MeanRetrieval
+from autoreid.losses import RetrievalLoss
 
 #: Names of the totals in checkpoints that do not name them.
 _UNNAMED_TOTALS = ("loss", "classification", "triplet", "accuracy")
@@ -25,7 +26,7 @@ class RunState:
         network: the network to train, without DDP's wrapper.
         weight_optimizer: the optimiser of the weights.
         stream: the batches that train the weights. An epoch is one pass over it.
-        metric_names: names of the metrics of a step.
+        loss: the loss of the weights.
         totals: sums of the metrics over the steps of the current epoch, (metrics,).
         step: number of completed steps.
         epoch: number of completed epochs.
@@ -37,12 +38,12 @@ class RunState:
     """
 
     #: Names of the attributes that are saved by their `state_dict`. An attribute may be None.
-    PARTS: ClassVar[tuple[str, ...]] = ("network", "weight_optimizer", "stream")
+    PARTS: ClassVar[tuple[str, ...]] = ("network", "weight_optimizer", "stream", "loss")
 
     network: nn.Module
     weight_optimizer: torch.optim.Optimizer
     stream: BatchStream
-    metric_names: tuple[str, ...]
+    loss: RetrievalLoss
     totals: Tensor
     step: int = 0
     epoch: int = 0
@@ -51,6 +52,11 @@ class RunState:
     retrieval: dict[str, Any] | None = None
     seconds: float = 0.0
     restarts: int = 0
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics of a step."""
+        return self.loss.metric_names
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,6 +100,7 @@ class RunState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state. Learning rates are not part of it: they are functions of the step."""
+        state = {"loss": {}, **state}  # older versions had no terms with a state
         for name, part in self._parts():
             part.load_state_dict(state[name])
         for name in _NUMBERS:

@@ -69,7 +69,7 @@ def norms_of(names: Sequence[str], gradients: Sequence[Tensor]) -> Norms:
 
 
 def step_weights(state: RunState, gradient_clip: float | None, frozen: bool = False) -> Norms:
-    """Perform a step of the weights' optimiser with the gradients that DDP has averaged.
+    """Perform a step of the weights' optimiser with averaged gradients.
 
     Args:
         gradient_clip: maximum norm of the gradient of all weights together; None disables clipping.
@@ -84,9 +84,8 @@ def step_weights(state: RunState, gradient_clip: float | None, frozen: bool = Fa
             if group["part"] == "backbone":
                 for weight in group["params"]:
                     weight.grad = None
-    named = [
-        (name, weight.grad) for name, weight in state.network.named_parameters() if weight.grad is not None
-    ]
+    weights = (*state.network.named_parameters(), *state.loss.named_parameters("loss"))
+    named = [(name, weight.grad) for name, weight in weights if weight.grad is not None]
     gradients = [gradient for _, gradient in named]
     norms = norms_of([name for name, _ in named], gradients)
     if gradient_clip is not None:

@@ -14,9 +14,10 @@ from autoreid.config import Config
 from autoreid.data.loaders import Batch
 from autoreid.data.training_data import TrainingData
 from autoreid.distributed import StopSignal, World, averaging, check_stop
+from autoreid.errors import ConfigError
 from autoreid.layers.batch_norm import frozen_statistics
-from autoreid.losses import LossValues, RetrievalLoss, build_loss
-from autoreid.models import check_input_size
+from autoreid.losses import LossValues, build_loss
+from autoreid.models import LastMap, check_input_size, output_sizes
 from autoreid.models.network import Network
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_model
@@ -57,16 +58,17 @@ class TrainTask:
     Attributes:
         network: the module for training passes, as returned by `place_network`: compiled, captured or wrapped in DDP.
             `state.network` is the network itself.
+        last_map: keeps the last feature map of each pass; None if no term of the loss needs it.
     """
 
     config: Config
     world: World
     data: TrainingData
     state: TrainState
-    loss: RetrievalLoss
     precision: PassPrecision
     accumulation: Accumulation
     network: nn.Module
+    last_map: LastMap | None
 
     def learning_rate(self) -> float:
         """Return the learning rate of the head in the next step."""
@@ -79,8 +81,14 @@ class TrainTask:
         state.set_learning_rate(self.learning_rate())
         frozen = state.epoch < training.frozen_epochs
         self._set_mode(frozen)
-        _, agreement = average_and_agree_on_step((), (batch,), stop)
-        metrics = self._backward(self.network, batch)
+        metrics, embeddings = self._backward(self.network, batch)
+        state.loss.update(embeddings, batch.labels)
+        # DDP averages the gradients of the network only.
+        weights = list(state.loss.parameters())
+        own = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        averages, agreement = average_and_agree_on_step(own, (batch,), stop)
+        for weight, average in zip(weights, averages, strict=True):
+            weight.grad = average
         norms = step_weights(state, training.gradient_clip, frozen)
         if state.ema is not None:
             state.ema.update_parameters(state.network)
@@ -95,23 +103,25 @@ class TrainTask:
             self._backward(self.state.network, next(batches))
         self.state.weight_optimizer.zero_grad()
 
-    def _backward(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Compute the gradients of the weights and return the metrics."""
+    def _backward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the gradients of the weights; returns the metrics and the embeddings (B, D)."""
         self.state.weight_optimizer.zero_grad()
-        metrics, count = [], self.accumulation.count
+        metrics, embeddings, count = [], [], self.accumulation.count
         with self.precision.backends():
             for number, micro_batch in enumerate(self.accumulation.micro_batches(batch), start=1):
                 with averaging(network, now=number == count):
                     values = self._forward(network, micro_batch)
                     (values.total / count).backward()
                 metrics.append(values.metrics())
+                embeddings.append(values.embeddings)
                 del values  # and with it the graph, before the next one is built
-        return torch.stack(metrics).mean(0)
+        return torch.stack(metrics).mean(0), self.accumulation.join(embeddings)
 
     def _forward(self, network: nn.Module, batch: Batch) -> LossValues:
         with self.precision.autocast():
             outputs = network(batch.images)
-        values: LossValues = self.loss(outputs, batch.labels)
+        feature_map = None if self.last_map is None else self.last_map.take()
+        values: LossValues = self.state.loss(outputs, batch.labels, feature_map)
         return values
 
     def _set_mode(self, frozen: bool) -> None:
@@ -153,14 +163,20 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
     if config.model.weights is not None:
         load_start(model, config.model.weights)
     loss = build_loss(config.losses, model.has_auxiliary)
+    sizes = output_sizes(model, config.data.height, config.data.width)
+    if loss.needs_map and sizes.map_channels is None:
+        raise ConfigError(
+            f"model.name: {config.model.name} names no last feature map, which losses.terms need"
+        )
+    loss.prepare(sizes, data.stream.labels).to(world.device)
     network = place_network(model, config, world)
     decay = config.training.ema_decay
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None
     state = TrainState(
         network=model,
-        weight_optimizer=build_optimizer(config.training, model),
+        weight_optimizer=build_optimizer(config.training, model, loss),
         stream=data.stream,
-        metric_names=loss.metric_names,
+        loss=loss,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
         ema=ema,
     )
@@ -169,8 +185,8 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         world,
         data,
         state,
-        loss,
         PassPrecision(config.training.precision, world.device),
         build_accumulation(config, world),
         network,
+        LastMap(model) if loss.needs_map else None,
     )

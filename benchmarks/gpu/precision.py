@@ -31,7 +31,7 @@ def search(config: Config, world: World) -> SearchTask:
 def gradient(task: SearchTask, batches: Batches) -> Tensor:
     """Return the gradient of the alphas at the state of a search, as one float64 vector."""
     task.state.set_learning_rate(task.learning_rate())
-    found = task.architect.gradients(*batches, task.state.step)
+    found, _ = task.architect.gradients(*batches, task.state.step)
     return torch.cat([part.double().flatten() for part in found])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -209,6 +210,36 @@ def grid(folder: Path, people: int = 6, strangers: int = 3, splits: int = 10) ->
     return made.rows
 
 
+def veri776(folder: Path) -> list[Row]:
+    made = Miniature(folder)
+    for vehicle in (1, 776):
+        for camera in (1, 20):
+            made.add("train", f"VeRi/image_train/{vehicle:04d}_c{camera:03d}_00016450_0.jpg", vehicle, camera)
+    for vehicle in (2, 9):
+        for camera in (2, 19):
+            for part in ("query", "test") if camera == 2 else ("test",):
+                split = "query" if part == "query" else "gallery"
+                path = f"VeRi/image_{part}/{vehicle:04d}_c{camera:03d}_00030600_0.jpg"
+                made.add(split, path, vehicle, camera)
+    made.text("VeRi/name_query.txt", ["0002_c002_00030600_0.jpg"])
+    return made.rows
+
+
+def vehicleid(folder: Path, vehicles: int = 800, images: int = 3) -> list[Row]:
+    """The split of each test image is "test", because the reader chooses the gallery."""
+    made = Miniature(folder)
+    tested = range(26_000, 26_000 + vehicles)
+    for split, file, people in (("train", "train_list", (0, 7)), ("test", "test_list_800", tested)):
+        lines = []
+        for vehicle in people:
+            for _ in range(images):
+                number = f"{len(made.rows) + 1:07d}"
+                made.add(split, f"VehicleID/image/{number}.jpg", vehicle, "unknown", empty=vehicles > 6)
+                lines.append(f"{number} {vehicle}")
+        made.text(f"VehicleID/train_test_split/{file}.txt", lines)
+    return made.rows
+
+
 def grid_training_people(people: int, split: int) -> np.ndarray:
     """Half of the people, numbered from 1; a different half for each split."""
     return np.sort(np.random.default_rng(split).permutation(people)[: people // 2] + 1)
@@ -307,4 +338,6 @@ MINIATURES: dict[str, Callable[[Path], list[Row]]] = {
     "cuhk_sysu": cuhk_sysu,
     "viper": viper,
     "grid": grid,
+    "veri776": veri776,
+    "vehicleid_800": partial(vehicleid, vehicles=3),
 }

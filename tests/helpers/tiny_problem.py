@@ -47,7 +47,7 @@ def tiny_loss(outputs, labels):
     embedding, logits = outputs
     classification = F.cross_entropy(logits, labels)
     spread = 0.3 * embedding.square().sum(1).sqrt().mean()
-    return LossValues(classification + spread, {}, torch.zeros(()))
+    return LossValues(classification + spread, {}, torch.zeros(()), embedding.detach())
 
 
 def random_batch(seed, shape=(3, 2, 2), size=8, identities=4):
@@ -79,7 +79,7 @@ class Problem(NamedTuple):
         )
 
     def gradients(self, order):
-        return flat(self.architect(order).gradients(self.alpha_batch, self.weight_batch, step=3))
+        return flat(self.architect(order).gradients(self.alpha_batch, self.weight_batch, step=3).values)
 
     def loss(self, net, batch):
         return self.criterion(net(batch.images, Softmax().mixture(self.alphas)), batch.labels).total

@@ -10,7 +10,7 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
-from autoreid.data.datasets import grid, viper
+from autoreid.data.datasets import grid, vehicleid, viper
 from autoreid.data.datasets.benchmark import Benchmark, Counts
 from autoreid.data.datasets.cuhk03 import CUHK03_DETECTED, CUHK03_LABELED
 from autoreid.data.datasets.cuhk_sysu import CUHK_SYSU
@@ -20,6 +20,7 @@ from autoreid.data.datasets.market1501 import FOLDERS, MARKET1501, MARKET1501_50
 from autoreid.data.datasets.msmt17 import MSMT17, MSMT17_V2
 from autoreid.data.datasets.occluded_duke import OCCLUDED_DUKE
 from autoreid.data.datasets.own_folder import read_own_folder
+from autoreid.data.datasets.veri776 import VERI776
 from autoreid.data.records import ReidDataset
 from autoreid.errors import DataError
 
@@ -37,6 +38,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cuhk_sysu": CUHK_SYSU,
     **viper.SPLITS,
     **grid.SPLITS,
+    "veri776": VERI776,
+    **vehicleid.TESTS,
 }
 
 
