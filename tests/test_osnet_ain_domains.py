@@ -10,7 +10,7 @@ from benchmarks.trainings import Found, Trained
 
 def test_both_recipes_get_the_shift_and_the_test_people(tmp_path):
     line = ["--search-epochs", "8", "--test-people", "100", "data.height=96"]
-    arguments = parse([*line, "search.osnet_ain.stem=searched"])
+    arguments = parse([*line, "search.osnet_ain.stem_norm=searched"])
     for path in (osnet_ain_domains.SEARCH, osnet_ain_domains.TRAINING):
         config = recipe(path, tmp_path, 8, arguments)
         assert {(people.shift, people.test_identities) for people in config.data.synthetic.values()} == {
@@ -20,7 +20,7 @@ def test_both_recipes_get_the_shift_and_the_test_people(tmp_path):
         assert config.data.targets == ("people_c", "people_a")
         assert "people_c" not in config.data.sources
         searched = path == osnet_ain_domains.SEARCH
-        assert config.search.osnet_ain.stem == ("searched" if searched else "instance_norm")
+        assert config.search.osnet_ain.stem_norm == ("searched" if searched else "instance_norm")
 
 
 def test_the_published_genotype_is_that_of_the_repository():

@@ -22,11 +22,11 @@ from tests.helpers.tasks import build_search_task
 from tests.helpers.tiny import OSNET
 
 BLOCKS = ("in_both", "in_after", "plain", "in_inside", "in_after", "plain")
-WITH_STEM = OSNET | {"search__osnet_ain__stem": "searched"}
+WITH_STEM = OSNET | {"search__osnet_ain__stem_norm": "searched"}
 
 
 def space(stem="searched"):
-    return OsnetAinSpace(Search(space="osnet_ain", osnet_ain=OsnetAin(width=0.25, stem=stem)))
+    return OsnetAinSpace(Search(space="osnet_ain", osnet_ain=OsnetAin(width=0.25, stem_norm=stem)))
 
 
 def images(count=4):

@@ -103,7 +103,7 @@ class OsnetAin(SpaceSection):
 
     width: Annotated[float, Field(ge=0.25)] = 1.0
     """Factor of the channels 64, 256, 384 and 512."""
-    stem: Literal["instance_norm", "searched"] = "instance_norm"
+    stem_norm: Literal["instance_norm", "searched"] = "instance_norm"
     """Norm after the first convolution. instance_norm: as published; searched: batch norm or instance norm, which the
     search chooses."""
 

@@ -76,7 +76,7 @@ class OsnetAinSpace(Space):
 
     @property
     def _searches_stem(self) -> bool:
-        return self.search.osnet_ain.stem == "searched"
+        return self.search.osnet_ain.stem_norm == "searched"
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
         return {name: group.shape for name, group in self.choices().items()}
