@@ -249,19 +249,34 @@ def test_a_missing_data_set_is_answered_with_the_nearest(seasons, name, expected
     assert expected in str(error.value)
 
 
-def test_images_that_two_sources_share_are_refused(tmp_path):
+def test_data_sets_of_the_same_people_are_refused(tmp_path):
     miniatures.market1501_500k(tmp_path / "market1501")
-    with pytest.raises(
-        DataError,
-        match=r"duplicate image: it appears twice in the training data \(market1501 and market1501_500k",
-    ):
+    with pytest.raises(DataError, match="market1501 and market1501_500k show the same people"):
         of_seasons(tmp_path, sources=("market1501", "market1501_500k"))
 
 
-def test_images_that_are_trained_on_are_not_measured(tmp_path):
+def test_people_that_are_trained_on_are_not_measured(tmp_path):
     miniatures.grid(tmp_path / "grid")
-    with pytest.raises(DataError, match=r"jpeg: is used both for training and for evaluation on grid_1"):
+    with pytest.raises(
+        DataError, match=r"grid_1: 2 of its 3 people are also trained on in grid, as in .*jpeg; choose"
+    ):
         of_seasons(tmp_path, sources=("grid",), targets=("grid", "grid_1"), batch_size=2)
+
+
+def write_list(root, name, rows):
+    (root / name).mkdir()
+    (root / name / "images.csv").write_text("\n".join(["path,identity,camera,split", *rows]))
+
+
+def test_an_image_that_two_lists_name_is_refused(tmp_path):
+    own_people(tmp_path, TRAIN)
+    shared = tmp_path / "own/train/p1/a/1.jpg"
+    write_list(tmp_path, "more", [f"{shared},x,1,train", f"{shared}x,y,2,train"])
+    with pytest.raises(DataError, match=r"1.jpg: duplicate image: .* training data \(own and more\)"):
+        build_data(tmp_path / "any", build=build_training_data, sources=("own", "more"))
+    write_list(tmp_path, "test", [f"{shared},x,1,query", f"{shared}x,x,2,gallery", f"{shared}y,y,2,gallery"])
+    with pytest.raises(DataError, match=r"1.jpg: is used both for training and for evaluation on test"):
+        of_seasons(tmp_path, sources=("own",), targets=("test",))
 
 
 def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
@@ -271,12 +286,13 @@ def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
 
 
 def own_people(root, people):
-    """A user data set: folders SPLIT/IDENTITY/CAMERA with the given numbers of images."""
+    """A user data set: folders SPLIT/IDENTITY/CAMERA with the given numbers of images, all different."""
+    rng = np.random.default_rng(0)
     for place, count in people.items():
         folder = root / "own" / place
         folder.mkdir(parents=True)
         for number in range(count):
-            pixels = np.random.default_rng(len(place) + number).integers(0, 256, (20, 10, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (20, 10, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.jpg")
 
 

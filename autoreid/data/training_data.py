@@ -15,6 +15,7 @@ from autoreid.data.datasets import read_dataset
 from autoreid.data.images import Images, prepare_images
 from autoreid.data.levels import build_sampler, divide_levels, label
 from autoreid.data.loaders import BatchStream
+from autoreid.data.overlap import check_overlap
 from autoreid.data.records import ReidDataset, Split, combine
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.splits import hold_out
@@ -66,14 +67,23 @@ def generate_people(data: Data) -> None:
 
 
 def read_datasets(config: Config) -> dict[str, ReidDataset]:
-    """Read the data sets that the run uses, by name; lists their folders, opens no image.
+    """Read the data sets that the run uses, by name; lists their folders, decodes no image.
 
     Raises:
-        DataError: a folder is missing or has an unknown layout.
+        DataError: a folder is missing or has an unknown layout, or data sets share images or people (`check_overlap`).
     """
-    data = config.data
-    wanted = data.sources if config.evaluation.split == "held_out" else data.sources + data.targets
-    return {name: read_dataset(data.root, name) for name in dict.fromkeys(wanted)}
+    data, is_test = config.data, config.evaluation.split == "test"
+    wanted = dict.fromkeys(data.sources + data.targets if is_test else data.sources)
+    datasets = {name: read_dataset(data.root, name) for name in wanted}
+    sources = [(name, _images_for_training(data, datasets[name])) for name in data.sources]
+    targets = [datasets[name] for name in data.targets or data.sources] if is_test else []
+    for name, notes in check_overlap(sources, targets).items():
+        datasets[name] = replace(datasets[name], notes=datasets[name].notes + notes)
+    return datasets
+
+
+def _images_for_training(data: Data, source: ReidDataset) -> Split:
+    return source.all_people() if data.combine_all else source.train
 
 
 def run_images(config: Config, world: World, datasets: Mapping[str, ReidDataset]) -> Images:
@@ -168,7 +178,7 @@ def _select(
     datasets = {name: _readable(dataset, images) for name, dataset in datasets.items()}
     sources = [datasets[name] for name in data.sources]
     notes = tuple(note for dataset in datasets.values() for note in dataset.notes) + images.notes
-    train = combine([source.all_people() if data.combine_all else source.train for source in sources])
+    train = combine([_images_for_training(data, source) for source in sources])
     if len(set(train.paths)) < len(train):
         (duplicate, _), *_ = Counter(train.paths).most_common(1)
         raise DataError(
