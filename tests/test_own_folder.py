@@ -188,7 +188,7 @@ def test_more_cameras_than_people_are_told(tmp_path, layout):
 def test_a_level_too_many_is_told_with_what_was_assumed(tmp_path):
     write(tmp_path, *people("0001", "0002", inside="shop/"), *people("0003", inside="yard/"))
     with pytest.raises(
-        DataError, match=r"unknown layout; .*shop/0001/a \(a folder below a camera's\); expected"
+        DataError, match=r"unknown layout; expected .*shop/0001/a \(a folder below a camera's\)"
     ):
         read_folder(tmp_path, "x")
 

@@ -20,6 +20,7 @@ from autoreid.data.records import ReidDataset, Split, combine
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.splits import hold_out
 from autoreid.data.synthetic.people import write_synthetic_people
+from autoreid.data.targets import check_target
 from autoreid.data.transforms import Augmentation
 from autoreid.distributed import World
 from autoreid.errors import DataError
@@ -175,7 +176,7 @@ def _select(
     data = config.data
     if datasets is None:
         datasets = read_datasets(config)
-    datasets = {name: _readable(dataset, images) for name, dataset in datasets.items()}
+    datasets = {name: images.readable_dataset(dataset) for name, dataset in datasets.items()}
     sources = [datasets[name] for name in data.sources]
     notes = tuple(note for dataset in datasets.values() for note in dataset.notes) + images.notes
     train = combine([_images_for_training(data, source) for source in sources])
@@ -190,43 +191,17 @@ def _select(
             f"{alone} identities have a single image, which is repeated {data.images_per_identity} times in a batch",
         )
     seed = derive_seed(config.seed, "held out")
-    train, query, gallery = hold_out(train, data.held_out_fraction, seed)
+    keep_same_camera = config.evaluation.keep_same_camera
+    train, query, gallery = hold_out(train, data.held_out_fraction, seed, keep_same_camera)
     if config.evaluation.split == "held_out":
         return train, (ReidDataset("held-out", train, query, gallery),), notes
     targets = tuple(datasets[name] for name in data.targets or data.sources)
     for target in targets:
-        if not len(target.query):
-            raise DataError(
-                f"{target.name}: has no queries for evaluation; choose other data sets in data.targets"
-            )
-        notes += _unmatched(target)
+        notes += check_target(target, keep_same_camera)
         seen = {*target.query.paths, *target.gallery.paths}.intersection(train.paths)
         if seen:
             raise DataError(f"{min(seen)}: is used both for training and for evaluation on {target.name}")
     return train, targets, notes
-
-
-def _unmatched(target: ReidDataset) -> tuple[str, ...]:
-    """Return a warning if some queries have no match in the gallery; raises DataError if none has one."""
-    query, gallery = target.query, target.gallery
-    searched = np.isin(gallery.identities, query.identities)
-    views = set(zip(gallery.identities[searched].tolist(), gallery.cameras[searched].tolist(), strict=True))
-    cameras = Counter(person for person, _ in views)
-    pairs = zip(query.paths, query.identities.tolist(), query.cameras.tolist(), strict=True)
-    alone = [path for path, person, camera in pairs if cameras[person] == ((person, camera) in views)]
-    if len(alone) == len(query):
-        raise DataError(f"{target.name}: no query has a gallery image of its identity from another camera")
-    if not alone:
-        return ()
-    return (
-        f"{target.name}: {len(alone)} of {len(query)} queries are ignored, because the gallery has no image of "
-        f"their identity from another camera, such as {alone[0]}",
-    )
-
-
-def _readable(dataset: ReidDataset, images: Images) -> ReidDataset:
-    train, query, gallery = map(images.readable, (dataset.train, dataset.query, dataset.gallery))
-    return replace(dataset, train=train, query=query, gallery=gallery)
 
 
 def _summary(config: Config, train: Split) -> str:

@@ -17,7 +17,21 @@ from autoreid.errors import DataError
 #: What file managers and operating systems leave in folders and archives, besides hidden files.
 _LITTER = {"__MACOSX", "@eaDir", "#recycle", "lost+found", "Thumbs.db", "desktop.ini"}
 #: Suffixes of files that are no images for certain, which nobody misses.
-_NO_IMAGES = (".csv", ".html", ".json", ".log", ".mat", ".md", ".npy", ".pdf", ".py", ".txt", ".xml", ".yaml")
+_NO_IMAGES = (
+    ".csv",
+    ".html",
+    ".json",
+    ".log",
+    ".mat",
+    ".md",
+    ".npy",
+    ".npz",
+    ".pdf",
+    ".py",
+    ".txt",
+    ".xml",
+    ".yaml",
+)
 #: Formats that Pillow recognises, but cannot decode by itself.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 

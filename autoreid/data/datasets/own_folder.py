@@ -160,7 +160,7 @@ def _read_people(folder: Path, split: str, passed: PassedOver) -> Iterator[Row]:
         expected = (
             f"bounding_box_train, query and bounding_box_test as in Market-1501, or {CSV}, or {_NESTED}"
         )
-        raise DataError("; ".join([f"{folder}: unknown layout", *passed.notes(), f"expected {expected}"]))
+        raise DataError("; ".join([f"{folder}: unknown layout", f"expected {expected}", *passed.notes()]))
     yield from rows
 
 
