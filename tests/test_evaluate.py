@@ -18,6 +18,7 @@ from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.images import Images
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import normalise
+from autoreid.errors import DataError
 from autoreid.evaluate import TrainedNetwork, evaluate, main, parse
 from autoreid.evaluation import evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.comparison import Comparison
@@ -25,6 +26,7 @@ from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.reranking import rerank
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import TableCell, as_table
+from autoreid.slurm.evaluation import main as submit
 from tests.helpers import miniatures
 from tests.helpers.events import points, read_events
 from tests.helpers.ranks import run_ranks
@@ -425,6 +427,41 @@ def test_broken_images_can_be_left_out(world_of, tmp_path, capsys, caplog):
     rest = replace(data, query=data.query.select(slice(1, None)), gallery=data.gallery.select(slice(1, None)))
     assert_same(cell, by_hand(autoreid.load(world_of / "net0"), rest, "euclidean")[0])
     assert sum("skipped: " in message for message in caplog.messages) == 2
+
+
+def test_images_that_a_network_was_trained_on_are_told(world_of, tmp_path, capsys, caplog):
+    checkpoint = torch.load(world_of / "net0/checkpoints/best.pt", weights_only=True)
+    checkpoint["config"] = checkpoint["config"].replace("root: nowhere", f"root: {tmp_path / 'data'}")
+    torch.save(checkpoint, tmp_path / "net.pt")
+    shutil.copytree(world_of / "people0", tmp_path / "data/market1501")
+    shutil.copytree(world_of / "people0", tmp_path / "leaky")
+    trained = read_market1501(tmp_path / "data/market1501").train.paths[0]
+    query = read_market1501(tmp_path / "leaky").query.paths[1]
+    shutil.copy(trained, query)
+    for name, expected in (("leaky", [True]), ("data/market1501", [])):
+        caplog.clear()
+        run_json(capsys, f"--checkpoint={tmp_path / 'net.pt'}", f"--data={tmp_path / name}", *ON_CPU)
+        told = [message for message in caplog.messages if "also trained on" in message]
+        assert [f"such as {query}, which is the same image as {trained}" in one for one in told] == expected
+
+
+def test_a_job_is_refused_for_the_reasons_of_an_evaluation(world_of, tmp_path):
+    shop = write_own(tmp_path / "shop", ONE_CAMERA)
+    line = [
+        "--gpus",
+        "0",
+        "--dry-run",
+        "--",
+        "--checkpoint",
+        str(world_of / "net0"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    with pytest.raises(
+        DataError, match="shop: no query has a gallery image of its identity from another camera"
+    ):
+        submit([*line, "--data", str(shop)])
+    assert submit([*line, "--data", str(shop), "--keep-same-camera"]) == 0
 
 
 def test_a_cell_that_failed_is_shown_as_such():

@@ -11,7 +11,7 @@ import pytest
 
 from autoreid.data import overlap
 from autoreid.data.datasets import read_dataset
-from autoreid.data.overlap import check_overlap
+from autoreid.data.overlap import check_overlap, copied_queries
 from autoreid.errors import DataError
 from tests.helpers import miniatures
 
@@ -116,6 +116,17 @@ def test_published_data_sets_of_the_same_people_are_known(tmp_path, one, other):
         check_overlap([(one, first.all_people())], [second])
     if one[:4] not in ("vipe", "grid"):
         assert check_overlap([(one, first.train)], [second]) == {other: ()}
+
+
+def test_queries_that_were_copied_into_the_gallery_are_told(tmp_path):
+    one = write(tmp_path, "one", 1)
+    assert copied_queries(read_dataset(tmp_path, "one")) == ()
+    shutil.copy(one / "query/cy/a/1.png", one / "gallery/cy/b/copy.png")
+    (note,) = copied_queries(read_dataset(tmp_path, "one"))
+    assert note.startswith(
+        "one: of 4 queries that were compared, 1 are also gallery images under another name, such as"
+    )
+    assert f"{one / 'query/cy/a/1.png'} and {one / 'gallery/cy/b/copy.png'}" in note
 
 
 def test_files_of_one_size_are_told_apart_by_all_bytes(tmp_path):

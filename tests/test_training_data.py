@@ -22,9 +22,12 @@ from autoreid.data.training_data import (
     read_datasets,
     run_images,
 )
+from autoreid.data.transforms import normalise
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import DataError
+from autoreid.evaluation import evaluate_retrieval
 from autoreid.recipes import load_config
+from autoreid.training.measure import measure_network
 from tests.helpers import miniatures
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import OSNET_TRAINING, write_tiny
@@ -51,7 +54,9 @@ def market(tmp_path_factory):
     return root
 
 
-def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_search_data, **options):
+def build_data(
+    root, measured="held_out", seed=0, rank=0, size=1, build=build_search_data, keep=False, **options
+):
     sizes = {"height": 16, "width": 8, "batch_size": 8, "images_per_identity": 2, "held_out_fraction": 0.25}
     options.setdefault("sources", (root.name,))
     config = Config(
@@ -59,7 +64,7 @@ def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_se
         seed=seed,
         data=Data(root=root.parent, workers=0, **sizes | options),
         search=Search(reid_cell=ReidCell(operations=("skip_connect",))),
-        evaluation=Evaluation(split=measured),
+        evaluation=Evaluation(split=measured, keep_same_camera=keep),
     )
     return build(config, World(rank, size, rank, torch.device("cpu")))
 
@@ -315,6 +320,29 @@ def test_a_gallery_that_matches_no_query_is_refused(tmp_path):
         DataError, match="own: no query has a gallery image of its identity from another camera"
     ):
         of_seasons(tmp_path, sources=("own",))
+
+
+@pytest.mark.parametrize("split", ["held_out", "test"])
+def test_people_of_one_camera_are_measured_if_asked_for(tmp_path, split):
+    queries = {f"{part}/q{person}/a": 2 for part in ("query", "gallery") for person in range(3)}
+    own_people(tmp_path, {f"train/p{person}/a": 4 for person in range(8)} | queries)
+    options = {"measured": split, "build": build_training_data}
+    with pytest.raises(DataError, match="keep_same_camera=true"):
+        build_data(tmp_path / "own", **options)
+    data = build_data(tmp_path / "own", keep=True, **options)
+    (target,) = data.targets
+    assert {*map(len, (target.query, target.gallery))} == ({2, 6} if split == "held_out" else {6})
+    evaluation = Evaluation(split=split, keep_same_camera=True)
+    config = Config(task_name="t", data=Data(root=tmp_path, workers=0), evaluation=evaluation)
+    alone = World(0, 1, 0, torch.device("cpu"))
+    result = measure_network(config, torch.nn.Flatten(), data, alone).targets[target.name]
+    pixels = [
+        normalise(torch.from_numpy(np.stack([*map(data.images, part.paths)]))).flatten(1)
+        for part in (target.query, target.gallery)
+    ]
+    other = torch.full((len(target.gallery),), 99)
+    numbers = (target.query.identities, target.gallery.identities, target.query.cameras, other)
+    assert result == evaluate_retrieval(*pixels, *numbers)
 
 
 def test_identities_with_one_image_are_told_and_repeated(tmp_path):

@@ -59,13 +59,42 @@ def check_overlap(
             )
     notes: dict[str, tuple[str, ...]] = {}
     for target in targets:
-        test = join([target.query, target.gallery], target.name)
+        notes[target.name] = ()
         for name, split in sources:
-            found = [*_people_in(split, name, test), *_images_in(contents[name], name, test)]
+            found = _seen_people(split, name, contents[name], target)
             if found and name != target.name:
                 raise DataError(f"{found[0]}; choose other data sets in data.sources or data.targets")
-            notes[target.name] = (*notes.get(target.name, ()), *found)
+            notes[target.name] += found
     return notes
+
+
+def seen_people(sources: Sequence[tuple[str, Split]], targets: Sequence[ReidDataset]) -> list[str]:
+    """Return a warning for each target that shows people who are trained on; arguments as in `check_overlap`."""
+    contents = {name: _Contents(split.paths.tolist()) for name, split in sources}
+    return [
+        note
+        for target in targets
+        for name, split in sources
+        for note in _seen_people(split, name, contents[name], target)
+    ]
+
+
+def _seen_people(train: Split, source: str, content: _Contents, target: ReidDataset) -> tuple[str, ...]:
+    test = join([target.query, target.gallery], target.name)
+    return (*_people_in(train, source, test), *_images_in(content, source, test))
+
+
+def copied_queries(target: ReidDataset) -> tuple[str, ...]:
+    """Return a warning if queries are gallery images under another name, which count as matches of the same camera."""
+    sample = _sample(target.query)
+    twins = _Contents(target.gallery.paths.tolist()).twins(sample)
+    if not twins:
+        return ()
+    return (
+        f"{target.name}: of {len(sample)} queries that were compared, {len(twins)} are also gallery images under "
+        f"another name, such as {twins[0][0]} and {twins[0][1]}; they count as their own matches, so results are too "
+        f"good; list each such image in images.csv as query and as gallery instead",
+    )
 
 
 _TWICE = "show the same people, who would be trained as different identities: train on one of them"

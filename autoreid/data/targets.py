@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from autoreid.config import Data
 from autoreid.data.datasets import read_folder
 from autoreid.data.datasets.image_list import CSV
 from autoreid.data.images import prepare_images
+from autoreid.data.overlap import copied_queries
 from autoreid.data.records import ReidDataset, Split
 from autoreid.distributed import World, on_main
 from autoreid.errors import DataError
@@ -38,7 +40,7 @@ def read_targets(
     Raises:
         DataError: a path is not the folder of a data set, or see `check_target`.
     """
-    targets = on_main(lambda: {name: _read(path, name) for name, path in paths.items()})
+    targets = on_main(lambda: {name: _read(path, name, keep_same_camera) for name, path in paths.items()})
     notes = [note for target in targets.values() for note in target.notes]
     if on_broken_image == "skip":
         data = Data(root=Path(), cache=None, on_broken_image="skip", height=1, width=1)
@@ -51,13 +53,20 @@ def read_targets(
     return targets, tuple(notes)
 
 
+def check_target_folder(path: Path, name: str, keep_same_camera: bool) -> None:
+    """Raise a DataError unless a path is the folder of a data set that can be evaluated, as `read_targets` does."""
+    check_target(_read(path, name, keep_same_camera), keep_same_camera)
+
+
 def _parts(target: ReidDataset) -> tuple[Split, Split]:
     return target.query, target.gallery
 
 
-def _read(path: Path, name: str) -> ReidDataset:
+def _read(path: Path, name: str, keep_same_camera: bool) -> ReidDataset:
     if path.is_dir():
-        return read_folder(path, name)
+        target = read_folder(path, name)
+        copies = copied_queries(target) if keep_same_camera else ()
+        return replace(target, notes=target.notes + copies)
     if path.name == CSV:
         raise DataError(f"{path}: is a list; give the folder that it describes, {path.parent}")
     raise DataError(

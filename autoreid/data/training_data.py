@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +16,7 @@ from autoreid.data.datasets import read_dataset
 from autoreid.data.images import Images, prepare_images
 from autoreid.data.levels import build_sampler, divide_levels, label
 from autoreid.data.loaders import BatchStream
-from autoreid.data.overlap import check_overlap
+from autoreid.data.overlap import check_overlap, copied_queries, seen_people
 from autoreid.data.records import ReidDataset, Split, combine
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.splits import hold_out
@@ -78,9 +79,24 @@ def read_datasets(config: Config) -> dict[str, ReidDataset]:
     datasets = {name: read_dataset(data.root, name) for name in wanted}
     sources = [(name, _images_for_training(data, datasets[name])) for name in data.sources]
     targets = [datasets[name] for name in data.targets or data.sources] if is_test else []
-    for name, notes in check_overlap(sources, targets).items():
-        datasets[name] = replace(datasets[name], notes=datasets[name].notes + notes)
+    notes = check_overlap(sources, targets)
+    for target in targets:
+        copies = copied_queries(target) if config.evaluation.keep_same_camera else ()
+        datasets[target.name] = replace(target, notes=target.notes + notes[target.name] + copies)
     return datasets
+
+
+def people_seen_in_training(data: Data, targets: Sequence[ReidDataset]) -> list[str]:
+    """Return warnings about targets that show people on whom a network was trained.
+
+    Args:
+        data: the section of the training's config. Sources that are no longer there are not compared.
+    """
+    sources = []
+    for name in data.sources:
+        with suppress(DataError):
+            sources.append((name, _images_for_training(data, read_dataset(data.root, name))))
+    return seen_people(sources, targets)
 
 
 def _images_for_training(data: Data, source: ReidDataset) -> Split:
