@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,7 @@ from autoreid.data.targets import check_target, read_targets
 from autoreid.data.training_data import people_seen_in_training
 from autoreid.distributed import World, on_main
 from autoreid.embedder import load_network
-from autoreid.errors import AutoreidError, DataError, DivergedError
-from autoreid.evaluation.command_line import named_paths, parse
+from autoreid.errors import AutoreidError, ConfigError, DataError, DivergedError
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.distances import Metric
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
@@ -41,8 +41,6 @@ from autoreid.training.build import memory_format
 from autoreid.training.embedding import EmbeddingPass
 from autoreid.training.precision import PassPrecision
 
-__all__ = ["evaluate", "main", "named_paths", "parse"]
-
 # Not __name__, which is __main__ when this module is run as a command.
 _log = logging.getLogger("autoreid.evaluate")
 
@@ -50,6 +48,130 @@ _log = logging.getLogger("autoreid.evaluate")
 RANKS = range(1, 21)
 #: How long the other ranks wait for rank 0, which ranks the gallery and draws the pictures alone.
 TIMEOUT_SECONDS = 4 * 3600.0
+
+_DESCRIPTION = """\
+Rank gallery images for each query by Market-1501's protocol and print mAP and rank-1, either of each --checkpoint
+on the query and gallery of each --data, or of feature files written by any program.
+"""
+_EXAMPLES = """\
+examples:
+  python -m autoreid.evaluate --checkpoint runs/quickstart --data /data/market1501
+  python -m autoreid.evaluate --checkpoint ours=runs/retrain --checkpoint runs/resnet50/checkpoints/best.pt \\
+      --data market=/data/market1501 --data msmt=/data/msmt17 --flip --output evaluations/cross-domain
+  python -m autoreid.evaluate --query q.npz --gallery g.npz --metric cosine --rerank --json
+  torchrun --nproc-per-node 4 -m autoreid.evaluate --checkpoint runs/retrain --data /data/msmt17
+
+A feature file contains the arrays features (images, dimensions), identities and cameras (images,), and optionally
+paths (images,) as text, for the pictures of ranked lists.
+
+exit status: 0 done; 1 failed; 2 the command line or a file is wrong
+"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; raises ConfigError if options contradict each other."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autoreid.evaluate",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    for option, what in (
+        ("--checkpoint", "run folder or checkpoint of a trained network"),
+        ("--data", "folder of a data set"),
+    ):
+        add(option, action="append", default=[], metavar="[NAME=]PATH", help=f"{what}; may be repeated")
+    add("--query", type=Path, metavar="FILE", help="query features (.npz); requires --gallery")
+    add("--gallery", type=Path, metavar="FILE", help="gallery features (.npz); requires --query")
+    add(
+        "--metric",
+        choices=get_args(Metric),
+        help="default: the checkpoint's metric; euclidean for feature files",
+    )
+    add(
+        "--keep-same-camera",
+        action="store_true",
+        help="count gallery images of the query's person by the query's camera as matches, for data from a single "
+        "camera; results are then not comparable with published ones",
+    )
+    add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
+    add("--flip", action="store_true", help="average the features of each image and its mirror image")
+    add(
+        "--precision",
+        choices=get_args(Precision),
+        help="number format of the network's computation, which affects the last digits; bfloat16 uses autocast, tf32 "
+        "is float32 on CPUs (default: the checkpoint's training.precision)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=128,
+        metavar="N",
+        help="images per batch on each rank (default: 128)",
+    )
+    add("--workers", type=int, metavar="N", help="loader processes per rank (default: the checkpoint's)")
+    add(
+        "--on-broken-image",
+        choices=("error", "skip"),
+        default="error",
+        help="skip: decode all images first, and leave out those that cannot be read (default: error)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="write result.json, features, pictures and TensorBoard logs here",
+    )
+    add(
+        "--rows",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of queries in the pictures, hardest first (default: 10)",
+    )
+    add("--json", action="store_true", help="print a JSON object instead of the table")
+    options = parser.parse_args(arguments)
+    _check(options)
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    files, networks = (options.query, options.gallery), (options.checkpoint, options.data)
+    if any(files) == any(networks) or not (all(files) or all(networks)):
+        raise ConfigError("give either --checkpoint with --data, or --query with --gallery")
+    for option in ("--flip", "--precision"):
+        if getattr(options, option[2:]) and all(files):
+            raise ConfigError(f"{option}: requires --checkpoint; features in files cannot be changed")
+    workers = options.workers or 0
+    for option, value, least in (
+        ("--batch-size", options.batch_size, 1),
+        ("--rows", options.rows, 1),
+        ("--workers", workers, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{option} {value}: must be at least {least}")
+
+
+def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
+    """Return the paths of a repeated option by name; the name is given as NAME=PATH or taken from the path.
+
+    Raises:
+        ConfigError: a path does not exist, or two have the same name.
+    """
+    paths: dict[str, Path] = {}
+    for value in values:
+        given = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", value)
+        path = Path(given[2] if given else value)
+        if not path.exists():
+            raise ConfigError(f"{option} {value}: no such file or folder: {path}")
+        of_run = path.parent.name == "checkpoints"
+        name = given[1] if given else (path.absolute().parents[1] if of_run else path.resolve()).name
+        if name in paths:
+            raise ConfigError(f"{option} {value}: the name {name} is already used; give a unique NAME=PATH")
+        paths[name] = path
+    return paths
 
 
 class Context(NamedTuple):
