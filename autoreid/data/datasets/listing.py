@@ -179,5 +179,5 @@ def refuse_nobody(split: Split) -> None:
         path = split.paths[nobody.argmax()]
         raise DataError(
             f"{path}: junk (-1) or a distractor (0000) among the {split.name} images; they belong in the gallery, and "
-            f"a person needs another name or number"
+            f"a person needs another name, or a number from 1"
         )
