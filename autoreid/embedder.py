@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoreid.checkpoint import BEST, load_checkpoint
 from autoreid.config import Config, Precision
-from autoreid.data.decoding import decode, resize
+from autoreid.data.decoding import decode, resize, to_rgb
 from autoreid.data.transforms import normalise
 from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.models.weights import trained_weights
@@ -25,7 +25,7 @@ from autoreid.training.build import memory_format
 from autoreid.training.embedding import EmbeddingPass
 from autoreid.training.precision import PassPrecision
 
-#: An image of a person: a file, an (H, W, 3) uint8 RGB array, or a PIL image.
+#: An image of a person: a file, an (H, W, 3) uint8 RGB array, or a PIL image of any mode.
 Picture = str | Path | npt.NDArray[np.uint8] | Image.Image
 
 
@@ -164,7 +164,10 @@ def _decode(image: object, index: int) -> Image.Image:
     if isinstance(image, str | Path):
         return decode(image)
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return to_rgb(image)
+        except Exception as error:  # PIL images are read lazily, see `decode`
+            raise DataError(f"image {index}: cannot read this image: {error}") from error
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return Image.fromarray(image)

@@ -22,13 +22,14 @@ from torch import nn
 from autoreid import distributed
 from autoreid.cli import run_command
 from autoreid.config import Config, Precision
-from autoreid.data.datasets import read_folder
 from autoreid.data.images import Images
 from autoreid.data.loaders import Batch, embedding_batches
 from autoreid.data.records import ReidDataset, Split
+from autoreid.data.targets import check_target, read_targets
+from autoreid.data.training_data import people_seen_in_training
 from autoreid.distributed import World, on_main
 from autoreid.embedder import load_network
-from autoreid.errors import ConfigError, DataError
+from autoreid.errors import AutoreidError, ConfigError, DataError, DivergedError
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.distances import Metric
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
@@ -88,6 +89,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices=get_args(Metric),
         help="default: the checkpoint's metric; euclidean for feature files",
     )
+    add(
+        "--keep-same-camera",
+        action="store_true",
+        help="count gallery images of the query's person by the query's camera as matches, for data from a single "
+        "camera; results are then not comparable with published ones",
+    )
     add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
     add(
@@ -104,6 +111,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="images per batch on each rank (default: 128)",
     )
     add("--workers", type=int, metavar="N", help="loader processes per rank (default: the checkpoint's)")
+    add(
+        "--on-broken-image",
+        choices=("error", "skip"),
+        default="error",
+        help="skip: decode all images first, and leave out those that cannot be read (default: error)",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
     add(
         "--output",
@@ -169,9 +182,10 @@ class Context(NamedTuple):
     report: EvaluationReport | None
 
     def compare(self, query: FeatureSet, gallery: FeatureSet, metric: Metric) -> Comparison:
-        """Combine features with the metric and the re-ranking that the command line asks for."""
+        """Combine features with the metric, the re-ranking and the protocol that the command line asks for."""
+        options, device = self.options, self.world.device
         return Comparison(
-            query, gallery, self.options.metric or metric, self.options.rerank, self.world.device
+            query, gallery, options.metric or metric, options.rerank, device, options.keep_same_camera
         )
 
 
@@ -184,6 +198,10 @@ def evaluate_files(context: Context) -> TableCell:
         raise DataError(
             f"{paths[1]}: features have {dimensions[1]} dimensions, but those in {paths[0]} have {dimensions[0]}"
         )
+    nothing = query.split("train").select(np.arange(0))
+    target = ReidDataset(paths[0].name, nothing, query.split("query"), gallery.split("gallery"))
+    for note in check_target(target, context.options.keep_same_camera):
+        _log.warning("%s", note)
     comparison = context.compare(query, gallery, "euclidean")
     cell = evaluate_cell(context, paths[0].stem, paths[1].stem, comparison)
     if context.report is not None:
@@ -218,6 +236,12 @@ class TrainedNetwork:
         network.to(device=context.world.device, memory_format=memory_format(training))  # type: ignore[call-overload]
         return cls(context, name, network, config, context.options.precision or training.precision)
 
+    def warn_of_seen_people(self, targets: Sequence[ReidDataset]) -> None:
+        """Warn if the network was trained on people of a data set, as far as its training images are still there."""
+        for note in on_main(lambda: people_seen_in_training(self.config.data, targets)):
+            if self.context.world.is_main:
+                _log.warning("%s: %s", self.name, note)
+
     def evaluate(self, target: str, data: ReidDataset) -> TableCell:
         """Evaluate the network on a data set; the result is the same on every rank."""
         query, gallery = self.embed(data.query), self.embed(data.gallery)
@@ -229,7 +253,10 @@ class TrainedNetwork:
         world, layout = self.context.world, memory_format(self.config.training)
         embed: Embed = EmbeddingPass(self.network, PassPrecision(self.precision, world.device), layout)
         embed = flip_test(embed) if self.context.options.flip else embed
-        return FeatureSet.of(split, extract_features(embed, split, self.batches, world))
+        try:
+            return FeatureSet.of(split, extract_features(embed, split, self.batches, world))
+        except DataError as error:
+            raise DataError(f"{error}; --on-broken-image skip leaves broken images out") from error
 
     def batches(self, split: Split, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
         """Yield batches of the chosen images in order, with a progress bar."""
@@ -261,6 +288,7 @@ def evaluate_cell(
 ) -> TableCell:
     """Rank the gallery and return the result with its settings; `settings` are added to them."""
     common = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": context.options.flip}
+    common["keep_same_camera"] = comparison.keep_same_camera
     return TableCell(source, target, common | settings, comparison.evaluate(RANKS))
 
 
@@ -269,7 +297,8 @@ def draw_hardest(context: Context, cell: TableCell, comparison: Comparison) -> I
     precision = cell.result.average_precision
     hardest = hardest_queries(precision, context.options.rows)
     query = comparison.query.select(hardest)
-    lists = rank_lists(comparison.distances(hardest), query, comparison.gallery)
+    distances, keep = comparison.distances(hardest), comparison.keep_same_camera
+    lists = rank_lists(distances, query, comparison.gallery, keep_same_camera=keep)
     if comparison.squared:
         lists = [one._replace(distances=np.sqrt(one.distances.clip(0))) for one in lists]
     how = f"{comparison.metric}{', re-ranked' if comparison.reranked else ''}"
@@ -278,26 +307,61 @@ def draw_hardest(context: Context, cell: TableCell, comparison: Comparison) -> I
 
 
 def evaluate(options: argparse.Namespace, world: World) -> list[TableCell]:
-    """Return all cells of the table, row by row; the same on every rank."""
+    """Print and return all cells of the table, row by row; they are the same on every rank.
+
+    Raises:
+        DataError, DivergedError: a cell could not be computed; all others are printed and saved first.
+    """
     reports: list[EvaluationReport] = []
     if options.output is not None:
         on_main(lambda: reports.append(EvaluationReport(options.output)))
+    cells: list[TableCell] = []
     with reports[0] if reports else nullcontext() as report:
         context = Context(options, world, report)
-        if options.query is not None:
-            cells = [on_main(lambda: evaluate_files(context))]
-        else:
-            checkpoints = named_paths("--checkpoint", options.checkpoint)
-            targets = {n: read_folder(path, n) for n, path in named_paths("--data", options.data).items()}
-            for note in [note for data in targets.values() for note in data.notes if world.is_main]:
-                _log.warning("%s", note)
-            cells = []
-            for name, path in checkpoints.items():
-                network = TrainedNetwork.load(context, name, path)
-                cells += [network.evaluate(target, data) for target, data in targets.items()]
-        if options.output is not None:
-            on_main(lambda: reports[0].finish(cells))
+        try:
+            if options.query is not None:
+                cells.append(on_main(lambda: evaluate_files(context)))
+            else:
+                evaluate_networks(context, cells)
+        finally:
+            # Without waiting for the other ranks, because one of them may have failed.
+            if world.is_main and cells:
+                finish(context, cells)
     return cells
+
+
+def evaluate_networks(context: Context, cells: list[TableCell]) -> None:
+    """Add the cells of all checkpoints and data sets; a cell that fails does not stop the others.
+
+    Raises:
+        DataError, DivergedError: the first failure, when all other cells are there.
+    """
+    options, world = context.options, context.world
+    checkpoints = named_paths("--checkpoint", options.checkpoint)
+    folders = named_paths("--data", options.data)
+    targets, notes = read_targets(folders, options.keep_same_camera, options.on_broken_image, world)
+    for note in notes if world.is_main else ():
+        _log.warning("%s", note)
+    failures: list[AutoreidError] = []
+    for name, path in checkpoints.items():
+        network = TrainedNetwork.load(context, name, path)
+        network.warn_of_seen_people(list(targets.values()))
+        for target, data in targets.items():
+            try:
+                cells.append(network.evaluate(target, data))
+            except (DataError, DivergedError) as error:  # raised on every rank
+                failures.append(error)
+    for failure in failures[1:] if world.is_main else ():
+        _log.error("%s", failure)
+    if failures:
+        raise failures[0]
+
+
+def finish(context: Context, cells: list[TableCell]) -> None:
+    """Print the table, or JSON, and write the report."""
+    print(json.dumps(as_json(cells)) if context.options.json else as_table(cells))
+    if context.report is not None:
+        context.report.finish(cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -306,9 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         with distributed.setup(options.device, TIMEOUT_SECONDS) as world:
-            cells = evaluate(options, world)
-            if world.is_main:
-                print(json.dumps(as_json(cells)) if options.json else as_table(cells))
+            evaluate(options, world)
         return 0
 
     return run_command(command)

@@ -365,8 +365,8 @@ def test_a_csv_without_splits_trains_on_everything(tmp_path):
         ("path,identity,camera\na.jpg,1,1\nb.jpg,,1\n", ":3: empty identity"),
         ("path,identity,camera\na.jpg,1\n", ":2: empty camera"),
         (
-            "path,identity,camera,split\na.jpg,1,1,test\n",
-            ":2: split 'test': must be train, query or gallery",
+            "path,identity,camera,split\na.jpg,1,1,tests\n",
+            ":2: split 'tests': must be train (or val), query (or probe) or gallery (or test)",
         ),
         ("path,identity,camera,split\na.jpg,1,1\n", ":2: split ''"),
         ("path,identity,camera\na.jpg,1,1\n./a.jpg,2,1\n", ":3: duplicate of line 2: "),
@@ -388,7 +388,10 @@ def test_a_folder_of_nothing_known_is_answered_with_what_would_be(tmp_path):
     with pytest.raises(DataError, match="anna: contains no folder; expected one per camera"):
         read_folder(tmp_path, "x")
     (tmp_path / "anna/door").mkdir()
-    with pytest.raises(DataError, match="door: contains no image"):
+    (tmp_path / "anna/1.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"expected bounding.* such as \S+anna/door \(a camera without images\)"
+    ):
         read_folder(tmp_path, "x")
 
 

@@ -174,3 +174,27 @@ def test_importing_the_package_loads_nothing_heavy():
     root = Path(autoreid.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "PIL", "pydantic"} & set(done.stdout.split())
+
+
+def test_pictures_are_decoded_like_their_files(model, tmp_path):
+    """16 bits, transparency and orientation: the same features whether a file or an opened picture is given."""
+    rng = np.random.default_rng(3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [tmp_path / name for name in ("infrared.png", "cut_out.png", "phone.jpg")]
+    Image.fromarray(rng.integers(0, 2**16, (HEIGHT, WIDTH)).astype(np.uint16)).save(files[0])
+    Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 4), dtype=np.uint8)).save(files[1])
+    Image.fromarray(arrays(1)[0]).save(files[2], exif=exif.tobytes())
+    features = model(files)
+    assert torch.equal(features, model([Image.open(file) for file in files]))
+    plain = model([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    assert not any(torch.equal(one, other) for one, other in zip(features, plain, strict=True))
+
+
+def test_pictures_that_cannot_be_decoded_are_named_by_their_index(model, tmp_path):
+    with pytest.raises(DataError, match="image 1: cannot read this image: it consists of floating-point"):
+        model([arrays(1)[0], Image.new("F", (4, 4))])
+    Image.fromarray(arrays(1)[0]).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-60])
+    with pytest.raises(DataError, match="image 0: cannot read this image: "):
+        model(Image.open(tmp_path / "cut.png"))

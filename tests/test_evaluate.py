@@ -3,6 +3,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +18,16 @@ from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.images import Images
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import normalise
-from autoreid.evaluate import evaluate, main, parse
+from autoreid.errors import DataError
+from autoreid.evaluate import TrainedNetwork, evaluate, main, parse
 from autoreid.evaluation import evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.reranking import rerank
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import TableCell, as_table
+from autoreid.slurm.evaluation import main as submit
+from tests.helpers import miniatures
 from tests.helpers.events import points, read_events
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trained import HEIGHT, WIDTH, lively_network, write_checkpoint
@@ -323,6 +329,150 @@ def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):
         complaint = capsys.readouterr().err
         assert message in complaint
         assert complaint.count("\n") == 1
+
+
+def write_own(folder, rows):
+    """A data set with images.csv; rows are (file, identity, camera, split)."""
+    folder.mkdir()
+    rng = np.random.default_rng(len(folder.name))
+    for name in {row[0] for row in rows}:
+        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(folder / name)
+    lines = ["path,identity,camera,split", *(",".join(map(str, row)) for row in rows)]
+    (folder / "images.csv").write_text("\n".join(lines))
+    return folder
+
+
+ONE_CAMERA = [(f"{n}.png", n // 3, 1, split) for n in range(9) for split in ("query", "gallery")]
+
+
+def test_targets_are_checked_before_anything_is_computed(world_of, tmp_path, capsys, monkeypatch):
+    """With the words and the exit status of a training."""
+    monkeypatch.setattr(TrainedNetwork, "load", None)
+    miniatures.cuhk_sysu(tmp_path / "cuhk_sysu")
+    shop = write_own(tmp_path / "shop", ONE_CAMERA)
+    write_own(tmp_path / "queries", [row for row in ONE_CAMERA if row[3] == "query"])
+    (tmp_path / "people.zip").write_bytes(b"PK")
+    cases = {
+        "cuhk_sysu": "cuhk_sysu: has no queries, so it cannot be evaluated; choose another data set",
+        "queries": "queries: has no gallery images, so it cannot be evaluated",
+        "shop": "shop: no query has a gallery image of its identity from another camera; if people are seen by one",
+        "shop/images.csv": f"images.csv: is a list; give the folder that it describes, {shop}",
+        "people.zip": "people.zip: is a file; expected the folder of a data set; scripts/prepare_dataset.py makes",
+        "people": "no such file or folder",
+    }
+    for name, message in cases.items():
+        arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0")]
+        assert main([*arguments, "--data", str(tmp_path / name), *ON_CPU]) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert printed.out == ""
+
+
+def test_one_camera_is_evaluated_with_the_option(world_of, tmp_path, capsys):
+    """As if each image had a camera of its own: an image is its own match in neither case."""
+    shop = write_own(tmp_path / "shop", ONE_CAMERA)
+    line = ["--checkpoint", str(world_of / "net0"), *ON_CPU]
+    (kept,) = run_json(
+        capsys, *line, "--data", str(shop), "--keep-same-camera", "--output", str(tmp_path / "out")
+    )
+    write_own(tmp_path / "also", [(name, who, name, split) for name, who, _, split in ONE_CAMERA])
+    for path in shop.glob("*.png"):
+        (tmp_path / "also" / path.name).write_bytes(path.read_bytes())
+    (apart,) = run_json(capsys, *line, "--data", str(tmp_path / "also"))
+    assert (kept["keep_same_camera"], apart["keep_same_camera"]) == (True, False)
+    assert (kept["queries"], kept["valid_queries"]) == (9, 9)
+    for figure in ("map", "cmc", "minp"):
+        assert kept[figure] == apart[figure]
+    assert kept["map"] < 1
+    files = [f"--{part}={tmp_path / 'out/net0/shop' / part}.npz" for part in ("query", "gallery")]
+    assert main([*files, "--device", "cpu", "--keep-same-camera"]) == 0
+    assert "not comparable with published results" in capsys.readouterr().out
+    assert main([*files, "--device", "cpu"]) == 2
+    assert (
+        "query.npz: no query has a gallery image of its identity from another camera; if"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_target_that_fails_does_not_lose_the_others(world_of, tmp_path, capsys):
+    shutil.copytree(world_of / "people0", tmp_path / "broken")
+    broken = read_market1501(tmp_path / "broken").gallery.paths[0]
+    Path(broken).write_bytes(b"")
+    line = [
+        f"--checkpoint={world_of / 'net0'}",
+        f"--data={tmp_path / 'broken'}",
+        f"--data={world_of / 'people1'}",
+    ]
+    assert main([*line, f"--output={tmp_path / 'out'}", *ON_CPU]) == 2
+    printed = capsys.readouterr()
+    assert (
+        f"{broken}: cannot read this image: the file is empty; --on-broken-image skip leaves" in printed.err
+    )
+    (saved,) = json.loads((tmp_path / "out/result.json").read_text())["results"]
+    assert saved["target"] == "people1"
+    expected = by_hand(autoreid.load(world_of / "net0"), read_market1501(world_of / "people1"), "euclidean")[
+        0
+    ]
+    assert_same(saved, expected)
+    assert f"{100 * expected.map:.1f} / " in printed.out
+
+
+def test_broken_images_can_be_left_out(world_of, tmp_path, capsys, caplog):
+    shutil.copytree(world_of / "people0", tmp_path / "broken")
+    data = read_market1501(tmp_path / "broken")
+    for path in (data.gallery.paths[0], data.query.paths[0]):
+        Path(path).write_bytes(b"")
+    line = [f"--checkpoint={world_of / 'net0'}", f"--data={tmp_path / 'broken'}", *ON_CPU]
+    (cell,) = run_json(capsys, *line, "--on-broken-image", "skip")
+    rest = replace(data, query=data.query.select(slice(1, None)), gallery=data.gallery.select(slice(1, None)))
+    assert_same(cell, by_hand(autoreid.load(world_of / "net0"), rest, "euclidean")[0])
+    assert sum("skipped: " in message for message in caplog.messages) == 2
+
+
+def test_images_that_a_network_was_trained_on_are_told(world_of, tmp_path, capsys, caplog):
+    checkpoint = torch.load(world_of / "net0/checkpoints/best.pt", weights_only=True)
+    checkpoint["config"] = checkpoint["config"].replace("root: nowhere", f"root: {tmp_path / 'data'}")
+    torch.save(checkpoint, tmp_path / "net.pt")
+    shutil.copytree(world_of / "people0", tmp_path / "data/market1501")
+    shutil.copytree(world_of / "people0", tmp_path / "leaky")
+    trained = read_market1501(tmp_path / "data/market1501").train.paths[0]
+    query = read_market1501(tmp_path / "leaky").query.paths[1]
+    shutil.copy(trained, query)
+    for name, expected in (("leaky", [True]), ("data/market1501", [])):
+        caplog.clear()
+        run_json(capsys, f"--checkpoint={tmp_path / 'net.pt'}", f"--data={tmp_path / name}", *ON_CPU)
+        told = [message for message in caplog.messages if "also trained on" in message]
+        assert [f"such as {query}, which is the same image as {trained}" in one for one in told] == expected
+
+
+def test_a_job_is_refused_for_the_reasons_of_an_evaluation(world_of, tmp_path):
+    shop = write_own(tmp_path / "shop", ONE_CAMERA)
+    line = [
+        "--gpus",
+        "0",
+        "--dry-run",
+        "--",
+        "--checkpoint",
+        str(world_of / "net0"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    with pytest.raises(
+        DataError, match="shop: no query has a gallery image of its identity from another camera"
+    ):
+        submit([*line, "--data", str(shop)])
+    assert submit([*line, "--data", str(shop), "--keep-same-camera"]) == 0
+
+
+def test_a_cell_that_failed_is_shown_as_such():
+    query = torch.eye(4)
+    numbers = [torch.arange(4), torch.arange(4), torch.zeros(4), torch.ones(4)]
+    perfect = evaluate_retrieval(query, query, *numbers)
+    cells = [TableCell("ours", "market", {}, perfect), TableCell("theirs", "duke", {}, perfect)]
+    assert [line.split()[-3:] for line in as_table(cells).splitlines()[1:]] == [
+        ["/", "100.0", "failed"],
+        ["100.0", "/", "100.0"],
+    ]
 
 
 def test_the_table_has_a_row_a_source_and_a_column_a_target():

@@ -22,9 +22,12 @@ from autoreid.data.training_data import (
     read_datasets,
     run_images,
 )
+from autoreid.data.transforms import normalise
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import DataError
+from autoreid.evaluation import evaluate_retrieval
 from autoreid.recipes import load_config
+from autoreid.training.measure import measure_network
 from tests.helpers import miniatures
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import OSNET_TRAINING, write_tiny
@@ -51,7 +54,9 @@ def market(tmp_path_factory):
     return root
 
 
-def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_search_data, **options):
+def build_data(
+    root, measured="held_out", seed=0, rank=0, size=1, build=build_search_data, keep=False, **options
+):
     sizes = {"height": 16, "width": 8, "batch_size": 8, "images_per_identity": 2, "held_out_fraction": 0.25}
     options.setdefault("sources", (root.name,))
     config = Config(
@@ -59,7 +64,7 @@ def build_data(root, measured="held_out", seed=0, rank=0, size=1, build=build_se
         seed=seed,
         data=Data(root=root.parent, workers=0, **sizes | options),
         search=Search(reid_cell=ReidCell(operations=("skip_connect",))),
-        evaluation=Evaluation(split=measured),
+        evaluation=Evaluation(split=measured, keep_same_camera=keep),
     )
     return build(config, World(rank, size, rank, torch.device("cpu")))
 
@@ -249,19 +254,34 @@ def test_a_missing_data_set_is_answered_with_the_nearest(seasons, name, expected
     assert expected in str(error.value)
 
 
-def test_images_that_two_sources_share_are_refused(tmp_path):
+def test_data_sets_of_the_same_people_are_refused(tmp_path):
     miniatures.market1501_500k(tmp_path / "market1501")
-    with pytest.raises(
-        DataError,
-        match=r"duplicate image: it appears twice in the training data \(market1501 and market1501_500k",
-    ):
+    with pytest.raises(DataError, match="market1501 and market1501_500k show the same people"):
         of_seasons(tmp_path, sources=("market1501", "market1501_500k"))
 
 
-def test_images_that_are_trained_on_are_not_measured(tmp_path):
+def test_people_that_are_trained_on_are_not_measured(tmp_path):
     miniatures.grid(tmp_path / "grid")
-    with pytest.raises(DataError, match=r"jpeg: is used both for training and for evaluation on grid_1"):
+    with pytest.raises(
+        DataError, match=r"grid_1: 2 of its 3 people are also trained on in grid, as in .*jpeg; choose"
+    ):
         of_seasons(tmp_path, sources=("grid",), targets=("grid", "grid_1"), batch_size=2)
+
+
+def write_list(root, name, rows):
+    (root / name).mkdir()
+    (root / name / "images.csv").write_text("\n".join(["path,identity,camera,split", *rows]))
+
+
+def test_an_image_that_two_lists_name_is_refused(tmp_path):
+    own_people(tmp_path, TRAIN)
+    shared = tmp_path / "own/train/p1/a/1.jpg"
+    write_list(tmp_path, "more", [f"{shared},x,1,train", f"{shared}x,y,2,train"])
+    with pytest.raises(DataError, match=r"1.jpg: duplicate image: .* training data \(own and more\)"):
+        build_data(tmp_path / "any", build=build_training_data, sources=("own", "more"))
+    write_list(tmp_path, "test", [f"{shared},x,1,query", f"{shared}x,x,2,gallery", f"{shared}y,y,2,gallery"])
+    with pytest.raises(DataError, match=r"1.jpg: is used both for training and for evaluation on test"):
+        of_seasons(tmp_path, sources=("own",), targets=("test",))
 
 
 def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
@@ -271,12 +291,13 @@ def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
 
 
 def own_people(root, people):
-    """A user data set: folders SPLIT/IDENTITY/CAMERA with the given numbers of images."""
+    """A user data set: folders SPLIT/IDENTITY/CAMERA with the given numbers of images, all different."""
+    rng = np.random.default_rng(0)
     for place, count in people.items():
         folder = root / "own" / place
         folder.mkdir(parents=True)
         for number in range(count):
-            pixels = np.random.default_rng(len(place) + number).integers(0, 256, (20, 10, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (20, 10, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.jpg")
 
 
@@ -299,6 +320,29 @@ def test_a_gallery_that_matches_no_query_is_refused(tmp_path):
         DataError, match="own: no query has a gallery image of its identity from another camera"
     ):
         of_seasons(tmp_path, sources=("own",))
+
+
+@pytest.mark.parametrize("split", ["held_out", "test"])
+def test_people_of_one_camera_are_measured_if_asked_for(tmp_path, split):
+    queries = {f"{part}/q{person}/a": 2 for part in ("query", "gallery") for person in range(3)}
+    own_people(tmp_path, {f"train/p{person}/a": 4 for person in range(8)} | queries)
+    options = {"measured": split, "build": build_training_data}
+    with pytest.raises(DataError, match="keep_same_camera=true"):
+        build_data(tmp_path / "own", **options)
+    data = build_data(tmp_path / "own", keep=True, **options)
+    (target,) = data.targets
+    assert {*map(len, (target.query, target.gallery))} == ({2, 6} if split == "held_out" else {6})
+    evaluation = Evaluation(split=split, keep_same_camera=True)
+    config = Config(task_name="t", data=Data(root=tmp_path, workers=0), evaluation=evaluation)
+    alone = World(0, 1, 0, torch.device("cpu"))
+    result = measure_network(config, torch.nn.Flatten(), data, alone).targets[target.name]
+    pixels = [
+        normalise(torch.from_numpy(np.stack([*map(data.images, part.paths)]))).flatten(1)
+        for part in (target.query, target.gallery)
+    ]
+    other = torch.full((len(target.gallery),), 99)
+    numbers = (target.query.identities, target.gallery.identities, target.query.cameras, other)
+    assert result == evaluate_retrieval(*pixels, *numbers)
 
 
 def test_identities_with_one_image_are_told_and_repeated(tmp_path):

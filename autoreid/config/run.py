@@ -34,6 +34,9 @@ class Evaluation(Section):
     """held_out: identities kept out of the training set; test: the benchmark's own query and gallery."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance between embeddings."""
+    keep_same_camera: bool = False
+    """Count gallery images of the query's person by the query's camera as matches, for data from a single camera;
+    Market-1501's protocol ignores them. They are easier to find, so results are not comparable with published ones."""
     batch_size: Count = 128
     """Images that a rank embeds at once."""
 

@@ -28,7 +28,7 @@ from autoreid.errors import DataError, RunError
 from autoreid.files import make_folder
 
 #: Increase this when the same files give different pixels than before.
-_FORMAT = 1
+_FORMAT = 2
 #: Number of images decoded before they are written.
 _CHUNK = 256
 #: Seconds without a write after which an unfinished cache is considered abandoned by a killed run.

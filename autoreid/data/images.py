@@ -7,7 +7,7 @@ import shutil
 import socket
 from bisect import bisect_right
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 from autoreid.config import Data
 from autoreid.data.cache import Pixels, decode_all, fingerprint, open_cache, write_cache
 from autoreid.data.decoding import decode, resize
-from autoreid.data.records import Split
+from autoreid.data.records import ReidDataset, Split
 from autoreid.distributed import World, gather_objects
 from autoreid.distributed.shared_work import work_while_others_wait
 from autoreid.errors import AutoreidError, DataError, RunError
@@ -83,6 +83,11 @@ class Images:
     def readable(self, split: Split) -> Split:
         """Return the split without its broken images."""
         return split.select(np.array([path not in self.broken for path in split.paths], dtype=bool))
+
+    def readable_dataset(self, dataset: ReidDataset) -> ReidDataset:
+        """Return the data set without its broken images."""
+        train, query, gallery = map(self.readable, (dataset.train, dataset.query, dataset.gallery))
+        return replace(dataset, train=train, query=query, gallery=gallery)
 
 
 @dataclass

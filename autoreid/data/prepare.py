@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +85,11 @@ def prepare_dataset(name: str, archives: Sequence[Path], root: Path) -> Findings
             raise RunError(f"{error.filename or work}: cannot lay out {name}: {error.strerror}") from error
     ready = next(folder for folder in (work / "laid out", work / "unpacked") if folder.exists())
     findings = check_images(read_folder(ready, name))
-    if not findings.broken:
-        ready.rename(target)
-        shutil.rmtree(work)
-    return findings
+    if findings.broken:
+        return findings
+    ready.rename(target)
+    shutil.rmtree(work)
+    return replace(findings, dataset=read_folder(target, name))
 
 
 def check_dataset(name: str, root: Path) -> Findings:

@@ -60,8 +60,13 @@ class ReidDataset:
     notes: tuple[str, ...] = ()
 
     def all_people(self) -> Split:
-        """Return the images of all identities as one training split, without distractors and junk."""
-        everything = join([self.train, self.query, self.gallery], self.train.name)
+        """Return the images of all identities as one training split, without distractors and junk.
+
+        An image that is query and gallery at once is there once.
+        """
+        queries = set(self.query.paths)
+        new = np.array([path not in queries for path in self.gallery.paths], dtype=bool)
+        everything = join([self.train, self.query, self.gallery.select(new)], self.train.name)
         return everything.select(~np.isin(everything.identities, (DISTRACTOR, JUNK)))
 
 

@@ -16,13 +16,18 @@ from autoreid.data.records import Split
 from autoreid.errors import ConfigError, DataError
 
 
-def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split, Split]:
+def hold_out(
+    train: Split, fraction: float, seed: int, keep_same_camera: bool = False
+) -> tuple[Split, Split, Split]:
     """Set a fraction of the identities aside as queries and gallery, chosen by the seed.
 
     The number of identities is rounded, and at least 2 unless the fraction is 0. Only identities seen by two or
     more cameras are chosen, because others cannot be retrieved. For each camera of an identity, one image
     becomes a query and the rest gallery. A query without a match in the gallery (same identity, another camera)
     is moved to the gallery; each held-out identity keeps at least one query.
+
+    Args:
+        keep_same_camera: a match may be from the query's camera, so an identity needs two images, from any cameras.
 
     Returns:
         The remaining training images, the queries and the gallery, each in the order of `train`.
@@ -34,9 +39,9 @@ def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split, Sp
     if not 0 <= fraction < 1:
         raise ConfigError(f"held-out fraction {fraction}: must be at least 0 and less than 1")
     rng = np.random.default_rng(seed)
-    chosen = np.isin(train.identities, _choose_identities(train, fraction, rng))
+    chosen = np.isin(train.identities, _choose_identities(train, fraction, rng, keep_same_camera))
     held = np.flatnonzero(chosen)
-    is_query = _choose_queries(train.identities[held], train.cameras[held], rng)
+    is_query = _choose_queries(train.identities[held], train.cameras[held], rng, keep_same_camera)
     return (
         train.select(~chosen),
         train.select(held[is_query], "held-out query"),
@@ -44,21 +49,34 @@ def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split, Sp
     )
 
 
-def _choose_identities(train: Split, fraction: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    pairs = np.unique(np.stack([train.identities, train.cameras], axis=1), axis=0)
-    identities, num_cameras = np.unique(pairs[:, 0], return_counts=True)
-    eligible = identities[num_cameras >= 2]
+#: What an identity needs so that it can be held out, by `keep_same_camera`.
+_SEEN_TWICE = {
+    False: "are seen by two cameras or more (evaluation.keep_same_camera=true also holds others out)",
+    True: "have two images or more",
+}
+
+
+def _choose_identities(
+    train: Split, fraction: float, rng: np.random.Generator, keep_same_camera: bool
+) -> npt.NDArray[np.int64]:
+    pairs = np.stack([train.identities, train.cameras], axis=1)
+    views = pairs if keep_same_camera else np.unique(pairs, axis=0)
+    identities, num_views = np.unique(views[:, 0], return_counts=True)
+    eligible = identities[num_views >= 2]
     wanted = max(2, round(fraction * len(identities))) if fraction else 0
     if wanted > len(eligible) or (wanted and wanted >= len(identities)):
         raise DataError(
             f"{train.name}: holding out {wanted} of {len(identities)} identities (fraction {fraction}) is not"
-            f" possible: {len(eligible)} are seen by two cameras or more, and at least one must be left for training"
+            f" possible: {len(eligible)} {_SEEN_TWICE[keep_same_camera]}, and at least one must be left for training"
         )
     return rng.choice(eligible, wanted, replace=False)
 
 
 def _choose_queries(
-    identities: npt.NDArray[np.int64], cameras: npt.NDArray[np.int64], rng: np.random.Generator
+    identities: npt.NDArray[np.int64],
+    cameras: npt.NDArray[np.int64],
+    rng: np.random.Generator,
+    keep_same_camera: bool,
 ) -> npt.NDArray[np.bool_]:
     """Return (N,) bool: which images are queries; the others are the gallery."""
     order = rng.permutation(len(identities))
@@ -74,6 +92,8 @@ def _choose_queries(
     without_gallery = np.bincount(person, ~is_query) == 0
     _, first = np.unique(person[order], return_index=True)
     is_query[order[first[without_gallery]]] = False
+    if keep_same_camera:
+        return is_query
     # If all gallery images of an identity are from one camera, that camera's query has no match.
     from_other_cameras = np.bincount(person, ~is_query)[person] - np.bincount(view, ~is_query)[view]
     return is_query & (from_other_cameras > 0)

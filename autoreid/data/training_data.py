@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,10 +16,12 @@ from autoreid.data.datasets import read_dataset
 from autoreid.data.images import Images, prepare_images
 from autoreid.data.levels import build_sampler, divide_levels, label
 from autoreid.data.loaders import BatchStream
+from autoreid.data.overlap import check_overlap, copied_queries, seen_people
 from autoreid.data.records import ReidDataset, Split, combine
 from autoreid.data.sampler import IdentityBalancedSampler
 from autoreid.data.splits import hold_out
 from autoreid.data.synthetic.people import write_synthetic_people
+from autoreid.data.targets import check_target
 from autoreid.data.transforms import Augmentation
 from autoreid.distributed import World
 from autoreid.errors import DataError
@@ -66,14 +69,38 @@ def generate_people(data: Data) -> None:
 
 
 def read_datasets(config: Config) -> dict[str, ReidDataset]:
-    """Read the data sets that the run uses, by name; lists their folders, opens no image.
+    """Read the data sets that the run uses, by name; lists their folders, decodes no image.
 
     Raises:
-        DataError: a folder is missing or has an unknown layout.
+        DataError: a folder is missing or has an unknown layout, or data sets share images or people (`check_overlap`).
     """
-    data = config.data
-    wanted = data.sources if config.evaluation.split == "held_out" else data.sources + data.targets
-    return {name: read_dataset(data.root, name) for name in dict.fromkeys(wanted)}
+    data, is_test = config.data, config.evaluation.split == "test"
+    wanted = dict.fromkeys(data.sources + data.targets if is_test else data.sources)
+    datasets = {name: read_dataset(data.root, name) for name in wanted}
+    sources = [(name, _images_for_training(data, datasets[name])) for name in data.sources]
+    targets = [datasets[name] for name in data.targets or data.sources] if is_test else []
+    notes = check_overlap(sources, targets)
+    for target in targets:
+        copies = copied_queries(target) if config.evaluation.keep_same_camera else ()
+        datasets[target.name] = replace(target, notes=target.notes + notes[target.name] + copies)
+    return datasets
+
+
+def people_seen_in_training(data: Data, targets: Sequence[ReidDataset]) -> list[str]:
+    """Return warnings about targets that show people on whom a network was trained.
+
+    Args:
+        data: the section of the training's config. Sources that are no longer there are not compared.
+    """
+    sources = []
+    for name in data.sources:
+        with suppress(DataError):
+            sources.append((name, _images_for_training(data, read_dataset(data.root, name))))
+    return seen_people(sources, targets)
+
+
+def _images_for_training(data: Data, source: ReidDataset) -> Split:
+    return source.all_people() if data.combine_all else source.train
 
 
 def run_images(config: Config, world: World, datasets: Mapping[str, ReidDataset]) -> Images:
@@ -165,10 +192,10 @@ def _select(
     data = config.data
     if datasets is None:
         datasets = read_datasets(config)
-    datasets = {name: _readable(dataset, images) for name, dataset in datasets.items()}
+    datasets = {name: images.readable_dataset(dataset) for name, dataset in datasets.items()}
     sources = [datasets[name] for name in data.sources]
     notes = tuple(note for dataset in datasets.values() for note in dataset.notes) + images.notes
-    train = combine([source.all_people() if data.combine_all else source.train for source in sources])
+    train = combine([_images_for_training(data, source) for source in sources])
     if len(set(train.paths)) < len(train):
         (duplicate, _), *_ = Counter(train.paths).most_common(1)
         raise DataError(
@@ -180,43 +207,17 @@ def _select(
             f"{alone} identities have a single image, which is repeated {data.images_per_identity} times in a batch",
         )
     seed = derive_seed(config.seed, "held out")
-    train, query, gallery = hold_out(train, data.held_out_fraction, seed)
+    keep_same_camera = config.evaluation.keep_same_camera
+    train, query, gallery = hold_out(train, data.held_out_fraction, seed, keep_same_camera)
     if config.evaluation.split == "held_out":
         return train, (ReidDataset("held-out", train, query, gallery),), notes
     targets = tuple(datasets[name] for name in data.targets or data.sources)
     for target in targets:
-        if not len(target.query):
-            raise DataError(
-                f"{target.name}: has no queries for evaluation; choose other data sets in data.targets"
-            )
-        notes += _unmatched(target)
+        notes += check_target(target, keep_same_camera)
         seen = {*target.query.paths, *target.gallery.paths}.intersection(train.paths)
         if seen:
             raise DataError(f"{min(seen)}: is used both for training and for evaluation on {target.name}")
     return train, targets, notes
-
-
-def _unmatched(target: ReidDataset) -> tuple[str, ...]:
-    """Return a warning if some queries have no match in the gallery; raises DataError if none has one."""
-    query, gallery = target.query, target.gallery
-    searched = np.isin(gallery.identities, query.identities)
-    views = set(zip(gallery.identities[searched].tolist(), gallery.cameras[searched].tolist(), strict=True))
-    cameras = Counter(person for person, _ in views)
-    pairs = zip(query.paths, query.identities.tolist(), query.cameras.tolist(), strict=True)
-    alone = [path for path, person, camera in pairs if cameras[person] == ((person, camera) in views)]
-    if len(alone) == len(query):
-        raise DataError(f"{target.name}: no query has a gallery image of its identity from another camera")
-    if not alone:
-        return ()
-    return (
-        f"{target.name}: {len(alone)} of {len(query)} queries are ignored, because the gallery has no image of "
-        f"their identity from another camera, such as {alone[0]}",
-    )
-
-
-def _readable(dataset: ReidDataset, images: Images) -> ReidDataset:
-    train, query, gallery = map(images.readable, (dataset.train, dataset.query, dataset.gallery))
-    return replace(dataset, train=train, query=query, gallery=gallery)
 
 
 def _summary(config: Config, train: Split) -> str:

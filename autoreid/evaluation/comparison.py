@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from autoreid.evaluation.distances import Distances, Metric
 from autoreid.evaluation.features import FeatureSet
+from autoreid.evaluation.protocol import own_images
 from autoreid.evaluation.ranking import RetrievalResult, evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.reranking import rerank
 
@@ -25,6 +27,7 @@ class Comparison:
         metric: the distance metric.
         reranked: whether k-reciprocal re-ranking is applied to the distances.
         device: the device that computes the distances.
+        keep_same_camera: whether gallery images by the query's camera are matches, see `evaluate_retrieval`.
     """
 
     query: FeatureSet
@@ -32,14 +35,17 @@ class Comparison:
     metric: Metric
     reranked: bool
     device: torch.device
+    keep_same_camera: bool = False
 
     def evaluate(self, ranks: Sequence[int]) -> RetrievalResult:
         """Rank the gallery for each query and return mAP, CMC and mINP; see `evaluate_retrieval`."""
         query, gallery = self.query, self.gallery
         labels = (query.identities, gallery.identities, query.cameras, gallery.cameras)
+        own = own_images(query.paths.tolist(), gallery.paths.tolist())
+        rules: dict[str, Any] = {"keep_same_camera": self.keep_same_camera, "own": own}
         if self.reranked:
-            return evaluate_distances(self._reranked, *labels, ranks=ranks)
-        return evaluate_retrieval(*self._tensors(query), *labels, metric=self.metric, ranks=ranks)
+            return evaluate_distances(self._reranked, *labels, ranks=ranks, **rules)
+        return evaluate_retrieval(*self._tensors(query), *labels, metric=self.metric, ranks=ranks, **rules)
 
     def distances(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return the (n, G) distances of the chosen queries; Euclidean ones are squared (see `squared`)."""

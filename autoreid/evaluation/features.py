@@ -21,6 +21,7 @@ from autoreid.data.loaders import Batch
 from autoreid.data.records import Split
 from autoreid.distributed import World, gather, gather_objects, on_main
 from autoreid.errors import DataError, RunError
+from autoreid.evaluation.protocol import own_images
 from autoreid.evaluation.ranking import RetrievalResult, evaluate_retrieval
 
 Embed = Callable[[Tensor], Tensor]
@@ -52,6 +53,10 @@ class FeatureSet:
     def select(self, chosen: npt.NDArray[np.int64]) -> FeatureSet:
         """Return the images at the chosen indices, in that order."""
         return FeatureSet(*(getattr(self, key)[chosen] for key in _KEYS))
+
+    def split(self, name: str) -> Split:
+        """Return the images without their features."""
+        return Split(name, self.paths.astype(object), self.identities, self.cameras)
 
     @classmethod
     def of(cls, split: Split, features: Tensor) -> FeatureSet:
@@ -188,8 +193,12 @@ def measure_retrieval(
     load: Load,
     world: World,
     metric: Literal["euclidean", "cosine"],
+    keep_same_camera: bool = False,
 ) -> RetrievalResult:
-    """Return mAP, CMC and mINP of an embedding on query and gallery; the same on every rank."""
+    """Return mAP, CMC and mINP of an embedding on query and gallery; the same on every rank.
+
+    An image that is query and gallery at once is not its own match; see `evaluate_retrieval` for `keep_same_camera`.
+    """
     query_features = extract_features(embed, query, load, world)
     gallery_features = extract_features(embed, gallery, load, world)
     return on_main(
@@ -201,5 +210,7 @@ def measure_retrieval(
             query.cameras,
             gallery.cameras,
             metric,
+            keep_same_camera=keep_same_camera,
+            own=own_images(query.paths, gallery.paths),
         )
     )

@@ -5,6 +5,8 @@ Shape letters: Q queries, G gallery images.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,6 +23,11 @@ class Protocol:
     A match has the query's identity and a different camera. Gallery images with the query's identity and
     camera are removed; those with identity JUNK are removed for every query.
 
+    Args:
+        keep_same_camera: images with the query's identity and camera are matches, too.
+        own: gallery index of each query's own image (Q,), which is removed for it; -1 if the gallery lacks it. None if
+            the gallery lacks all.
+
     Attributes:
         shape: (Q, G).
         junk: gallery images with identity JUNK.
@@ -34,11 +41,15 @@ class Protocol:
         gallery_ids: ArrayLike,
         query_cameras: ArrayLike,
         gallery_cameras: ArrayLike,
+        keep_same_camera: bool = False,
+        own: ArrayLike | None = None,
     ) -> None:
         self.query_ids, self.gallery_ids = _integers(query_ids), _integers(gallery_ids)
         self.query_cameras, self.gallery_cameras = _integers(query_cameras), _integers(gallery_cameras)
         self.shape = (len(self.query_ids), len(self.gallery_ids))
         self.check(self.shape)
+        self.keep_same_camera = keep_same_camera
+        self.own = np.full(self.shape[0], -1) if own is None else _integers(own)
         self.junk = np.flatnonzero(self.gallery_ids == JUNK)
         order = np.argsort(self.gallery_ids, kind="stable")
         self.by_identity = order[self.gallery_ids[order] != JUNK]
@@ -64,8 +75,16 @@ class Protocol:
         start, stop = (self.identities.searchsorted(ids, side=side) for side in ("left", "right"))
         rows, places = ranges(start, stop - start)
         columns = self.by_identity[places]
-        same_camera = self.query_cameras[queries][rows] == self.gallery_cameras[columns]
-        return (rows[~same_camera], columns[~same_camera]), (rows[same_camera], columns[same_camera])
+        removed = self.own[queries][rows] == columns
+        if not self.keep_same_camera:
+            removed |= self.query_cameras[queries][rows] == self.gallery_cameras[columns]
+        return (rows[~removed], columns[~removed]), (rows[removed], columns[removed])
+
+
+def own_images(query: Iterable[str], gallery: Iterable[str]) -> Ints:
+    """Return the gallery index of each query's own image (Q,), by path; -1 if it has none or its path is empty."""
+    places = {path: place for place, path in enumerate(gallery) if path}
+    return np.array([places.get(path, -1) for path in query], dtype=np.int64)
 
 
 def ranges(start: Ints, count: Ints) -> tuple[Ints, Ints]:

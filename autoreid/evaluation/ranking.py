@@ -78,10 +78,15 @@ def evaluate_retrieval(
     gallery_cameras: ArrayLike,
     metric: Metric = "euclidean",
     ranks: Sequence[int] = (1, 5, 10, 20),
+    keep_same_camera: bool = False,
+    own: ArrayLike | None = None,
 ) -> RetrievalResult:
     """Rank the gallery for each query by Market-1501's protocol and compute mAP, CMC and mINP.
 
-    Gallery images with the query's identity and camera, and those with identity JUNK, are removed.
+    Gallery images with the query's identity and camera, and those with identity JUNK, are removed; `keep_same_camera`
+    keeps the former. If an image is query and gallery at once, `own` (Q,) has its gallery index, -1 for other queries:
+    an image is never its own match.
+
     Distances are float32, squared Euclidean or one minus the cosine similarity; ties are broken by
     gallery order. The CMC at a rank beyond the end of the gallery is its value at the end.
 
@@ -93,7 +98,8 @@ def evaluate_retrieval(
         RunError: a feature is NaN or infinite, or no query has a match.
     """
     distances = Distances(query_features, gallery_features, metric)
-    protocol = Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras)
+    numbers = (query_ids, gallery_ids, query_cameras, gallery_cameras)
+    protocol = Protocol(*numbers, keep_same_camera, own)
     protocol.check(distances.shape)
     return _evaluate(match_blocks(distances.blocks(), protocol), protocol, ranks)
 
@@ -105,6 +111,8 @@ def evaluate_distances(
     query_cameras: ArrayLike,
     gallery_cameras: ArrayLike,
     ranks: Sequence[int] = (1, 5, 10, 20),
+    keep_same_camera: bool = False,
+    own: ArrayLike | None = None,
 ) -> RetrievalResult:
     """Evaluate given distances: a (Q, G) matrix, or its blocks of rows in order, such as `rerank` yields.
 
@@ -114,7 +122,8 @@ def evaluate_distances(
         ValueError: the shapes do not match.
         RunError: a distance is NaN or infinite, or no query has a match.
     """
-    protocol = Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras)
+    numbers = (query_ids, gallery_ids, query_cameras, gallery_cameras)
+    protocol = Protocol(*numbers, keep_same_camera, own)
     if isinstance(distances, Tensor | np.ndarray):
         protocol.check(tuple(distances.shape))
         distances = torch.as_tensor(distances).split(max(1, BLOCK_ELEMENTS // max(1, distances.shape[1])))
@@ -160,9 +169,8 @@ def _evaluate(blocks: Iterable[Block], protocol: Protocol, ranks: Sequence[int])
             per_query[:, block.queries[valid]] = precision, rank[starts], penalty
     precision, first, penalty = per_query[:, ~np.isnan(per_query[0])]
     if not len(first):
-        raise RunError(
-            f"none of the {protocol.shape[0]} queries has a gallery image of its identity from another camera"
-        )
+        where = "" if protocol.keep_same_camera else " from another camera"
+        raise RunError(f"none of the {protocol.shape[0]} queries has a gallery image of its identity{where}")
     cmc = {rank: float(np.mean(first <= rank)) for rank in ranks}
     map_, minp = float(precision.mean()), float(penalty.mean())
     return RetrievalResult(map_, cmc, minp, len(first), protocol.shape[0], per_query[0])

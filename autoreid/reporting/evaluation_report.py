@@ -50,7 +50,8 @@ def as_json(cells: Sequence[TableCell]) -> dict[str, Any]:
 def as_table(cells: Sequence[TableCell]) -> str:
     """Return the table as text: sources as rows, targets as columns, mAP and rank-1 in percent.
 
-    The lines below the table give the precision of each source, and the number of queries without a match.
+    A cell that is missing is shown as failed. The lines below the table give the precision of each source, the number
+    of queries without a match, and whether matches by the query's camera count.
     """
     rows = _rows(cells)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -64,6 +65,8 @@ def as_table(cells: Sequence[TableCell]) -> str:
             lines.append(
                 f"{target}: {left_out} of {result.queries} queries have no match in the gallery and are not counted"
             )
+    if any(cell.settings.get("keep_same_camera") for cell in cells):
+        lines.append("matches by the query's own camera are counted: not comparable with published results")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -74,7 +77,7 @@ def _rows(cells: Sequence[TableCell]) -> list[list[str]]:
     }
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = dict.fromkeys(cell.source for cell in cells)
-    rows = [[source, *(shown[source, target] for target in targets)] for source in sources]
+    rows = [[source, *(shown.get((source, target), "failed") for target in targets)] for source in sources]
     return [["mAP / rank-1 in %", *targets], *rows]
 
 

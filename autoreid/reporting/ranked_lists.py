@@ -15,6 +15,7 @@ from autoreid.data.decoding import decode
 from autoreid.data.records import JUNK
 from autoreid.errors import DataError
 from autoreid.evaluation.features import FeatureSet
+from autoreid.evaluation.protocol import own_images
 
 RIGHT, WRONG, QUERY = (34, 160, 70), (214, 39, 40), (70, 80, 90)
 INK = (30, 30, 30)
@@ -48,16 +49,26 @@ def hardest_queries(average_precision: npt.NDArray[np.float64], count: int) -> n
 
 
 def rank_lists(
-    distances: npt.NDArray[np.float32], query: FeatureSet, gallery: FeatureSet, top: int = 10
+    distances: npt.NDArray[np.float32],
+    query: FeatureSet,
+    gallery: FeatureSet,
+    top: int = 10,
+    keep_same_camera: bool = False,
 ) -> list[RankedList]:
     """Return the `top` nearest gallery images of every query by distances (Q, G), with ties in gallery order.
 
-    Images with the identity and camera of the query, and images of identity JUNK, are excluded.
+    The query's own image, images with its identity and camera unless `keep_same_camera`, and images of identity JUNK
+    are excluded.
     """
     lists = []
-    for row, identity, camera in zip(distances, query.identities, query.cameras, strict=True):
+    own = own_images(query.paths.tolist(), gallery.paths.tolist())
+    for row, identity, camera, itself in zip(distances, query.identities, query.cameras, own, strict=True):
         right = gallery.identities == identity
-        counted = (gallery.identities != JUNK) & ~(right & (gallery.cameras == camera))
+        counted = gallery.identities != JUNK
+        if not keep_same_camera:
+            counted &= ~(right & (gallery.cameras == camera))
+        if itself >= 0:
+            counted[itself] = False
         order = np.argsort(row, kind="stable")
         first = order[counted[order]][:top]
         lists.append(RankedList(first, row[first], right[first]))

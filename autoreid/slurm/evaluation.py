@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoreid.data.datasets import read_folder
+from autoreid.data.targets import check_target_folder
 from autoreid.embedder import load_network
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths, parse
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in named_paths("--checkpoint", evaluation.checkpoint).values():
         load_network(path)
     for name, path in named_paths("--data", evaluation.data).items():
-        read_folder(path, name)
+        check_target_folder(path, name, evaluation.keep_same_camera)
     output: Path = evaluation.output.absolute()
     command = PackageCommand("evaluate", given[cut + 1 :], Path.cwd())
     executor = JobExecutor(job_options, output / "slurm", output.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from autoreid.config import Config
-from autoreid.data.datasets import read_folder
+from autoreid.data.targets import check_target_folder
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
@@ -58,7 +58,7 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
     recipe = load_config(options.train_config, [override_of("task_name", name), *options.train])
     if writes:
         for target, folder in named_paths("--data", [str(data) for data in options.data]).items():
-            read_folder(folder, target)
+            check_target_folder(folder, target, recipe.evaluation.keep_same_camera)
         _check_training(recipe, searches[0].config, options.train_config)
     here = Path.cwd()
     derived = here / "derived" / name
@@ -117,6 +117,8 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
             str(run),
             *(part for data in options.data for part in ("--data", str(data))),
         ]
+        if recipe.evaluation.keep_same_camera:
+            arguments.append("--keep-same-camera")
         command = PackageCommand("evaluate", [*arguments, "--output", str(evaluation)], here)
         stages.append(Stage("evaluate", [command], single, evaluation / "slurm", (), "afterok"))
     return searches, stages

@@ -50,7 +50,13 @@ def measure_network(
             return MeanRetrieval(
                 {
                     target.name: measure_retrieval(
-                        embed, target.query, target.gallery, load, world, config.evaluation.metric
+                        embed,
+                        target.query,
+                        target.gallery,
+                        load,
+                        world,
+                        config.evaluation.metric,
+                        config.evaluation.keep_same_camera,
                     )
                     for target in data.targets
                 }

@@ -15,7 +15,7 @@ from autoreid.data.datasets.benchmark import Benchmark, Counts
 from autoreid.data.datasets.cuhk03 import CUHK03_DETECTED, CUHK03_LABELED
 from autoreid.data.datasets.cuhk_sysu import CUHK_SYSU
 from autoreid.data.datasets.dukemtmc import DUKEMTMC
-from autoreid.data.datasets.listing import locate
+from autoreid.data.datasets.listing import locate, passed_over_in
 from autoreid.data.datasets.market1501 import FOLDERS, MARKET1501, MARKET1501_500K, read_market1501
 from autoreid.data.datasets.msmt17 import MSMT17, MSMT17_V2
 from autoreid.data.datasets.occluded_duke import OCCLUDED_DUKE
@@ -67,8 +67,12 @@ def read_folder(folder: Path, name: str) -> ReidDataset:
     """
     benchmark = _benchmark_of(folder, name)
     if benchmark is None:
-        has_market_layout = (locate(folder, FOLDERS["train"]) / FOLDERS["train"]).is_dir()
-        return replace((read_market1501 if has_market_layout else read_own_folder)(folder), name=name)
+        inside = locate(folder, FOLDERS["train"])
+        if not (inside / FOLDERS["train"]).is_dir():
+            return replace(read_own_folder(folder), name=name)
+        dataset = read_market1501(folder)
+        passed = passed_over_in(inside / part for part in FOLDERS.values())
+        return replace(dataset, name=name, notes=tuple(passed.notes()))
     dataset = benchmark.read(folder)
     differences = benchmark.differences(dataset)
     notes = (f"{folder}: differs from the published size: {'; '.join(differences)}",) if differences else ()

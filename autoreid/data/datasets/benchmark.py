@@ -36,12 +36,14 @@ class Benchmark:
         published: the published sizes by split: train, query and gallery.
         lay_out: lay_out(unpacked, target) converts the contents of the authors' archives to the layout that `read`
             knows. It creates no target if they already have it. None if they always have it.
+        people: a name that data sets have in common if their identity numbers mean the same people.
     """
 
     folders: tuple[str, ...]
     read: Callable[[Path], ReidDataset]
     published: Mapping[str, Counts]
     lay_out: Callable[[Path, Path], None] | None = None
+    people: str = ""
 
     def differences(self, dataset: ReidDataset) -> list[str]:
         """Return the differences from the published sizes, such as "12,935 train images, not 12,936"."""

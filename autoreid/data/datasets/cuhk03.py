@@ -113,7 +113,9 @@ def _benchmark(kind: str, train: int, gallery: int) -> Benchmark:
         "query": Counts(700, 1_400, 2),
         "gallery": Counts(700, gallery, 2),
     }
-    return Benchmark(("cuhk03", "cuhk03-np", "CUHK03-NP"), partial(_read, kind), published, extract_images)
+    return Benchmark(
+        ("cuhk03", "cuhk03-np", "CUHK03-NP"), partial(_read, kind), published, extract_images, "cuhk03"
+    )
 
 
 CUHK03_LABELED = _benchmark("labeled", 7_368, 5_328)

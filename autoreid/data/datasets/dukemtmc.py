@@ -13,4 +13,5 @@ DUKEMTMC = Benchmark(
     ("dukemtmc", "DukeMTMC-reID", "dukemtmc-reid", "dukemtmcreid"),
     read_market1501,
     {"train": Counts(702, 16_522, 8), "query": Counts(702, 2_228, 8), "gallery": Counts(1_110, 17_661, 8)},
+    people="dukemtmc",
 )

@@ -54,7 +54,7 @@ def _training_people(file: Path, split: int) -> npt.NDArray[np.int64]:
 
 def _benchmark(split: int) -> Benchmark:
     published = {"train": Counts(125, 250), "query": Counts(125, 125), "gallery": Counts(125, 900)}
-    return Benchmark(("grid", "GRID", "underground_reid"), partial(_read, split), published)
+    return Benchmark(("grid", "GRID", "underground_reid"), partial(_read, split), published, people="grid")
 
 
 #: grid is the first split, grid_1 to grid_9 are the others.

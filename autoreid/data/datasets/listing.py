@@ -2,17 +2,107 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from autoreid.data.records import DISTRACTOR, JUNK, Split
 from autoreid.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+#: What file managers and operating systems leave in folders and archives, besides hidden files.
+_LITTER = {"__MACOSX", "@eaDir", "#recycle", "lost+found", "Thumbs.db", "desktop.ini"}
+#: Suffixes of files that are no images for certain, which nobody misses.
+_NO_IMAGES = (
+    ".csv",
+    ".html",
+    ".json",
+    ".log",
+    ".mat",
+    ".md",
+    ".npy",
+    ".npz",
+    ".pdf",
+    ".py",
+    ".txt",
+    ".xml",
+    ".yaml",
+)
+#: Formats that Pillow recognises, but cannot decode by itself.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+@functools.cache
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes, in lower case, of all kinds of images that Pillow reads."""
+    kinds = Image.registered_extensions()
+    return tuple(suffix for suffix, kind in kinds.items() if kind in Image.OPEN.keys() - _NOT_DECODED)
+
+
+def is_image(entry: os.DirEntry[str]) -> bool:
+    """Return whether a file is one that Pillow reads, by its name."""
+    return entry.name.lower().endswith(image_suffixes())
+
+
+def content(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, sorted by name, without hidden files and litter.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            kept = [
+                entry for entry in entries if not entry.name.startswith(".") and entry.name not in _LITTER
+            ]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot read the folder: {error.strerror}") from error
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Return the sorted names of a folder's subfolders, without hidden ones and litter."""
+    return [entry.name for entry in content(folder) if entry.is_dir()]
+
+
+class PassedOver:
+    """What a reader passes over: how much, and an example."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.example = ""
+
+    def add(self, entry: os.DirEntry[str], reason: str) -> None:
+        """Count a file or folder, unless nobody would miss it."""
+        if not entry.name.lower().endswith(_NO_IMAGES):
+            self.example = self.example or f"{entry.path} ({reason})"
+            self.count += 1
+
+    def keeps(self, entry: os.DirEntry[str]) -> bool:
+        """Return whether a file is an image by its name; count it otherwise."""
+        if is_image(entry):
+            return True
+        self.add(entry, "a folder below a camera's" if entry.is_dir() else "no image that can be read")
+        return False
+
+    def notes(self) -> Iterator[str]:
+        """Yield one note, if anything was passed over."""
+        if self.count:
+            what = "file or folder is" if self.count == 1 else "files and folders are"
+            yield f"{self.count:,} {what} passed over, such as {self.example}"
+
+
+def passed_over_in(folders: Iterable[Path]) -> PassedOver:
+    """Return what `image_names` passes over in some folders of images."""
+    passed = PassedOver()
+    for folder in folders:
+        for entry in content(folder):
+            passed.keeps(entry)
+    return passed
 
 
 def locate(folder: Path, *inside: str) -> Path:
@@ -25,12 +115,10 @@ def locate(folder: Path, *inside: str) -> Path:
     """
     if not folder.is_dir() or any((folder / name).exists() for name in inside):
         return folder
-    below = sorted(path for path in folder.iterdir() if any((path / name).exists() for name in inside))
+    below = [name for name in folders_in(folder) if any((folder / name / file).exists() for file in inside)]
     if len(below) > 1:
-        raise DataError(
-            f"{folder}: both {below[0].name} and {below[1].name} contain {inside[0]}; keep one of them"
-        )
-    return below[0] if below else folder
+        raise DataError(f"{folder}: both {below[0]} and {below[1]} contain {inside[0]}; keep one of them")
+    return folder / below[0] if below else folder
 
 
 def image_names(folder: Path, expected: str) -> list[str]:
@@ -42,9 +130,7 @@ def image_names(folder: Path, expected: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             names = sorted(
-                entry.name
-                for entry in entries
-                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
+                entry.name for entry in entries if is_image(entry) and not entry.name.startswith(".")
             )
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no such folder; expected {expected}") from error
@@ -92,5 +178,6 @@ def refuse_nobody(split: Split) -> None:
     if nobody.any():
         path = split.paths[nobody.argmax()]
         raise DataError(
-            f"{path}: junk (-1) or a distractor (0000) among the {split.name} images; they belong in the gallery"
+            f"{path}: junk (-1) or a distractor (0000) among the {split.name} images; they belong in the gallery, and "
+            f"a person needs another name, or a number from 1"
         )

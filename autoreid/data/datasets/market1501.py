@@ -76,9 +76,11 @@ MARKET1501 = Benchmark(
     ("market1501", "Market-1501-v15.09.15", "Market-1501"),
     read_market1501,
     {"train": Counts(751, 12_936, 6), "query": Counts(750, 3_368, 6), "gallery": Counts(750, 15_913, 6)},
+    people="market1501",
 )
 MARKET1501_500K = Benchmark(
     ("market1501_500k", "market1501"),
     _read_with_500k,
     {**MARKET1501.published, "gallery": Counts(750, 515_913, 6)},
+    people="market1501",
 )

@@ -64,7 +64,12 @@ _PUBLISHED = {
     "query": Counts(3_060, 11_659, 15),
     "gallery": Counts(3_060, 82_161, 15),
 }
-MSMT17 = Benchmark(("msmt17", "MSMT17_V1", "MSMT17"), partial(_read, "train", "test"), _PUBLISHED)
+MSMT17 = Benchmark(
+    ("msmt17", "MSMT17_V1", "MSMT17"), partial(_read, "train", "test"), _PUBLISHED, people="msmt17"
+)
 MSMT17_V2 = Benchmark(
-    ("msmt17_v2", "MSMT17_V2", "msmt17"), partial(_read, "mask_train_v2", "mask_test_v2"), _PUBLISHED
+    ("msmt17_v2", "MSMT17_V2", "msmt17"),
+    partial(_read, "mask_train_v2", "mask_test_v2"),
+    _PUBLISHED,
+    people="msmt17",
 )

@@ -45,4 +45,5 @@ OCCLUDED_DUKE = Benchmark(
     read_market1501,
     {"train": Counts(702, 15_618, 8), "query": Counts(519, 2_210, 8), "gallery": Counts(1_110, 17_661, 8)},
     divide_duke,
+    people="dukemtmc",
 )

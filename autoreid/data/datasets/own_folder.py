@@ -4,57 +4,72 @@
     FOLDER/train|query|gallery/IDENTITY/CAMERA/x.jpg    splits, with a folder per person and camera
     FOLDER/IDENTITY/CAMERA/x.jpg                        the same, for training only
 
-Identities and cameras may have any names. In the gallery, the identity `distractor` matches no query, and `junk` is
-ignored. Paths in images.csv are relative to the folder; without a column `split`, all images are for training.
+Split folders may have any of the names in `SPLITS`, in upper or lower case. Identities and cameras may have any names.
+In the gallery, the identities `distractor` and 0000 match no query, and `junk` and -1 are ignored. All this may be in a
+subfolder, as in most archives.
 """
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from autoreid.data.datasets.listing import image_names, refuse_nobody
+from autoreid.data.datasets.image_list import CSV, SPLITS, Row, read_image_list
+from autoreid.data.datasets.listing import PassedOver, content, folders_in, is_image, refuse_nobody
 from autoreid.data.records import DISTRACTOR, JUNK, ReidDataset, Split
 from autoreid.errors import DataError
 
-_SPLITS = ("train", "query", "gallery")
-_NOBODY = {"distractor": DISTRACTOR, "junk": JUNK}
-_CSV = "images.csv"
+_NOBODY = {"distractor": DISTRACTOR, "junk": JUNK, "0000": DISTRACTOR, "-1": JUNK}
+_NESTED = "folders IDENTITY/CAMERA with images"
+
+Entry = os.DirEntry[str]
 
 
-class _Row(NamedTuple):
+class _SplitFolder(NamedTuple):
     split: str
-    path: str
-    identity: str
-    camera: str
+    path: Path
 
 
 def read_own_folder(folder: Path) -> ReidDataset:
     """Read the list of images; opens no image.
 
-    Identities and cameras are numbered in alphabetical order, over all splits.
+    Identities and cameras are numbered in alphabetical order, over all splits. Notes say what was passed over, which
+    identities were not taken for people, and whether the layout seems to be another one.
 
     Raises:
-        DataError: the folder has none of the layouts, or a line of images.csv is wrong; the message says where.
+        DataError: the folder has none of the layouts, has a single identity, or a line of images.csv is wrong; the
+            message says where.
     """
-    rows = list(_read_csv(folder / _CSV) if (folder / _CSV).exists() else _read_folders(folder))
+    inside, passed = _locate(folder), PassedOver()
+    notes: list[str] = []
+    for entry in content(folder) if inside != folder else ():
+        if not inside.is_relative_to(entry.path):
+            passed.add(entry, "beside the folder of the data set")
+    if (inside / CSV).exists():
+        layout, rows = f"listed in {CSV}", list(read_image_list(inside / CSV))
+    else:
+        layout, rows = f"read as {_NESTED}", list(_read_folders(inside, passed, notes))
     names = sorted({row.identity for row in rows} - _NOBODY.keys())
     people = {name: number for number, name in enumerate(names, start=1)} | _NOBODY
     cameras = {name: number for number, name in enumerate(sorted({row.camera for row in rows}), start=1)}
     train, query, gallery = (
-        _split_of(name, [row for row in rows if row.split == name], people, cameras) for name in _SPLITS
+        _split_of(name, [row for row in rows if row.split == name], people, cameras)
+        for name in ("train", "query", "gallery")
     )
     for split in (train, query):
         refuse_nobody(split)
-    return ReidDataset(folder.name, train, query, gallery.select(gallery.identities != JUNK))
+    notes += [*passed.notes(), *_nobody_notes(folder, rows)]
+    notes += _check_layout(
+        f"{folder}: {layout}", names, [*cameras], bool((gallery.identities == DISTRACTOR).any())
+    )
+    return ReidDataset(folder.name, train, query, gallery.select(gallery.identities != JUNK), tuple(notes))
 
 
-def _split_of(name: str, rows: list[_Row], people: dict[str, int], cameras: dict[str, int]) -> Split:
+def _split_of(name: str, rows: list[Row], people: dict[str, int], cameras: dict[str, int]) -> Split:
     return Split(
         name,
         np.array([row.path for row in rows], dtype=object),
@@ -63,68 +78,141 @@ def _split_of(name: str, rows: list[_Row], people: dict[str, int], cameras: dict
     )
 
 
-def _read_folders(folder: Path) -> Iterator[_Row]:
-    splits = [name for name in _SPLITS if (folder / name).is_dir()]
-    for split in splits:
-        yield from _read_people(folder / split, split)
-    if not splits:
-        yield from _read_people(folder, "train")
+def _locate(folder: Path) -> Path:
+    """Return the folder with images.csv, splits or people: `folder` itself, or one inside.
 
-
-def _read_people(folder: Path, split: str) -> Iterator[_Row]:
-    people = _folders_in(folder)
-    if not people:
+    Raises:
+        DataError: two subfolders have images.csv or splits.
+    """
+    below = folders_in(folder)
+    if _is_data_set(folder) or not below:
+        return folder
+    found = [folder / name for name in below if _is_data_set(folder / name)]
+    if len(found) > 1:
         raise DataError(
-            f"{folder}: unknown layout; expected bounding_box_train, query and bounding_box_test as in Market-1501,"
-            f" or {_CSV}, or folders IDENTITY/CAMERA with images"
+            f"{folder}: both {found[0].name} and {found[1].name} contain {CSV} or splits; keep one of them, or "
+            f"make each a data set"
         )
-    for person in people:
-        cameras = _folders_in(folder / person)
-        if not cameras:
+    if found:
+        return found[0]
+    only = folder / below[0]
+    is_wrapper = len(below) == 1 and any(folders_in(only / name) for name in folders_in(only))
+    return _locate(only) if is_wrapper else folder
+
+
+def _is_data_set(folder: Path) -> bool:
+    return (folder / CSV).exists() or bool(_split_folders(folder))
+
+
+def _split_folders(folder: Path) -> list[_SplitFolder]:
+    """Return the split folders; `val` alone is none, but may be a person's name.
+
+    Raises:
+        DataError: two folders are the same split.
+    """
+    found = [
+        _SplitFolder(SPLITS[name.lower()], folder / name)
+        for name in folders_in(folder)
+        if name.lower() in SPLITS
+    ]
+    if all(path.name.lower() == "val" for _, path in found):
+        return []
+    # Some data sets have test/query and test/gallery.
+    found = [
+        one
+        for outer in found
+        for one in ((outer.path.name.lower() == "test" and _split_folders(outer.path)) or [outer])
+    ]
+    by_split: dict[str, Path] = {}
+    for split, path in found:
+        other = by_split.setdefault(split, path)
+        if other is not path and {other.name.lower(), path.name.lower()} != {"train", "val"}:
             raise DataError(
-                f"{folder / person}: contains no folder; expected one per camera, with images of the person"
+                f"{folder}: both {other.name} and {path.name} are the {split} images; keep one of them"
             )
-        for camera in cameras:
-            place = folder / person / camera
-            for name in image_names(place, "images of one person from one camera"):
-                yield _Row(split, str(place / name), person, camera)
+    return found
 
 
-def _folders_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _read_folders(folder: Path, passed: PassedOver, notes: list[str]) -> Iterator[Row]:
+    splits = _split_folders(folder)
+    for split, path in splits:
+        if path.name.lower() == "val":
+            notes.append(f"{path}: used for training")
+        yield from _read_people(path, split, passed)
+    if not splits:
+        yield from _read_people(folder, "train", passed)
+        return
+    known = {path for _, path in splits} | {path.parent for _, path in splits}
+    for entry in content(folder):
+        if Path(entry.path) not in known:
+            passed.add(entry, "beside the folders of the splits")
 
 
-def _read_csv(file: Path) -> Iterator[_Row]:
-    seen: dict[str, int] = {}
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
-            missing = {"path", "identity", "camera"} - set(reader.fieldnames or ())
-            if missing:
-                raise DataError(
-                    f"{file}:1: no column {min(missing)}; expected path, identity, camera and optionally split"
-                )
-            for line in reader:
-                row = _parse_line(f"{file}:{reader.line_num}", file.parent, line)
-                if row.path in seen:
-                    raise DataError(
-                        f"{file}:{reader.line_num}: duplicate of line {seen[row.path]}: {row.path}"
-                    )
-                seen[row.path] = reader.line_num
-                yield row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot read the list: {error}") from error
-    if not seen:
-        raise DataError(f"{file}: contains no images")
+def _read_people(folder: Path, split: str, passed: PassedOver) -> Iterator[Row]:
+    """Yield the images of one split."""
+    rows = [
+        Row(split, image.path, person.name, camera.name)
+        for person in _sorted_folders(content(folder), "not in a folder of a person and a camera", passed)
+        for camera in _cameras_of(person, passed)
+        for image in _images_of(camera, passed)
+    ]
+    if not rows:
+        expected = (
+            f"bounding_box_train, query and bounding_box_test as in Market-1501, or {CSV}, or {_NESTED}"
+        )
+        raise DataError("; ".join([f"{folder}: unknown layout", f"expected {expected}", *passed.notes()]))
+    yield from rows
 
 
-def _parse_line(where: str, folder: Path, line: dict[str, str | None]) -> _Row:
-    values = {key: (line.get(key) or "").strip() for key in ("path", "identity", "camera")}
-    empty = [key for key, value in values.items() if not value]
-    if empty:
-        raise DataError(f"{where}: empty {empty[0]}")
-    split = (line.get("split") or "").strip() if "split" in line else "train"
-    if split not in _SPLITS:
-        raise DataError(f"{where}: split {split!r}: must be train, query or gallery")
-    path = os.path.normpath(folder / values["path"])
-    return _Row(split, path, values["identity"], values["camera"])
+def _sorted_folders(entries: Sequence[Entry], reason: str, passed: PassedOver) -> list[Entry]:
+    """Return those entries that are folders; count the others."""
+    for entry in entries:
+        if not entry.is_dir():
+            passed.add(entry, reason)
+    return [entry for entry in entries if entry.is_dir()]
+
+
+def _cameras_of(person: Entry, passed: PassedOver) -> list[Entry]:
+    """Return the folders of a person's cameras."""
+    entries = content(person.path)
+    cameras = _sorted_folders(entries, "not in a folder of a camera", passed)
+    if not cameras and any(map(is_image, entries)):
+        raise DataError(
+            f"{person.path}: contains no folder; expected one per camera, with images of the person"
+        )
+    if not cameras:
+        passed.add(person, "a person without images")
+    return cameras
+
+
+def _images_of(camera: Entry, passed: PassedOver) -> list[Entry]:
+    """Return the images in the folder of a person and a camera."""
+    images = [entry for entry in content(camera.path) if passed.keeps(entry)]
+    if not images:
+        passed.add(camera, "a camera without images")
+    return images
+
+
+def _nobody_notes(folder: Path, rows: Sequence[Row]) -> Iterator[str]:
+    """Say which of Market-1501's names for distractors and junk were found, because they could be people."""
+    for name, meaning in (("0000", "distractors, who match no query"), ("-1", "junk, which is ignored")):
+        count = sum(row.identity == name for row in rows if row.split == "gallery")
+        if count:
+            yield f"{folder}: the {count} gallery images of {name} are {meaning}, as in Market-1501"
+
+
+def _check_layout(
+    where: str, people: Sequence[str], cameras: Sequence[str], distractors: bool
+) -> Iterator[str]:
+    """Warn if people and cameras seem to be swapped or one level off; `where` names folder and layout.
+
+    Raises:
+        DataError: there is a single identity, which cannot be told from anybody.
+    """
+    example = f"identities: {len(people)}, such as {people[0]}; " if people else "no identity; "
+    example += f"cameras: {len(cameras)}, such as {cameras[0]}"
+    question = "are people and cameras swapped, or is a level of folders missing?"
+    if len(people) < 2 and not distractors:
+        raise DataError(f"{where}: {example}; expected two identities or more; {question}")
+    if len(people) < len(cameras):
+        yield f"{where}: {example}; {question}"

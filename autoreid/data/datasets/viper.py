@@ -51,7 +51,7 @@ def _read_camera(folder: Path, camera: int) -> Split:
 
 def _benchmark(split: int) -> Benchmark:
     published = {"train": Counts(316, 632, 2), "query": Counts(316, 316, 1), "gallery": Counts(316, 316, 1)}
-    return Benchmark(("viper", "VIPeR"), partial(_read, split), published)
+    return Benchmark(("viper", "VIPeR"), partial(_read, split), published, people="viper")
 
 
 #: viper is the first split, viper_1 to viper_9 are the others.
