@@ -183,12 +183,15 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"command line: {key}: {section} is a value, not a section")
         tree = inner
+    tree[last] = parse_value(text, f"command line: {key}")
+
+
+def parse_value(text: str, where: str) -> Any:
+    """Return the value that a text on the command line stands for; raises ConfigError that names `where`."""
     try:
-        tree[last] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"command line: {key}: {text!r} is not a YAML value: {error}".replace("\n", " ")
-        ) from error
+        raise ConfigError(f"{where}: {text!r} is not a YAML value: {error}".replace("\n", " ")) from error
 
 
 def _explain(error: ValidationError, where: str, overridden: set[str]) -> str:

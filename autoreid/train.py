@@ -177,6 +177,8 @@ def _run_task(
         return
     _record(folder, world, "started", state)
     _log_start(config, world, data, state)
+    if isinstance(task, TrainTask) and task.start is not None and not state.step:
+        _log.info("%s", task.start)
     log_memory(task, config, world)
 
     def save(is_best: bool) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.optim.swa_utils import AveragedModel
 
 import autoreid
-from autoreid.embedder import load_network
 from autoreid.errors import ConfigError, DataError
+from autoreid.networks import load_network
 from tests.helpers.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
 
 
@@ -103,7 +103,8 @@ def test_the_moving_average_is_what_counts(network, tmp_path):
         for weight in averaged.module.parameters():
             weight.mul_(1.1)
     path = write_checkpoint(tmp_path / "step-00000003.pt", network, ema=averaged.state_dict())
-    loaded, config = load_network(path)
+    loaded, config, report = load_network(path)
+    assert report is None
     assert (config.data.height, config.data.width) == (HEIGHT, WIDTH)
     assert not loaded.training
     expected, plain = averaged.module.state_dict(), network.state_dict()
@@ -150,7 +151,7 @@ def test_checkpoints_that_cannot_be_used_are_named(network, tmp_path):
     with pytest.raises(DataError, match=r"contains no checkpoints/best\.pt"):
         autoreid.load(tmp_path)
     (tmp_path / "damaged.pt").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"damaged\.pt: cannot read the checkpoint"):
+    with pytest.raises(DataError, match=r"damaged\.pt: not a file of torch\.save"):
         autoreid.load(tmp_path / "damaged.pt")
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(DataError, match=r"weights\.pt: not a checkpoint of python -m autoreid\.train"):

@@ -16,7 +16,7 @@ from autoreid.data.training_data import TrainingData
 from autoreid.distributed import StopSignal, World, averaging
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, RetrievalLoss, build_loss
-from autoreid.models import check_input_size
+from autoreid.models import LoadReport, check_input_size
 from autoreid.models.network import Network
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_model
@@ -57,6 +57,7 @@ class TrainTask:
     Attributes:
         network: the module for training passes, as returned by `place_network`: compiled, captured or wrapped in DDP.
             `state.network` is the network itself.
+        start: which initial weights were loaded from a file; None if the config names no file.
     """
 
     config: Config
@@ -67,6 +68,7 @@ class TrainTask:
     precision: PassPrecision
     accumulation: Accumulation
     network: nn.Module
+    start: LoadReport | None
 
     def learning_rate(self) -> float:
         """Return the learning rate of the head in the next step."""
@@ -145,8 +147,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(config.model.name, data.num_identities, **config.model.options)
     check_input_size(model, config.data.height, config.data.width)
-    if config.model.weights is not None:
-        load_start(model, config.model.weights)
+    start = None if config.model.weights is None else load_start(model, config.model.weights)
     loss = build_loss(config.losses, model.has_auxiliary)
     network = place_network(model, config, world)
     decay = config.training.ema_decay
@@ -168,4 +169,5 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         PassPrecision(config.training.precision, world.device),
         build_accumulation(config, world),
         network,
+        start,
     )
