@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 import autoreid
 from autoreid.errors import ConfigError, DataError
 from autoreid.networks import load_network
+from autoreid.spaces import build_model
+from tests.helpers.torchreid import fixtures, their_images, their_state
 from tests.helpers.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
 
 
@@ -162,6 +165,47 @@ def test_checkpoints_that_cannot_be_used_are_named(network, tmp_path):
     other = write_checkpoint(tmp_path / "other.pt", torch.nn.Linear(2, 2))
     with pytest.raises(DataError, match=r"other\.pt: the weights do not match the network derived"):
         autoreid.load(other)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "model", "options"), [("osnet_x1_0", "osnet_x1_0", {}), ("resnet50", "resnet50", {})]
+)
+def test_torchreids_weights_embed_images_as_torchreid(tmp_path, caplog, theirs, model, options):
+    fixture = fixtures()[theirs]
+    torch.save({"state_dict": their_state(theirs)}, tmp_path / "theirs.pth")
+    size = tuple(fixture["input"][2:])
+    with caplog.at_level(logging.INFO, "autoreid"):
+        embedder = autoreid.load(tmp_path / "theirs.pth", model=model, size=size)
+    assert "theirs.pth (state_dict): " in caplog.text
+    features = embedder(their_images(fixture["input"]))
+    assert features.norm(dim=1).tolist() == pytest.approx(fixture["feature_norm"], rel=1e-4)
+    scale = 1e-4 * fixture["feature_mean"][0]
+    assert features[:, :8].tolist() == pytest.approx(np.array(fixture["feature_first8"]), rel=1e-4, abs=scale)
+
+
+def test_weights_whose_embedding_would_differ_are_refused(tmp_path):
+    """As of torchreid's resnet50_fc512, whose embedding is computed by another layer from that of resnet50."""
+    state = build_model("osnet_x0_25", 5).state_dict()
+    torch.save(state | {"reduction.0.weight": torch.zeros(64, 512)}, tmp_path / "more.pth")
+    with pytest.raises(
+        DataError, match=r"more\.pth: the network has no reduction\.0\.weight; without it, embeddings"
+    ):
+        autoreid.load(tmp_path / "more.pth", model="osnet_x0_25")
+    torch.save(state | {"fc.0.weight": torch.zeros(9, 9)}, tmp_path / "shape.pth")
+    with pytest.raises(DataError, match=r"shape\.pth: fc\.0\.weight has shape \(9, 9\)"):
+        autoreid.load(tmp_path / "shape.pth", model="osnet_x0_25")
+
+
+def test_a_network_that_cannot_be_built_is_named(run_folder, tmp_path):
+    torch.save(build_model("osnet_x0_25", 5).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=r"unknown network 'osnet'; did you mean osnet_x"):
+        autoreid.load(tmp_path / "weights.pth", model="osnet")
+    with pytest.raises(ConfigError, match="osnet_x0_25 has no option 'parts'"):
+        autoreid.load(tmp_path / "weights.pth", model="osnet_x0_25", options={"parts": 3})
+    with pytest.raises(ConfigError, match=r"network osnet_x0_25: data\.height = 0"):
+        autoreid.load(tmp_path / "weights.pth", model="osnet_x0_25", size=(0, 128))
+    with pytest.raises(ConfigError, match="is a checkpoint of a training, which names its own network"):
+        autoreid.load(run_folder, model="osnet_x0_25")
 
 
 def test_a_device_that_is_not_there_is_named(run_folder):

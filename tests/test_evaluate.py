@@ -22,6 +22,7 @@ from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.reranking import rerank
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import TableCell, as_table
+from autoreid.spaces import build_model
 from tests.helpers.events import points, read_events
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trained import HEIGHT, WIDTH, lively_network, write_checkpoint
@@ -146,6 +147,26 @@ def test_the_output_folder_holds_figures_features_pictures_and_events(world_of, 
         shown = Image.open(io.BytesIO(events.Images(tag)[0].encoded_image_string))
         with Image.open(path) as file:
             assert np.array_equal(np.asarray(shown), np.asarray(file))
+
+
+def test_weights_of_another_program_are_measured_beside_a_training(world_of, tmp_path, capsys, caplog):
+    torch.manual_seed(5)
+    state = build_model("osnet_x0_25", 9).state_dict()
+    torch.save({"model": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "osnet.pth")
+    rows = run_json(
+        capsys,
+        *("--checkpoint", f"theirs={tmp_path / 'osnet.pth'}", "--checkpoint", f"ours={world_of / 'net0'}"),
+        *("--model", "osnet_x0_25", "--size", f"{HEIGHT}x{WIDTH}", "--data", str(world_of / "people0")),
+        *("--output", str(tmp_path / "out"), *ON_CPU),
+    )
+    model = autoreid.load(tmp_path / "osnet.pth", model="osnet_x0_25", size=(HEIGHT, WIDTH))
+    result, *_ = by_hand(model, read_market1501(world_of / "people0"), "euclidean")
+    assert [row["source"] for row in rows] == ["theirs", "ours"]
+    assert rows[0]["map"] == pytest.approx(result.map)
+    weights = json.loads((tmp_path / "out/environment.json").read_text())["weights"]
+    assert weights.keys() == {"theirs"}
+    assert (weights["theirs"]["place"], weights["theirs"]["loaded"]) == ("model: backbone.", len(state) - 2)
+    assert [record for record in caplog.messages if "osnet.pth (model: backbone.): " in record]
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

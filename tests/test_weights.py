@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import os
 import pickle
 import re
@@ -13,11 +14,13 @@ import pytest
 import torch
 import torchvision
 
+from autoreid import train
 from autoreid.errors import DataError
 from autoreid.models import load_weights
 from autoreid.models.weights import fill, load_trunk
 from autoreid.models.weights_file import read_weights
 from autoreid.spaces import build_model
+from tests.helpers.tiny import OSNET_TRAINING, write_tiny
 from tests.helpers.torchreid import fixtures, their_images, their_state
 
 # torchreid's network -> the same network here.
@@ -448,3 +451,31 @@ def test_half_precision_is_loaded_exactly(tmp_path):
     load_trunk(network, half, tmp_path / "half.pth")
     assert all(torch.equal(value, half[key].to(value.dtype)) for key, value in network.state_dict().items())
     assert network.conv1.conv.weight.dtype == torch.float32
+
+
+def test_a_training_says_what_it_loaded(tmp_path):
+    state = changed(build_model("osnet_x0_25", 7).state_dict())
+    torch.save(with_prefix("module.", state), tmp_path / "start.pth")
+    model = {"name": "osnet_x0_25", "weights": str(tmp_path / "start.pth")}
+    path = write_tiny(tmp_path, **OSNET_TRAINING | {"model": model}, training__epochs=1)
+    assert train.main(["--config", str(path)]) == 0
+    loaded = len(state) - 2
+    log = (tmp_path / "runs/tiny/logs/rank0.log").read_text()
+    (line,) = [line for line in log.splitlines() if "start.pth" in line]
+    assert (
+        f"start.pth: {loaded} entries loaded; 2 missing in the file: classifier.weight, classifier.bias"
+        in line
+    )
+    weights = json.loads((tmp_path / "runs/tiny/environment.json").read_text())["weights"]
+    unused = {
+        f"module.classifier.{part}": f"shape ({size}), not ("
+        for part, size in (("weight", "7, 512"), ("bias", "7,"))
+    }
+    assert all(weights["unused"].pop(key).startswith(reason) for key, reason in unused.items())
+    assert weights == {
+        "file": str(tmp_path / "start.pth"),
+        "place": "",
+        "loaded": loaded,
+        "missing": ["classifier.weight", "classifier.bias"],
+        "unused": {},
+    }
