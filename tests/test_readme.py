@@ -244,7 +244,7 @@ def test_help(place):
 
 
 def test_evaluate(place, demo):
-    output = run(the_command("python -m autoreid.evaluate"), place)
+    output = run(the_command("python -m autoreid.evaluate --checkpoint runs"), place)
     assert "quickstart_found" in output
     assert (place / "runs/evaluation/result.json").exists()
 
