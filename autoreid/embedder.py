@@ -73,7 +73,10 @@ class Embedder:
 
         Raises:
             DataError: an image cannot be read or is not an image; the message names the file or the index.
+            ConfigError: the batch size is less than 1.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size}: must be at least 1")
         with torch.no_grad():
             features = [self._embed(batch) for batch in self._batches(images, batch_size)]
         if not features:
@@ -88,9 +91,13 @@ class Embedder:
                     f"{images.dtype} tensor of shape {tuple(images.shape)}: must be normalised floats (N, 3, H, W)"
                 )
             for batch in images.split(batch_size):
-                yield batch.to(self.device)
+                yield batch.to(self.device, torch.float32)
             return
         alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) == 3
+        if not alone and not isinstance(images, Iterable):
+            raise DataError(
+                f"images has type {type(images).__name__}: must be one or several files, arrays or PIL images"
+            )
         numbered = enumerate([images] if alone else images)  # type: ignore[arg-type]
         while some := list(islice(numbered, batch_size)):
             pictures = [_decode(image, index) for index, image in some]

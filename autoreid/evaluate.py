@@ -21,7 +21,7 @@ from torch import nn
 
 from autoreid import distributed
 from autoreid.cli import run_command
-from autoreid.config import Config, Precision
+from autoreid.config import Config, Precision, expand
 from autoreid.data.datasets import read_folder
 from autoreid.data.images import Images
 from autoreid.data.loaders import Batch, embedding_batches
@@ -154,7 +154,7 @@ def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for value in values:
         given = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", value)
-        path = Path(given[2] if given else value)
+        path = expand(Path(given[2] if given else value))  # a shell does not expand NAME=~
         if not path.exists():
             raise ConfigError(f"{option} {value}: no such file or folder: {path}")
         of_run = path.parent.name == "checkpoints"

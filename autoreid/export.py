@@ -39,10 +39,12 @@ exit status: 0 written; 1 a package is missing, the file cannot be written, or o
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export the checkpoint named on the command line, and return the exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(
-        lambda: _export(arguments.checkpoint, architecture_of(arguments), arguments.output, arguments.check)
-    )
+
+    def command() -> int:
+        arguments = _parser().parse_args(argv)
+        return _export(arguments.checkpoint, architecture_of(arguments), arguments.output, arguments.check)
+
+    return run_command(command)
 
 
 def _parser() -> argparse.ArgumentParser:

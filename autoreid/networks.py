@@ -18,8 +18,9 @@ from autoreid.errors import ConfigError, DataError
 from autoreid.models import LoadReport, check_input_size
 from autoreid.models.weights import check_embedding, load_trunk
 from autoreid.models.weights_file import read_weights, trained_weights
-from autoreid.recipes import parse_config, parse_value
+from autoreid.recipes import parse_config
 from autoreid.spaces import build_model
+from autoreid.yaml_values import parse_value
 
 #: What a checkpoint of autoreid contains.
 _CHECKPOINT = {"state", "config", "num_identities"}

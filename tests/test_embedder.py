@@ -79,6 +79,19 @@ def test_batches_change_nothing(model, batch_size):
     torch.testing.assert_close(model(tensors, batch_size=batch_size), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_other_number_formats_are_converted(model, dtype):
+    images = normalised(arrays(2)).to(dtype)
+    assert torch.equal(model(images), model(images.float()))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, HEIGHT, WIDTH), [np.zeros((4, 4, 3), np.uint8)]])
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_an_image(model, images, batch_size):
+    with pytest.raises(ConfigError, match=f"batch_size = {batch_size}: must be at least 1"):
+        model(images, batch_size=batch_size)
+
+
 def test_one_picture_alone_gives_one_row(model, tmp_path):
     picture = arrays(1)[0]
     Image.fromarray(picture).save(tmp_path / "a.png")
@@ -139,6 +152,8 @@ def test_images_that_cannot_be_read_are_named(model, tmp_path):
         ),
         (np.zeros((0, 4, 3), np.uint8), "image 0 is a uint8 array"),
         ([None], "image 0 is a NoneType: must be a file"),
+        (None, "images has type NoneType: must be one or several files"),
+        (3, "images has type int: must be one or several files"),
         (torch.zeros(3, 4, 4), r"shape \(3, 4, 4\): must be normalised floats"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "torch.uint8 tensor"),
     ],

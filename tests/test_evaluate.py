@@ -15,7 +15,7 @@ from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.images import Images
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import normalise
-from autoreid.evaluate import evaluate, main, parse
+from autoreid.evaluate import evaluate, main, named_paths, parse
 from autoreid.evaluation import evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
@@ -321,6 +321,13 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments, message, capsy
     complaint = capsys.readouterr().err
     assert message in complaint
     assert complaint.count("\n") == 1
+
+
+def test_a_named_path_may_begin_with_the_home_folder(world_of, monkeypatch):
+    """A shell expands ~/x, but not name=~/x."""
+    monkeypatch.setenv("HOME", str(world_of))
+    assert named_paths("--data", ["ours=~/net0"]) == {"ours": world_of / "net0"}
+    assert named_paths("--data", ["$HOME/net0"]) == {"net0": world_of / "net0"}
 
 
 def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):

@@ -252,6 +252,10 @@ def _stream(
     sampler: IdentityBalancedSampler,
 ) -> BatchStream:
     data: Data = config.data
+    if len(identities) < 2:
+        raise DataError(
+            f"{' + '.join(data.sources)}: the training set has {len(identities)} identity; a loss needs two or more"
+        )
     augmentation = Augmentation(data.padding, data.flip, data.erasing, data.brightness, data.contrast)
     labels = label(split.identities, identities)
     return BatchStream(split, sampler, labels, images, augmentation, data.workers, world.device)

@@ -65,7 +65,10 @@ def numbers_in(pattern: re.Pattern[str], example: str) -> Callable[[Path, str], 
                 f"{folder / name}: the name does not start with an identity and a camera;"
                 f" expected one like {example}"
             )
-        return int(match[1]), int(match[2])
+        numbers = int(match[1]), int(match[2])
+        if max(numbers) > np.iinfo(np.int64).max:
+            raise DataError(f"{folder / name}: the number {max(numbers)} is too large: must fit into 63 bits")
+        return numbers
 
     return parse
 
@@ -92,5 +95,6 @@ def refuse_nobody(split: Split) -> None:
     if nobody.any():
         path = split.paths[nobody.argmax()]
         raise DataError(
-            f"{path}: junk (-1) or a distractor (0000) among the {split.name} images; they belong in the gallery"
+            f"{path}: junk (-1) or a distractor (0000) among the {split.name} images; they belong in the gallery, and "
+            f"a person needs another name, or a number from 1"
         )
