@@ -225,8 +225,8 @@ def test_ranks_train_with_micro_batches_as_one_process_does(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
 def test_micro_batches_are_equivalent_to_ranks_without_shared_statistics(tmp_path, changes):
-    """There are as many identities as micro-batches, so that both split the batch in the same way."""
-    changes = UNSHARED | changes | {"data__batch_size": 8}
+    """There are as many identities as micro-batches, so that both split the batch in the same way; without triplets."""
+    changes = UNSHARED | changes | {"data__batch_size": 8, "losses__classification_weight": 1.0}
     tiny_config(tmp_path, **changes)
     ((alphas, weights, losses, _),) = run_ranks(
         search_in_float64, 1, write_tiny(tmp_path, **changes, **TWICE)

@@ -165,6 +165,14 @@ def test_combined_sources_share_neither_identity_nor_camera(sources):
     np.testing.assert_array_equal(first.cameras, parts[0].cameras)
 
 
+def test_numbers_that_would_not_fit_when_combined_are_named():
+    largest = numbered("large", [2**63 - 1], [1])
+    assert combine([largest]).identities.tolist() == [2**63 - 1]
+    for parts in ([largest, numbered("more", [1], [1])], [numbered("more", [1], [1]), largest]):
+        with pytest.raises(DataError, match=r"the identity number [0-9]+ is too large to be joined"):
+            combine(parts)
+
+
 @pytest.fixture(scope="module")
 def seasons(tmp_path_factory):
     """Two synthetic domains with 6 training and 4 test identities and 2 cameras, in Market-1501's layout."""

@@ -95,8 +95,8 @@ def combine(splits: Sequence[Split]) -> Split:
         ):
             if int(numbers.max(initial=0)) + offset > np.iinfo(np.int64).max:
                 raise DataError(
-                    f"{split.paths[numbers.argmax()]}: the {what} number {numbers.max()} is too large to be joined with "
-                    f"other data sets"
+                    f"{split.paths[numbers.argmax()]}: the {what} number {numbers.max()} is too large to be joined "
+                    f"with other data sets"
                 )
         nobody = np.isin(split.identities, (DISTRACTOR, JUNK))
         identities = np.where(nobody, split.identities, split.identities + people)
