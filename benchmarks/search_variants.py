@@ -46,16 +46,18 @@ RESULTS = "variants.jsonl"
 SEED = 0
 _OLD_OPERATIONS = "[none,max_pool_3x3,avg_pool_3x3,skip_connect,sep_conv_3x3,dil_conv_3x3,part_aware]"
 _EPOCHS = "training.epochs"
+_IDENTITIES = (
+    "search.alphas_see=identities",
+    "search.losses={classification_weight: 0.0, mine_across_ranks: true}",
+)
 #: Overrides of `configs/quickstart.yaml`.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "shipped": (),
     "raw": ("losses.normalise=false",),
     "part_aware": (f"search.reid_cell.operations={_OLD_OPERATIONS}",),
     "before": ("losses.normalise=false", f"search.reid_cell.operations={_OLD_OPERATIONS}"),
-    "identities": (
-        "search.alphas_see=identities",
-        "search.losses={classification_weight: 0.0, mine_across_ranks: true}",
-    ),
+    "identities": _IDENTITIES,
+    "identities_long": (*_IDENTITIES, f"{_EPOCHS}=16"),
     "long": (f"{_EPOCHS}=16",),
     "second": ("search.order=second",),
     "fast": ("search.alpha_learning_rate=0.06", "search.alpha_schedule=cosine"),
@@ -129,15 +131,11 @@ def shared_edges(genotypes: Sequence[Genotype]) -> dict[str, float]:
 
 
 def correlations(searches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return for each kind of cell the correlation of the probabilities of two searches, the mean over all pairs.
-
-    The mean of each candidate over the rows is subtracted, so that only what differs between edges counts.
-    """
+    """Return for each kind of cell the correlation of the probabilities of two searches, the mean over all pairs."""
     found = {}
     for kind in ("normal", "reduce"):
-        tables = [np.array(search["probabilities"][kind]) for search in searches]
-        centred = [(table - table.mean(0)).ravel() for table in tables]
-        pairs = itertools.combinations(centred, 2)
+        tables = [np.ravel(search["probabilities"][kind]) for search in searches]
+        pairs = itertools.combinations(tables, 2)
         found[kind] = float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in pairs]))
     return found
 
