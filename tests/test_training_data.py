@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoreid import train
-from autoreid.config import Config, Data, Evaluation, ReidCell, Search, SyntheticPeople
+from autoreid.config import Config, Data, Evaluation, Losses, ReidCell, Search, SyntheticPeople
 from autoreid.data import training_data
 from autoreid.data.datasets import read_dataset
 from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
@@ -315,6 +315,25 @@ def test_identities_with_one_image_are_told_and_repeated(tmp_path):
     assert data.notes == ("1 identities have a single image, which is repeated 2 times in a batch",)
     batch = next(data.stream)
     assert sorted(batch.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_one_identity_is_not_enough(tmp_path):
+    test = {f"query/q{person}/a": 1 for person in (1, 2)} | {"gallery/q1/b": 2, "gallery/q2/b": 2}
+    for people, refused in ((1, True), (2, False)):
+        folder = tmp_path / str(people)
+        own_people(folder, {f"train/p{person}/a": 4 for person in range(people)} | test)
+        sizes = {"height": 16, "width": 8, "batch_size": 2, "images_per_identity": 2, "workers": 0}
+        data = Data(root=folder, sources=("own",), held_out_fraction=0.0, **sizes)
+        losses, evaluation = Losses(classification_weight=1.0), Evaluation(split="test")
+        config = Config(task="train", task_name="t", data=data, losses=losses, evaluation=evaluation)
+        alone = World(0, 1, 0, torch.device("cpu"))
+        if refused:
+            with pytest.raises(
+                DataError, match="own: the training set has 1 identity; a loss needs two or more"
+            ):
+                build_training_data(config, alone)
+        else:
+            assert build_training_data(config, alone).num_identities == 2
 
 
 def test_broken_images_of_every_part_are_left_out_alike_with_and_without_a_cache(tmp_path):
