@@ -295,7 +295,7 @@ def test_only_one_micro_batch_is_in_memory_at_a_time(tmp_path, changes):
 
 
 def test_identities_that_cannot_be_split_evenly_are_refused(tmp_path, capsys):
-    path = write_tiny(tmp_path)
+    path = write_tiny(tmp_path, losses__classification_weight=1.0)
     assert train.main(["--config", str(path), "training.accumulation=3"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "training.accumulation 3" in line
