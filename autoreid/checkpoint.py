@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from autoreid.errors import RunError
-from autoreid.files import write_atomically
+from autoreid.files import damage_of_archive, write_atomically
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -88,9 +88,17 @@ class CheckpointFolder:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; only tensors and plain values are allowed in it.
 
+    The checksums of all tensors are compared first, because torch ignores them.
+
     Raises:
         RunError: the file is missing or damaged.
     """
+    try:
+        damage = damage_of_archive(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
+    if damage is not None:
+        raise RunError(f"{path}: the checkpoint is damaged: {damage}")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files, torch raises almost any exception

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -27,6 +29,7 @@ def run_command(command: Callable[[], int]) -> int:
     An error is printed as one line on rank 0. The traceback goes to the rank's log; if logging has not started
     and the error is not an `AutoreidError`, it is printed.
     """
+    _print_any_character()
     try:
         return command()
     except KeyboardInterrupt:
@@ -49,3 +52,9 @@ def run_command(command: Callable[[], int]) -> int:
         if not logging.getLogger("autoreid").handlers:
             traceback.print_exc()
         return 1
+
+
+def _print_any_character() -> None:
+    """Make stdout write characters that the locale's encoding does not have as escapes instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

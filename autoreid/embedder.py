@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from autoreid.checkpoint import BEST, load_checkpoint
-from autoreid.config import Config, Precision
+from autoreid.config import Precision
 from autoreid.data.decoding import decode, resize, to_rgb
 from autoreid.data.transforms import normalise
-from autoreid.errors import ConfigError, DataError, RunError
-from autoreid.models.weights import trained_weights
-from autoreid.recipes import parse_config
-from autoreid.spaces import build_model
+from autoreid.errors import ConfigError, DataError
+from autoreid.networks import Architecture, load_network
 from autoreid.training.build import memory_format
 from autoreid.training.embedding import EmbeddingPass
 from autoreid.training.precision import PassPrecision
+
+_log = logging.getLogger(__name__)
 
 #: An image of a person: a file, an (H, W, 3) uint8 RGB array, or a PIL image of any mode.
 Picture = str | Path | npt.NDArray[np.uint8] | Image.Image
@@ -74,7 +73,10 @@ class Embedder:
 
         Raises:
             DataError: an image cannot be read or is not an image; the message names the file or the index.
+            ConfigError: the batch size is less than 1.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size}: must be at least 1")
         with torch.no_grad():
             features = [self._embed(batch) for batch in self._batches(images, batch_size)]
         if not features:
@@ -89,9 +91,13 @@ class Embedder:
                     f"{images.dtype} tensor of shape {tuple(images.shape)}: must be normalised floats (N, 3, H, W)"
                 )
             for batch in images.split(batch_size):
-                yield batch.to(self.device)
+                yield batch.to(self.device, torch.float32)
             return
         alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) == 3
+        if not alone and not isinstance(images, Iterable):
+            raise DataError(
+                f"images has type {type(images).__name__}: must be one or several files, arrays or PIL images"
+            )
         numbered = enumerate([images] if alone else images)  # type: ignore[arg-type]
         while some := list(islice(numbered, batch_size)):
             pictures = [_decode(image, index) for index, image in some]
@@ -100,64 +106,27 @@ class Embedder:
 
 
 def load_embedder(
-    path: str | Path, device: str | torch.device = "cpu", precision: Precision | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    precision: Precision | None = None,
+    architecture: Architecture | None = None,
 ) -> Embedder:
-    """Load a trained checkpoint as an embedder, for images of the size used in training; see `load_network`.
+    """Load a network as an embedder, for images of the size used in training; see `load_network`.
 
     Args:
         precision: number format of the computation; None for that of the training.
+        architecture: the network, for weights of another program.
     """
-    network, config = load_network(Path(path))
+    network, config, report = load_network(Path(path), architecture)
+    if report is not None:
+        _log.info("%s", report)
+    elif architecture is not None:
+        raise ConfigError(
+            f"model = {architecture.name!r}: {path} is a training's checkpoint, which names its network"
+        )
     training, data = config.training, config.data
     precision = precision or training.precision
     return Embedder(network, data.height, data.width, device, precision, memory_format(training))
-
-
-def load_network(path: Path) -> tuple[nn.Module, Config]:
-    """Load a trained checkpoint: the network, on the CPU in evaluation mode, and the training's config.
-
-    If the training kept a moving average of the weights, the network has the averaged weights.
-
-    Args:
-        path: a checkpoint, or a run folder, whose best checkpoint is used.
-
-    Raises:
-        DataError: there is no checkpoint, it cannot be read, or it belongs to a search.
-        ConfigError: its config is not valid in this version.
-    """
-    checkpoint, path = _read(path)
-    config = parse_config(checkpoint["config"], f"{path}: config")
-    if config.task == "search":
-        raise DataError(
-            f"{path}: the checkpoint of a search contains a supernet, not a network: derive a network from the "
-            f"genotype found by the search (python -m autoreid.derive) and train it"
-        )
-    network = build_model(config.model.name, checkpoint["num_identities"], **config.model.options)
-    try:
-        network.load_state_dict(trained_weights(checkpoint["state"]))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{path}: the weights do not match the network {config.model.name}: {reason}"
-        ) from error
-    return network.eval(), config
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Path]:
-    """Return the content of a checkpoint, and its path."""
-    if path.is_dir():
-        folder, path = path, path / "checkpoints" / BEST
-        if not path.exists():
-            raise DataError(f"{folder}: not the folder of a trained run: it contains no checkpoints/{BEST}")
-    elif not path.exists():
-        raise DataError(f"{path}: no such checkpoint; expected a run folder or a file in its checkpoints/")
-    try:
-        checkpoint = load_checkpoint(path)
-    except RunError as error:
-        raise DataError(str(error)) from error
-    if not isinstance(checkpoint, dict) or not {"state", "config", "num_identities"} <= set(checkpoint):
-        raise DataError(f"{path}: not a checkpoint of python -m autoreid.train: it contains no config")
-    return checkpoint, path
 
 
 def _decode(image: object, index: int) -> Image.Image:

@@ -21,18 +21,18 @@ from torch import nn
 
 from autoreid import distributed
 from autoreid.cli import run_command
-from autoreid.config import Config, Precision
+from autoreid.config import Config, Precision, expand
 from autoreid.data.images import Images
 from autoreid.data.loaders import Batch, embedding_batches
 from autoreid.data.records import ReidDataset, Split
 from autoreid.data.targets import check_target, read_targets
 from autoreid.data.training_data import people_seen_in_training
 from autoreid.distributed import World, on_main
-from autoreid.embedder import load_network
 from autoreid.errors import AutoreidError, ConfigError, DataError, DivergedError
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.distances import Metric
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
+from autoreid.networks import add_architecture_options, architecture_of, load_network
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import EvaluationReport, TableCell, as_json, as_table
 from autoreid.reporting.logs import progress_bar
@@ -58,6 +58,7 @@ examples:
   python -m autoreid.evaluate --checkpoint runs/quickstart --data /data/market1501
   python -m autoreid.evaluate --checkpoint ours=runs/retrain --checkpoint runs/resnet50/checkpoints/best.pt \\
       --data market=/data/market1501 --data msmt=/data/msmt17 --flip --output evaluations/cross-domain
+  python -m autoreid.evaluate --checkpoint osnet_x1_0_market.pth --model osnet_x1_0 --data /data/market1501
   python -m autoreid.evaluate --query q.npz --gallery g.npz --metric cosine --rerank --json
   torchrun --nproc-per-node 4 -m autoreid.evaluate --checkpoint runs/retrain --data /data/msmt17
 
@@ -78,7 +79,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     for option, what in (
-        ("--checkpoint", "run folder or checkpoint of a trained network"),
+        ("--checkpoint", "run folder or checkpoint of a trained network, or weights of the network --model"),
         ("--data", "folder of a data set"),
     ):
         add(option, action="append", default=[], metavar="[NAME=]PATH", help=f"{what}; may be repeated")
@@ -132,6 +133,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="number of queries in the pictures, hardest first (default: 10)",
     )
     add("--json", action="store_true", help="print a JSON object instead of the table")
+    add_architecture_options(parser)
     options = parser.parse_args(arguments)
     _check(options)
     return options
@@ -144,6 +146,8 @@ def _check(options: argparse.Namespace) -> None:
     for option in ("--flip", "--precision"):
         if getattr(options, option[2:]) and all(files):
             raise ConfigError(f"{option}: requires --checkpoint; features in files cannot be changed")
+    if architecture_of(options) is not None and all(files):
+        raise ConfigError("--model: requires --checkpoint")
     workers = options.workers or 0
     for option, value, least in (
         ("--batch-size", options.batch_size, 1),
@@ -163,7 +167,7 @@ def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for value in values:
         given = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", value)
-        path = Path(given[2] if given else value)
+        path = expand(Path(given[2] if given else value))  # a shell does not expand NAME=~
         if not path.exists():
             raise ConfigError(f"{option} {value}: no such file or folder: {path}")
         of_run = path.parent.name == "checkpoints"
@@ -220,6 +224,7 @@ class TrainedNetwork:
 
     Attributes:
         precision: the number format of its computation.
+        foreign: whether the weights are those of another program, so that the config names no training images.
     """
 
     context: Context
@@ -227,17 +232,28 @@ class TrainedNetwork:
     network: nn.Module
     config: Config
     precision: Precision
+    foreign: bool
 
     @classmethod
     def load(cls, context: Context, name: str, path: Path) -> TrainedNetwork:
-        """Load a network onto this rank's device; precision and layout are by default those of its training."""
-        network, config = load_network(path)
+        """Load a network onto this rank's device; precision and layout are by default those of its training.
+
+        The weights of another program are those of `--model`; a line says which entries were loaded.
+        """
+        network, config, report = load_network(path, architecture_of(context.options), may_be_trained=True)
+        if report is not None and context.world.is_main:
+            _log.warning("%s", report)
+        if report is not None and context.report is not None:
+            context.report.weights[name] = report.as_plain()
         training = config.training
         network.to(device=context.world.device, memory_format=memory_format(training))  # type: ignore[call-overload]
-        return cls(context, name, network, config, context.options.precision or training.precision)
+        precision = context.options.precision or training.precision
+        return cls(context, name, network, config, precision, report is not None)
 
     def warn_of_seen_people(self, targets: Sequence[ReidDataset]) -> None:
         """Warn if the network was trained on people of a data set, as far as its training images are still there."""
+        if self.foreign:
+            return
         for note in on_main(lambda: people_seen_in_training(self.config.data, targets)):
             if self.context.world.is_main:
                 _log.warning("%s: %s", self.name, note)

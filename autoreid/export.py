@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from autoreid.cli import run_command
-from autoreid.embedder import load_network
 from autoreid.errors import RunError
 from autoreid.files import make_folder, write_atomically
+from autoreid.networks import Architecture, add_architecture_options, architecture_of, load_network
 
 #: Maximum difference between onnxruntime's embedding and the network's, relative to the largest feature.
 TOLERANCE = 1e-4
 
 _DESCRIPTION = """\
-Export the network of a training checkpoint to ONNX, for any number of images of the size used in training.
+Export the network of a training checkpoint, or one with weights of another program, to ONNX, for any number of images
+of one size.
 
 The input `images` (B, 3, H, W) is float32 RGB in [0, 1], normalised with ImageNet's mean and standard deviation;
 the output `embedding` (B, D) is used for ranking. Requires the packages of `pip install 'autoreid[export]'`.
@@ -29,6 +30,7 @@ _EXAMPLES = """\
 examples:
   python -m autoreid.export runs/market/checkpoints/best.pt --output market.onnx --check
   python -m autoreid.export runs/market --output market.onnx
+  python -m autoreid.export osnet_x1_0_market.pth --model osnet_x1_0 --output osnet.onnx
 
 exit status: 0 written; 1 a package is missing, the file cannot be written, or onnxruntime's embedding differs;
 2 the checkpoint is wrong
@@ -37,8 +39,12 @@ exit status: 0 written; 1 a package is missing, the file cannot be written, or o
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export the checkpoint named on the command line, and return the exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _export(arguments.checkpoint, arguments.output, arguments.check))
+
+    def command() -> int:
+        arguments = _parser().parse_args(argv)
+        return _export(arguments.checkpoint, architecture_of(arguments), arguments.output, arguments.check)
+
+    return run_command(command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,18 +55,24 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of a training, or its run folder"
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="checkpoint of a training, or its run folder; or a file of weights, with --model",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
     parser.add_argument(
         "--check", action="store_true", help="compare the network with onnxruntime's result before writing"
     )
+    add_architecture_options(parser)
     return parser
 
 
-def _export(checkpoint: Path, output: Path, check: bool) -> int:
+def _export(checkpoint: Path, architecture: Architecture | None, output: Path, check: bool) -> int:
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
-    network, config = load_network(checkpoint)
+    network, config, report = load_network(checkpoint, architecture)
+    if report is not None:
+        print(report)
     height, width = config.data.height, config.data.width
     make_folder(output.parent, "choose another --output")
     model = export_onnx(network, height, width)

@@ -1,9 +1,10 @@
-"""Atomic file writes: a file is written under a temporary name, then renamed."""
+"""Files: atomic writes (under a temporary name, then renamed), and a check of archives."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
 from pathlib import Path
 
 from autoreid.errors import ConfigError, RunError
@@ -47,3 +48,25 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def damage_of_archive(path: Path) -> str | None:
+    """Check all CRC-32 checksums of a zip archive, such as a file of torch.save, whose reader ignores them.
+
+    Returns:
+        How the archive is damaged; None if it is whole, was written without checksums, or is not a zip archive.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(record.CRC for record in archive.infolist()):
+                return None
+            record = archive.testzip()
+    except Exception as error:  # on damaged archives, zipfile raises almost any exception
+        return f"it is incomplete, or its index is wrong ({str(error) or type(error).__name__})"
+    return None if record is None else f"{record} has a wrong checksum"

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from autoreid.config import Config
-from autoreid.config.run import EXPONENTIAL
 from autoreid.errors import ConfigError
+from autoreid.yaml_values import parse_tree, parse_value, schema_of
 
 #: Keys that older recipes, runs and checkpoints have directly below `search`, and the sections they belong to now.
 _FLAT_KEYS = {
@@ -40,28 +39,6 @@ _OLDER_OPERATIONS = [
     "dil_conv_3x3",
     "part_aware",
 ]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, a date is text, and a duplicate key is an error."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
-        first: [pair for pair in resolvers if pair[0] != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = []
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark
-                )
-            seen.append(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+0123456789"))
 
 
 def parse_config(text: str, where: str) -> Config:
@@ -142,13 +119,7 @@ def _drop_unused_operations(tree: dict[str, Any]) -> None:
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     """Parse YAML into sections, with flat keys in the section of their space."""
-    try:
-        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"{where}:{mark.line + 1}" if mark else where
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ConfigError(f"{line}: not valid YAML: {problem}") from error
+    tree = parse_tree(text, Config, where)
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected sections of keys such as data: and training:, found {tree!r}")
     _move_flat_keys(tree, where)
@@ -183,12 +154,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"command line: {key}: {section} is a value, not a section")
         tree = inner
-    try:
-        tree[last] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"command line: {key}: {text!r} is not a YAML value: {error}".replace("\n", " ")
-        ) from error
+    tree[last] = parse_value(text, f"command line: {key}", schema_of(Config, key))
 
 
 def _explain(error: ValidationError, where: str, overridden: set[str]) -> str:

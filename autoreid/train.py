@@ -25,6 +25,7 @@ from autoreid.data.training_data import (
     read_datasets,
     run_images,
 )
+from autoreid.data.used_images import check_used_images
 from autoreid.distributed import StopSignal, World, explain_nondeterminism, gather_objects, on_main
 from autoreid.errors import AutoreidError, RunError
 from autoreid.recipes import describe_options, load_config
@@ -171,19 +172,24 @@ def _run_task(
     checkpoints = CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
     state = task.state
     _log.info("run folder: %s", folder.root)
-    _resume(state, checkpoints)
+    _resume(state, checkpoints, data, folder)
     if state.finished and folder.result.exists():
         _log.info("this run has already finished; result: %s", folder.result)
         return
     _record(folder, world, "started", state)
     _log_start(config, world, data, state)
+    if isinstance(task, TrainTask) and task.start is not None and not state.step:
+        _log.info("%s", task.start)
     log_memory(task, config, world)
+    on_main(lambda: data.used.save(folder.used_images))
+    digest = data.used.digest()
 
     def save(is_best: bool) -> None:
         content = {
             "state": state.state_dict(),
             "config": config.to_yaml(),
             "num_identities": data.num_identities,
+            "used_images": digest,
         }
         on_main(lambda: checkpoints.save(state.step, content, is_best))
 
@@ -224,9 +230,10 @@ def _record(folder: RunFolder, world: World, kind: Kind, state: RunState, reason
         record(folder.root, kind, state.step, reason)
 
 
-def _resume(state: RunState, checkpoints: CheckpointFolder) -> None:
+def _resume(state: RunState, checkpoints: CheckpointFolder, data: TrainingData, folder: RunFolder) -> None:
     saved = checkpoints.load_latest()
     if saved is not None:
+        check_used_images(saved.get("used_images"), data.used, folder.used_images)
         state.load_state_dict(saved["state"])
         state.restarts += 1
 

@@ -7,7 +7,8 @@ found network is then trained by `configs/osnet_ain_quickstart_train.yaml`, but 
 So are a random choice of blocks, OSNet without IN, OSNet with IN in the stem only and the published OSNet-AIN, all of
 one size and with the same seed. Each is measured on 160 test people of a domain that
 was trained on, and of a third one that was not. A block drawn at random has IN with a probability of 3/4. The stem
-has IN, unless `search.osnet_ain.stem_norm=searched` makes it a choice; then a random network has it in half of the cases.
+has IN, unless `search.osnet_ain.stem_norm=searched` makes it a choice; a random network then has it in half of the
+cases.
 
 `--searches 0` trains the fixed networks only: they show whether the domains reward IN at all. `--network NAME=BLOCKS`
 adds a fixed network, such as `after=in_after*6`. All runs share one process. The same command resumes in a `--folder`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 
 import pytest
@@ -13,8 +14,10 @@ from autoreid.data.loaders import Batch
 from autoreid.data.training_data import build_search_data
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import ConfigError
+from autoreid.recipes import load_config
 from autoreid.search.build import build_search
 from autoreid.training.accumulation import Accumulation
+from autoreid.training.build import build_accumulation
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tasks import (
     build_search_task,
@@ -222,8 +225,8 @@ def test_ranks_train_with_micro_batches_as_one_process_does(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
 def test_micro_batches_are_equivalent_to_ranks_without_shared_statistics(tmp_path, changes):
-    """There are as many identities as micro-batches, so that both split the batch in the same way."""
-    changes = UNSHARED | changes | {"data__batch_size": 8}
+    """There are as many identities as micro-batches, so that both split the batch in the same way; without triplets."""
+    changes = UNSHARED | changes | {"data__batch_size": 8, "losses__classification_weight": 1.0}
     tiny_config(tmp_path, **changes)
     ((alphas, weights, losses, _),) = run_ranks(
         search_in_float64, 1, write_tiny(tmp_path, **changes, **TWICE)
@@ -240,7 +243,11 @@ def test_micro_batches_are_equivalent_to_ranks_without_shared_statistics(tmp_pat
 def test_gradients_are_reduced_once_a_step(tmp_path):
     tiny_config(tmp_path)
     once, twice = (
-        run_ranks(count_collectives, 2, write_tiny(tmp_path, **UNSHARED, training__accumulation=count))
+        run_ranks(
+            count_collectives,
+            2,
+            write_tiny(tmp_path, **UNSHARED, training__accumulation=count, losses__classification_weight=1.0),
+        )
         for count in (1, 2)
     )
     assert twice == once
@@ -268,6 +275,8 @@ class _Tracker:
 def test_only_one_micro_batch_is_in_memory_at_a_time(tmp_path, changes):
     peaks = {}
     for count in (1, 2, 4):
+        # With four, a micro-batch has one identity and therefore no triplets.
+        changes["losses__classification_weight"] = 1.0
         task = build_search_task(tmp_path, **changes, training__accumulation=count)
         weights = {weight.data_ptr() for weight in task.state.network.parameters()}
         tracker = _Tracker()
@@ -286,7 +295,7 @@ def test_only_one_micro_batch_is_in_memory_at_a_time(tmp_path, changes):
 
 
 def test_identities_that_cannot_be_split_evenly_are_refused(tmp_path, capsys):
-    path = write_tiny(tmp_path)
+    path = write_tiny(tmp_path, losses__classification_weight=1.0)
     assert train.main(["--config", str(path), "training.accumulation=3"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "training.accumulation 3" in line
@@ -294,7 +303,7 @@ def test_identities_that_cannot_be_split_evenly_are_refused(tmp_path, capsys):
     assert train.main(["--config", str(path), "training.accumulation=0"]) == 2
     assert "training.accumulation" in capsys.readouterr().err
 
-    config = tiny_config(tmp_path, training__accumulation=4)
+    config = tiny_config(tmp_path, training__accumulation=4, losses__classification_weight=1.0)
     with distributed.setup("cpu") as world:
         build_search(config, build_search_data(config, world), world)
     two = World(0, 2, 0, torch.device("cpu"))
@@ -302,3 +311,56 @@ def test_identities_that_cannot_be_split_evenly_are_refused(tmp_path, capsys):
         ConfigError, match=r"on 2 ranks: data\.batch_size 16 must be a multiple of 32, such as 32$"
     ):
         build_search(config, build_search_data(config, two), two)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "message"),
+    [
+        (1, {"training__accumulation": 4}, None),
+        (2, {}, None),
+        (4, {"losses__mine_across_ranks": True}, None),
+        (
+            4,
+            {"losses__mine_across_ranks": False},
+            "each micro-batch of a rank has one identity, so that the triplet",
+        ),
+        (4, {"losses__mine_across_ranks": False, "losses__classification_weight": 1.0}, None),
+        (
+            2,
+            {"losses__mine_across_ranks": False, "training__accumulation": 2},
+            "use losses.mine_across_ranks: true",
+        ),
+        (
+            4,
+            {"search__losses": {"classification_weight": 0.0}},
+            "use search.losses.mine_across_ranks: true",
+        ),
+    ],
+)
+def test_every_share_must_have_negatives(tmp_path, ranks, changes, message):
+    """A batch of four identities, on several ranks."""
+    if ranks * changes.get("training__accumulation", 1) == 4 and "losses__mine_across_ranks" not in changes:
+        changes = {"losses__classification_weight": 1.0} | changes
+    config = load_config(write_tiny(tmp_path, **changes))
+    world = World(0, ranks, 0, torch.device("cpu"))
+    if message is None:
+        build_accumulation(config, world)
+    else:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            build_accumulation(config, world)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shared", "refused"), [(1, True, True), (2, True, False), (2, False, True)]
+)
+def test_a_norm_must_not_see_one_image(tmp_path, ranks, shared, refused):
+    """Micro-batches of one image on each rank; with shared statistics, two ranks have two."""
+    changes = {"data__images_per_identity": 1, "losses__classification_weight": 1.0}
+    changes |= {"distributed__share_batch_statistics": shared, "data__batch_size": 4 * ranks}
+    config = load_config(write_tiny(tmp_path, **changes, training__accumulation=4))
+    world = World(0, ranks, 0, torch.device("cpu"))
+    if refused:
+        with pytest.raises(ConfigError, match="a batch norm would see one image at a time"):
+            build_accumulation(config, world)
+    else:
+        build_accumulation(config, world)

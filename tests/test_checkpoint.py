@@ -107,6 +107,48 @@ def test_a_damaged_newest_is_passed_over(tmp_path, caplog, damage):
         assert "\n" not in record.getMessage()
 
 
+def test_no_changed_byte_is_loaded(tmp_path):
+    """Whatever a flipped bit changes, either loading fails or the state is the same."""
+    path = CheckpointFolder(tmp_path, 1).path(1)
+    torch.save(state(1), path)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 11):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            found = load_checkpoint(path)
+        except RunError:
+            refused += 1
+        else:
+            assert_is_state(found, 1)
+    assert refused > len(whole) / 11 / 3, "much of the file matters"
+
+
+@pytest.mark.parametrize("damage", ["a bit", "zeros", "the index"])
+def test_damage_that_torch_does_not_notice_leads_to_the_checkpoint_before(tmp_path, caplog, damage):
+    checkpoints = CheckpointFolder(tmp_path, 3)
+    for step in (1, 2):
+        checkpoints.save(step, state(step, 1000), False)
+    path = checkpoints.path(2)
+    data = bytearray(path.read_bytes())
+    weights = data.index(state(2, 1000)["weights"]["a.b"].numpy().tobytes())
+    if damage == "a bit":
+        data[weights + 1001] ^= 1
+    elif damage == "zeros":
+        data[weights + 512 : weights + 1024] = bytes(512)
+    else:
+        data[data.index(b"nested") + 2] ^= 1  # a key of the state
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["step"] == 2
+    with caplog.at_level(logging.WARNING):
+        found = checkpoints.load_latest()
+    assert torch.equal(found["weights"]["a.b"], state(1, 1000)["weights"]["a.b"])
+    (record,) = caplog.records
+    assert "step-00000002.pt: the checkpoint is damaged: " in record.getMessage()
+
+
 @pytest.mark.parametrize("keep_last", [1, 2])
 def test_going_on_behind_a_damaged_checkpoint_does_not_lose_new_ones(tmp_path, keep_last):
     """A damaged step 300 must not count as newer than step 250, saved by a run that was resumed at step 200."""

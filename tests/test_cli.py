@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 import torch
 
+from autoreid import train
 from autoreid.cli import run_command
 from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
 
@@ -43,3 +47,14 @@ def test_only_rank_0_speaks(capsys, monkeypatch):
 
     assert run_command(fail) == 2
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_help_can_be_printed_in_any_locale(monkeypatch, encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    with pytest.raises(SystemExit) as end:
+        train.main(["--help"])
+    assert end.value.code == 0
+    out.flush()
+    assert b"losses.classification_weight (0.5): \\u03bb." in out.buffer.getvalue()

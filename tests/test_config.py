@@ -127,6 +127,86 @@ def test_overrides(recipe):
     assert config.output_dir == Path("/tmp/a=b")  # noqa: S108
 
 
+def test_one_image_an_identity_suffices_for_classification(recipe):
+    changes = ["data.images_per_identity=1", "losses.classification_weight=1", "data.batch_size=2"]
+    assert load_config(recipe(), changes).losses.classification_weight == 1
+    training = [*changes, "task=train", "search.losses.classification_weight=0"]
+    assert load_config(recipe(), training).task == "train"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("seed", "010", 10),
+        ("seed", "08", 8),
+        ("seed", "0x10", 16),
+        ("seed", "1_000", 1000),
+        ("training.learning_rate", "010.5", 10.5),
+        ("training.learning_rate", "1e-3", 1e-3),
+        ("training.learning_rate", ".5", 0.5),
+        ("losses.margin", "none", None),
+        ("losses.margin", "~", None),
+        ("training.gradient_clip", "None", None),
+        ("search.activation_checkpointing", "none", "none"),
+        ("search.reid_cell.operations", "[none, skip_connect]", ("none", "skip_connect")),
+        ("data.cache", "none", None),
+        ("data.cache", "None", None),
+        ("data.cache", "null", None),
+        ("data.cache", "cache", Path("cache")),
+        ("data.cache", "'none'", Path("none")),
+        ("task_name", "2024", "2024"),
+        ("task_name", "007", "007"),
+        ("task_name", "1e3", "1e3"),
+        ("task_name", "on", "on"),
+        ("task_name", "2024-01-01", "2024-01-01"),
+        ("task_name", "null", "null"),
+        ("data.root", "3", Path("3")),
+        ("data.sources", "[007, 1e3]", ("007", "1e3")),
+        ("output_dir", "runs/of #1", Path("runs/of #1")),
+        ("output_dir", "runs/a: b", Path("runs/a: b")),
+        ("output_dir", "'runs/of #1'", Path("runs/of #1")),
+        ("data.root", "~", Path("/home/of/me")),
+        ("data.root", "~/data", Path("/home/of/me/data")),
+        ("data.root", "$HOME/data", Path("/home/of/me/data")),
+        ("data.root", "${HOME}/data", Path("/home/of/me/data")),
+        ("data.root", "/scratch/$ME/data", Path("/scratch/me/data")),
+        ("data.root", "/data/a$b", Path("/data/a$b")),
+        ("data.cache", "~/cache", Path("/home/of/me/cache")),
+        ("model.weights", "$HOME/w.pth", Path("/home/of/me/w.pth")),
+        ("genotype_dir", "$HOME", Path("/home/of/me")),
+    ],
+)
+def test_values_mean_what_they_say(recipe, monkeypatch, key, text, value):
+    """In a file and on the command line; and the resolved config reads back equal."""
+    monkeypatch.setenv("HOME", "/home/of/me")
+    monkeypatch.setenv("ME", "me")
+    written = (
+        load_config(recipe(_with(key, text)))
+        if "#" not in text and ": " not in text and text != "~"
+        else None
+    )
+    given = load_config(recipe(MINIMAL), [f"{key}={text}"])
+    for config in filter(None, (written, given)):
+        found = config
+        for name in key.split("."):
+            found = getattr(found, name)
+        assert found == value
+        assert type(found) is type(value)
+        if text != "'none'":  # what is written as none reads as null
+            assert load_config(recipe(config.to_yaml())) == config
+
+
+def _with(key, text):
+    """The minimal recipe with a key."""
+    tree = {"task_name": "t", "data": {"root": "somewhere"}}
+    *sections, last = key.split(".")
+    inner = tree
+    for name in sections:
+        inner = inner.setdefault(name, {})
+    inner[last] = "VALUE"
+    return yaml.safe_dump(tree).replace("VALUE", text)
+
+
 def test_overrides_of_a_synthetic_section_keep_its_other_keys(recipe):
     path = recipe(MINIMAL + "  synthetic: {winter: {cameras: 3, seed: 5}}\n")
     people = load_config(path, ["data.synthetic.winter.domain=2"]).data.synthetic["winter"]
@@ -194,12 +274,18 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
         ("search.temperature.schedule=exp", 'search.temperature.schedule = "exp": input should be '),
         ("data.flip=1.5", "data.flip = 1.5: input should be less than or equal to 1"),
         ("data.synthetic.a.cameras=1", "data.synthetic.a.cameras = 1: "),
-        ("data.root=3", "data.root = 3: "),
+        ("data.root=$NOT_SET/data", 'data.root = "$NOT_SET/data": there is no such environment variable'),
+        ("data.root=~nobody_of_this_name", "there is no such environment variable or home folder"),
         ("data.sources=[]", "data.sources = []: "),
         ("data.sources=[../up]", 'data.sources.0 = "../up": '),
         ("data.targets=winter", 'data.targets = "winter": '),
         ("task_name=../up", 'task_name = "../up": '),
-        ("task_name=2024", "task_name = 2024: input should be a valid string"),
+        ("task_name=#1", 'task_name = "#1": '),
+        ("seed=1:30", 'seed = "1:30": input should be a valid integer'),
+        ("seed=3 # of 5", "seed: '3 # of 5': # begins a comment in YAML; put the value in quotes"),
+        ("model.options={a: 1} # none", "# begins a comment"),
+        ("model.options.genotype=#1.json", "# begins a comment"),
+        ("losses.margin=1:30.5", 'losses.margin = "1:30.5": input should be a valid number'),
         ("reporting.every_seconds=2024-01-01", 'reporting.every_seconds = "2024-01-01": '),
         ("training", "'training' is not of the form section.key=value"),
         ("=3", "not of the form"),
@@ -218,6 +304,26 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
     ("overrides", "expected"),
     [
         (["data.batch_size=30"], "data.batch_size: 30 is not a multiple of data.images_per_identity (4)"),
+        (
+            ["data.images_per_identity=1"],
+            "data.images_per_identity: 1 leaves no positives to the triplet loss",
+        ),
+        (
+            [
+                "data.images_per_identity=1",
+                "losses.classification_weight=1",
+                "search.losses.classification_weight=0",
+            ],
+            "use 2 or more, or search.losses.classification_weight: 1, without the triplet loss",
+        ),
+        (
+            ["data.batch_size=4"],
+            "data.batch_size: 4 with data.images_per_identity 4 and training.accumulation 1 leaves no",
+        ),
+        (
+            ["data.batch_size=16", "training.accumulation=4", "losses.classification_weight=0"],
+            "training.accumulation 4 leaves no negatives to the triplet loss",
+        ),
         (["search.warmup_epochs=50"], "search.warmup_epochs: 50 must be less than training.epochs (50)"),
         (["data.held_out_fraction=0"], "held_out needs data.held_out_fraction above 0; or use test"),
         (["training.learning_rate=1e-4"], "final_learning_rate: must not exceed learning_rate"),

@@ -40,7 +40,9 @@ def _derive(tmp_path, source, *more) -> tuple[int, Config | None]:
     return status, load_config(output / "config.yaml") if status == 0 else None
 
 
-@pytest.mark.parametrize(("folder", "name"), [("2024", "2024"), ("run #3/net", "net"), ("1e3", "1e3")])
+@pytest.mark.parametrize(
+    ("folder", "name"), [("2024", "2024"), ("run #3/net", "net"), ("1e3", "1e3"), ("08", "08"), ("on", "on")]
+)
 def test_a_folder_may_have_any_name(tmp_path, genotype, folder, name):
     """YAML would read 2024 as a number, and #3 as a comment."""
     recipe, output = write_tiny(tmp_path, **RECIPE), tmp_path / folder

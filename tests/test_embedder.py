@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from PIL import Image
 from torch.optim.swa_utils import AveragedModel
 
 import autoreid
-from autoreid.embedder import load_network
 from autoreid.errors import ConfigError, DataError
+from autoreid.networks import load_network
+from autoreid.spaces import build_model
+from tests.helpers.torchreid import fixtures, their_images, their_state
 from tests.helpers.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
 
 
@@ -76,6 +79,19 @@ def test_batches_change_nothing(model, batch_size):
     torch.testing.assert_close(model(tensors, batch_size=batch_size), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_other_number_formats_are_converted(model, dtype):
+    images = normalised(arrays(2)).to(dtype)
+    assert torch.equal(model(images), model(images.float()))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, HEIGHT, WIDTH), [np.zeros((4, 4, 3), np.uint8)]])
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_an_image(model, images, batch_size):
+    with pytest.raises(ConfigError, match=f"batch_size = {batch_size}: must be at least 1"):
+        model(images, batch_size=batch_size)
+
+
 def test_one_picture_alone_gives_one_row(model, tmp_path):
     picture = arrays(1)[0]
     Image.fromarray(picture).save(tmp_path / "a.png")
@@ -103,7 +119,8 @@ def test_the_moving_average_is_what_counts(network, tmp_path):
         for weight in averaged.module.parameters():
             weight.mul_(1.1)
     path = write_checkpoint(tmp_path / "step-00000003.pt", network, ema=averaged.state_dict())
-    loaded, config = load_network(path)
+    loaded, config, report = load_network(path)
+    assert report is None
     assert (config.data.height, config.data.width) == (HEIGHT, WIDTH)
     assert not loaded.training
     expected, plain = averaged.module.state_dict(), network.state_dict()
@@ -135,6 +152,8 @@ def test_images_that_cannot_be_read_are_named(model, tmp_path):
         ),
         (np.zeros((0, 4, 3), np.uint8), "image 0 is a uint8 array"),
         ([None], "image 0 is a NoneType: must be a file"),
+        (None, "images has type NoneType: must be one or several files"),
+        (3, "images has type int: must be one or several files"),
         (torch.zeros(3, 4, 4), r"shape \(3, 4, 4\): must be normalised floats"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "torch.uint8 tensor"),
     ],
@@ -150,7 +169,7 @@ def test_checkpoints_that_cannot_be_used_are_named(network, tmp_path):
     with pytest.raises(DataError, match=r"contains no checkpoints/best\.pt"):
         autoreid.load(tmp_path)
     (tmp_path / "damaged.pt").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"damaged\.pt: cannot read the checkpoint"):
+    with pytest.raises(DataError, match=r"damaged\.pt: not a file of torch\.save"):
         autoreid.load(tmp_path / "damaged.pt")
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(DataError, match=r"weights\.pt: not a checkpoint of python -m autoreid\.train"):
@@ -161,6 +180,47 @@ def test_checkpoints_that_cannot_be_used_are_named(network, tmp_path):
     other = write_checkpoint(tmp_path / "other.pt", torch.nn.Linear(2, 2))
     with pytest.raises(DataError, match=r"other\.pt: the weights do not match the network derived"):
         autoreid.load(other)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "model", "options"), [("osnet_x1_0", "osnet_x1_0", {}), ("resnet50", "resnet50", {})]
+)
+def test_torchreids_weights_embed_images_as_torchreid(tmp_path, caplog, theirs, model, options):
+    fixture = fixtures()[theirs]
+    torch.save({"state_dict": their_state(theirs)}, tmp_path / "theirs.pth")
+    size = tuple(fixture["input"][2:])
+    with caplog.at_level(logging.INFO, "autoreid"):
+        embedder = autoreid.load(tmp_path / "theirs.pth", model=model, size=size)
+    assert "theirs.pth (state_dict): " in caplog.text
+    features = embedder(their_images(fixture["input"]))
+    assert features.norm(dim=1).tolist() == pytest.approx(fixture["feature_norm"], rel=1e-4)
+    scale = 1e-4 * fixture["feature_mean"][0]
+    assert features[:, :8].tolist() == pytest.approx(np.array(fixture["feature_first8"]), rel=1e-4, abs=scale)
+
+
+def test_weights_whose_embedding_would_differ_are_refused(tmp_path):
+    """As of torchreid's resnet50_fc512, whose embedding is computed by another layer from that of resnet50."""
+    state = build_model("osnet_x0_25", 5).state_dict()
+    torch.save(state | {"reduction.0.weight": torch.zeros(64, 512)}, tmp_path / "more.pth")
+    with pytest.raises(
+        DataError, match=r"more\.pth: the network has no reduction\.0\.weight; without it, embeddings"
+    ):
+        autoreid.load(tmp_path / "more.pth", model="osnet_x0_25")
+    torch.save(state | {"fc.0.weight": torch.zeros(9, 9)}, tmp_path / "shape.pth")
+    with pytest.raises(DataError, match=r"shape\.pth: fc\.0\.weight has shape \(9, 9\)"):
+        autoreid.load(tmp_path / "shape.pth", model="osnet_x0_25")
+
+
+def test_a_network_that_cannot_be_built_is_named(run_folder, tmp_path):
+    torch.save(build_model("osnet_x0_25", 5).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=r"unknown network 'osnet'; did you mean osnet_x"):
+        autoreid.load(tmp_path / "weights.pth", model="osnet")
+    with pytest.raises(ConfigError, match="osnet_x0_25 has no option 'parts'"):
+        autoreid.load(tmp_path / "weights.pth", model="osnet_x0_25", options={"parts": 3})
+    with pytest.raises(ConfigError, match=r"network osnet_x0_25: data\.height = 0"):
+        autoreid.load(tmp_path / "weights.pth", model="osnet_x0_25", size=(0, 128))
+    with pytest.raises(ConfigError, match="is a checkpoint of a training, which names its own network"):
+        autoreid.load(run_folder, model="osnet_x0_25")
 
 
 def test_a_device_that_is_not_there_is_named(run_folder):

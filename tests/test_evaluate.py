@@ -19,7 +19,7 @@ from autoreid.data.images import Images
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import normalise
 from autoreid.errors import DataError
-from autoreid.evaluate import TrainedNetwork, evaluate, main, parse
+from autoreid.evaluate import TrainedNetwork, evaluate, main, named_paths, parse
 from autoreid.evaluation import evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
@@ -27,6 +27,7 @@ from autoreid.evaluation.reranking import rerank
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import TableCell, as_table
 from autoreid.slurm.evaluation import main as submit
+from autoreid.spaces import build_model
 from tests.helpers import miniatures
 from tests.helpers.events import points, read_events
 from tests.helpers.ranks import run_ranks
@@ -152,6 +153,26 @@ def test_the_output_folder_holds_figures_features_pictures_and_events(world_of, 
         shown = Image.open(io.BytesIO(events.Images(tag)[0].encoded_image_string))
         with Image.open(path) as file:
             assert np.array_equal(np.asarray(shown), np.asarray(file))
+
+
+def test_weights_of_another_program_are_measured_beside_a_training(world_of, tmp_path, capsys, caplog):
+    torch.manual_seed(5)
+    state = build_model("osnet_x0_25", 9).state_dict()
+    torch.save({"model": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "osnet.pth")
+    rows = run_json(
+        capsys,
+        *("--checkpoint", f"theirs={tmp_path / 'osnet.pth'}", "--checkpoint", f"ours={world_of / 'net0'}"),
+        *("--model", "osnet_x0_25", "--size", f"{HEIGHT}x{WIDTH}", "--data", str(world_of / "people0")),
+        *("--output", str(tmp_path / "out"), *ON_CPU),
+    )
+    model = autoreid.load(tmp_path / "osnet.pth", model="osnet_x0_25", size=(HEIGHT, WIDTH))
+    result, *_ = by_hand(model, read_market1501(world_of / "people0"), "euclidean")
+    assert [row["source"] for row in rows] == ["theirs", "ours"]
+    assert rows[0]["map"] == pytest.approx(result.map)
+    weights = json.loads((tmp_path / "out/environment.json").read_text())["weights"]
+    assert weights.keys() == {"theirs"}
+    assert (weights["theirs"]["place"], weights["theirs"]["loaded"]) == ("model: backbone.", len(state) - 2)
+    assert [record for record in caplog.messages if "osnet.pth (model: backbone.): " in record]
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -306,6 +327,13 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments, message, capsy
     complaint = capsys.readouterr().err
     assert message in complaint
     assert complaint.count("\n") == 1
+
+
+def test_a_named_path_may_begin_with_the_home_folder(world_of, monkeypatch):
+    """A shell expands ~/x, but not name=~/x."""
+    monkeypatch.setenv("HOME", str(world_of))
+    assert named_paths("--data", ["ours=~/net0"]) == {"ours": world_of / "net0"}
+    assert named_paths("--data", ["$HOME/net0"]) == {"net0": world_of / "net0"}
 
 
 def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):

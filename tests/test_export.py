@@ -14,6 +14,7 @@ import torch
 
 from autoreid import export
 from autoreid.errors import RunError
+from autoreid.spaces import build_model
 from tests.helpers.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
 
 
@@ -51,6 +52,37 @@ def test_the_command_writes_what_it_checked(checkpoint, network, tmp_path):
     (features,) = session.run(["embedding"], {"images": images.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(features, network(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_another_program_are_exported(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(export, "export_onnx", lambda *given: seen.append(given) or b"model")
+    torch.manual_seed(5)
+    state = build_model("resnet50", 3, neck=False).state_dict()
+    torch.save(state, tmp_path / "resnet50.pth")
+    line = [
+        str(tmp_path / "resnet50.pth"),
+        "--output",
+        str(tmp_path / "resnet50.onnx"),
+        "--model",
+        "resnet50",
+    ]
+    line += ["--option", "neck=false", "--option", "last_stride=1", "--size", "384x192"]
+    assert export.main(line) == 0
+    ((network, *size),) = seen
+    assert size == [384, 192]
+    assert network.layer4[0].conv2.stride == (1, 1)
+    assert torch.equal(network.layer4[0].conv2.weight, state["layer4.0.conv2.weight"])
+    assert "resnet50.pth: 318 entries loaded; 2 missing in the file: classifier" in capsys.readouterr().out
+    for wrong, message in (
+        (["--size", "384"], "--size 384: must be of the form HEIGHTxWIDTH"),
+        (["--option", "neck"], "--option neck: must be of the form KEY=VALUE"),
+        (["--model", "resnet"], "unknown network 'resnet'"),
+    ):
+        assert export.main(line + wrong) == 2
+        assert message in capsys.readouterr().err
+    assert export.main([*line[:3], "--size", "384x192"]) == 2
+    assert "--size: requires --model" in capsys.readouterr().err
 
 
 def test_any_number_of_images_of_one_size(model):

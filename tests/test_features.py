@@ -191,6 +191,11 @@ def test_a_split_and_its_features_make_a_set_that_can_be_saved(gallery, tmp_path
         ("features", np.array([[np.nan], [1], [np.inf], [2]]), "features: NaN or infinity in 2 of 4 rows"),
         ("features", np.full((4, 1), 1e300), "features: NaN or infinity in 4 of 4 rows"),
         ("features", np.zeros((4, 2), complex), "features has type complex128: must be numbers"),
+        (
+            "identities",
+            np.array([1, 2**63, 3, 4], np.uint64),
+            "identities has the number 9223372036854775808: must fit into 63 bits",
+        ),
         ("identities", np.arange(4.0), "identities has type float64: must be integers"),
         ("paths", np.arange(4), "paths has type int64: must be text"),
         ("paths", np.array(["a", "b", "c", "d"], object), "not a feature file"),

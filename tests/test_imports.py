@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "autoreid"
 #: The parts that others build on, from the ground up; `config` imports nothing of the package. All other modules are
 #: commands, and may import any of them.
 ORDER = (
-    *("config", "errors", "files", "seeding", "cli", "checkpoint", "recipes"),
+    *("config", "errors", "files", "seeding", "cli", "checkpoint", "yaml_values", "recipes"),
     *("distributed", "layers", "models", "spaces", "data", "losses", "evaluation", "training", "search"),
     *("reporting", "trials", "diagnosis"),
 )

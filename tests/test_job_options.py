@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoreid.errors import ConfigError
-from autoreid.slurm.job_options import add_options, parse_seconds, read_job_options
+from autoreid.slurm.job_options import JobOptions, add_options, parse_seconds, read_job_options
 
 
 def parse(*line):
@@ -67,6 +67,56 @@ def test_the_error_of_a_wrong_default_names_its_origin(monkeypatch, tmp_path):
         parse()
 
 
+@pytest.fixture
+def users_file(tmp_path):
+    """Writes the user's file with defaults."""
+
+    def write(text):
+        file = tmp_path / "autoreid" / "slurm.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# partition: gpu\n", "---\n", "setup:\npartition:\n"])
+def test_an_empty_file_sets_nothing(users_file, text):
+    users_file(text)
+    assert parse() == JobOptions()
+
+
+def test_one_value_is_a_list_of_one(users_file):
+    users_file("setup: module load cuda/12 gcc\nslurm: reservation=night\n")
+    options = parse()
+    assert options.setup == ("module load cuda/12 gcc",)
+    assert options.slurm == {"reservation": "night"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("tasks: 4", ["--gpus", "2"], r"slurm\.yaml: tasks: only allowed with --gpus 0"),
+        (
+            "signal_lead: 600",
+            ["--time", "5"],
+            r"slurm\.yaml: signal_lead: the stop signal comes 600 s before",
+        ),
+        ("time: 0:10", [], r"slurm\.yaml: time: the stop signal comes 20 s before the time limit of 10 s"),
+        (
+            "",
+            ["--time", "0:10"],
+            r"command line: --time: the stop signal comes 20 s before the time limit of 10 s",
+        ),
+        ("slurm: reservation", [], r"slurm\.yaml: --slurm reservation: expected key=value"),
+        ("mem: lots", [], r"slurm\.yaml: mem = 'lots'"),
+    ],
+)
+def test_an_impossible_combination_names_where_it_was_set(users_file, text, line, message):
+    users_file(text)
+    with pytest.raises(ConfigError, match=message):
+        parse(*line)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -74,7 +124,10 @@ def test_the_error_of_a_wrong_default_names_its_origin(monkeypatch, tmp_path):
         (["--mem", "4 GB"], "--mem = '4 GB'"),
         (["--slurm", "hint"], "--slurm hint: expected key=value"),
         (["--gpus", "2", "--tasks", "4"], "--tasks: only allowed with --gpus 0"),
-        (["--time", "2", "--signal-lead", "120"], "--signal-lead 120: must be less"),
+        (
+            ["--time", "2", "--signal-lead", "120"],
+            "command line: --signal-lead: the stop signal comes 120 s before",
+        ),
     ],
 )
 def test_wrong_options_are_rejected(line, message):

@@ -70,6 +70,20 @@ def test_refuses_junk_and_distractors_outside_the_gallery(root, folder, name):
     with pytest.raises(DataError, match="junk") as error:
         read_market1501(root)
     assert str(root / folder / name) in str(error.value)
+    assert "a person needs another name, or a number from 1" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["9223372036854775808_c1s1_0.jpg", "0002_c99999999999999999999s1_0.jpg"])
+def test_names_a_number_that_is_too_large(root, name):
+    (root / "bounding_box_train" / name).touch()
+    with pytest.raises(DataError, match=r"the number [0-9]+ is too large: must fit into 63 bits") as error:
+        read_market1501(root)
+    assert name in str(error.value)
+
+
+def test_reads_the_largest_number(root):
+    (root / "bounding_box_train" / "9223372036854775807_c1s1_0.jpg").touch()
+    assert read_market1501(root).train.identities.max() == 2**63 - 1
 
 
 @pytest.mark.parametrize("folder", FILES)

@@ -40,6 +40,9 @@ NOT_RUN = {
     "python3 -m venv .venv": _INSTALLS,
     "source .venv/bin/activate": _INSTALLS,
     "pip install --editable '.[tensorboard,plots,export,mat]'": _INSTALLS,
+    "python -m autoreid.evaluate --checkpoint osnet_x1_0_market.pth --model osnet_x1_0 --data data/market1501": (
+        "needs torchreid's file; tests/test_evaluate.py and tests/test_embedder.py do the same with other weights"
+    ),
     "scripts/local_slurm.sh start": _CLUSTER,
     "scripts/local_slurm.sh stop": _CLUSTER,
 }
@@ -241,7 +244,7 @@ def test_help(place):
 
 
 def test_evaluate(place, demo):
-    output = run(the_command("python -m autoreid.evaluate"), place)
+    output = run(the_command("python -m autoreid.evaluate --checkpoint runs"), place)
     assert "quickstart_found" in output
     assert (place / "runs/evaluation/result.json").exists()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoreid import train
-from autoreid.config import Config, Data, Evaluation, ReidCell, Search, SyntheticPeople
+from autoreid.config import Config, Data, Evaluation, Losses, ReidCell, Search, SyntheticPeople
 from autoreid.data import training_data
 from autoreid.data.datasets import read_dataset
 from autoreid.data.records import DISTRACTOR, JUNK, Split, combine
@@ -170,6 +170,14 @@ def test_combined_sources_share_neither_identity_nor_camera(sources):
     np.testing.assert_array_equal(first.cameras, parts[0].cameras)
 
 
+def test_numbers_that_would_not_fit_when_combined_are_named():
+    largest = numbered("large", [2**63 - 1], [1])
+    assert combine([largest]).identities.tolist() == [2**63 - 1]
+    for parts in ([largest, numbered("more", [1], [1])], [numbered("more", [1], [1]), largest]):
+        with pytest.raises(DataError, match=r"the identity number [0-9]+ is too large to be joined"):
+            combine(parts)
+
+
 @pytest.fixture(scope="module")
 def seasons(tmp_path_factory):
     """Two synthetic domains with 6 training and 4 test identities and 2 cameras, in Market-1501's layout."""
@@ -265,7 +273,7 @@ def test_people_that_are_trained_on_are_not_measured(tmp_path):
     with pytest.raises(
         DataError, match=r"grid_1: 2 of its 3 people are also trained on in grid, as in .*jpeg; choose"
     ):
-        of_seasons(tmp_path, sources=("grid",), targets=("grid", "grid_1"), batch_size=2)
+        of_seasons(tmp_path, sources=("grid",), targets=("grid", "grid_1"), batch_size=4)
 
 
 def write_list(root, name, rows):
@@ -286,7 +294,7 @@ def test_an_image_that_two_lists_name_is_refused(tmp_path):
 
 def test_what_the_user_should_hear_of_is_passed_on(tmp_path):
     miniatures.dukemtmc(tmp_path / "dukemtmc")
-    (note,) = of_seasons(tmp_path, sources=("dukemtmc",), batch_size=2).notes
+    (note,) = of_seasons(tmp_path, sources=("dukemtmc",), batch_size=4).notes
     assert "4 train images, not 16,522" in note
 
 
@@ -351,6 +359,25 @@ def test_identities_with_one_image_are_told_and_repeated(tmp_path):
     assert data.notes == ("1 identities have a single image, which is repeated 2 times in a batch",)
     batch = next(data.stream)
     assert sorted(batch.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_one_identity_is_not_enough(tmp_path):
+    test = {f"query/q{person}/a": 1 for person in (1, 2)} | {"gallery/q1/b": 2, "gallery/q2/b": 2}
+    for people, refused in ((1, True), (2, False)):
+        folder = tmp_path / str(people)
+        own_people(folder, {f"train/p{person}/a": 4 for person in range(people)} | test)
+        sizes = {"height": 16, "width": 8, "batch_size": 2, "images_per_identity": 2, "workers": 0}
+        data = Data(root=folder, sources=("own",), held_out_fraction=0.0, **sizes)
+        losses, evaluation = Losses(classification_weight=1.0), Evaluation(split="test")
+        config = Config(task="train", task_name="t", data=data, losses=losses, evaluation=evaluation)
+        alone = World(0, 1, 0, torch.device("cpu"))
+        if refused:
+            with pytest.raises(
+                DataError, match="own: the training set has 1 identity; a loss needs two or more"
+            ):
+                build_training_data(config, alone)
+        else:
+            assert build_training_data(config, alone).num_identities == 2
 
 
 def test_broken_images_of_every_part_are_left_out_alike_with_and_without_a_cache(tmp_path):

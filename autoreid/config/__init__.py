@@ -8,7 +8,7 @@ from __future__ import annotations
 from autoreid.config.data import Data, SyntheticPeople
 from autoreid.config.run import Checkpoint, Config, Distributed, Evaluation, Reporting
 from autoreid.config.search import Cost, OneShot, Search, Temperature
-from autoreid.config.section import Precision, Section
+from autoreid.config.section import Precision, Section, expand
 from autoreid.config.spaces import CELL_OPERATIONS, DEFAULT_CELL_OPERATIONS, OsnetAin, ReidCell, SpaceSection
 from autoreid.config.training import Losses, Model, Training
 
@@ -34,4 +34,5 @@ __all__ = [
     "SyntheticPeople",
     "Temperature",
     "Training",
+    "expand",
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from autoreid.config.section import Count, CountOrZero, Fraction, Section, first_duplicate
+from autoreid.config.section import Count, CountOrZero, ExpandedPath, Fraction, Section, first_duplicate
 
 #: The name of a data set is that of a folder, not a path.
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -53,7 +53,7 @@ class SyntheticPeople(Section):
 class Data(Section):
     """Data sets, batches and augmentation."""
 
-    root: Path
+    root: ExpandedPath
     """Folder that holds the data sets, each in a folder of its own."""
     sources: Annotated[tuple[DataName, ...], Field(min_length=1)] = ("market1501",)
     """Data sets to train on, joined into one: published ones by name, or folders below `root`."""
@@ -88,7 +88,7 @@ class Data(Section):
     """Strength of random brightness."""
     contrast: Fraction = 0.0
     """Strength of random contrast."""
-    cache: Path | None = Path(".image_cache")
+    cache: ExpandedPath | None = Path(".image_cache")
     """Folder for decoded and resized images, below `root` unless it is absolute; null decodes them each time."""
     on_broken_image: Literal["error", "skip"] = "error"
     """If an image cannot be read: error stops the run at its start; skip leaves the image out and logs it."""

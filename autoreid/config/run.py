@@ -11,11 +11,13 @@ from pydantic import Field, model_validator
 
 from autoreid.config.data import Data
 from autoreid.config.search import SAMPLING, Search
-from autoreid.config.section import Count, CountOrZero, Positive, Section
+from autoreid.config.section import Count, CountOrZero, ExpandedPath, Positive, Section
 from autoreid.config.training import Losses, Model, Training
 
 #: Numbers such as 1e-3, which YAML 1.1 reads as text. Configs read them as numbers.
 EXPONENTIAL = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+#: Numbers such as 010, which YAML 1.1 reads as 8, and 08, which it reads as text. Configs read them as decimal.
+DECIMAL = re.compile(r"^[-+]?[0-9][0-9_]*$")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -23,6 +25,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", DECIMAL, list("-+0123456789"))
 
 
 class Evaluation(Section):
@@ -89,9 +92,9 @@ class Config(Section):
     """Name of the run's folders; a second run with the same name resumes the first."""
     seed: CountOrZero = 0
     """Random seed."""
-    output_dir: Path = Path("runs")
+    output_dir: ExpandedPath = Path("runs")
     """Folder of the run folders."""
-    genotype_dir: Path = Path("searched_genotypes")
+    genotype_dir: ExpandedPath = Path("searched_genotypes")
     """Folder of the genotypes and their drawings."""
     data: Data
     search: Search = Search()
@@ -110,6 +113,7 @@ class Config(Section):
                 f"data.batch_size: {self.data.batch_size} is not a multiple of "
                 f"data.images_per_identity ({self.data.images_per_identity})"
             )
+        self._check_triplets()
         if self.task == "search":
             self._check_search()
         elif "alignment" in self.losses.terms and (self.training.compile or self.training.cuda_graphs):
@@ -128,6 +132,30 @@ class Config(Section):
                 "distributed.deterministic: true needs training.compile: false; a compiled network may give other bits"
             )
         return self
+
+    def _check_triplets(self) -> None:
+        """Check that the triplet loss, if it has a weight, finds positives and negatives in a batch."""
+        data, of_alphas = self.data, self.search.losses if self.task == "search" else None
+        weighted = [
+            key
+            for key, losses in (("losses", self.losses), ("search.losses", of_alphas))
+            if losses is not None and losses.classification_weight < 1
+        ]
+        if not weighted:
+            return
+        without = f"{weighted[0]}.classification_weight: 1, without the triplet loss"
+        if data.images_per_identity < 2:
+            raise ValueError(
+                f"data.images_per_identity: 1 leaves no positives to the triplet loss, which is always 0 then; use 2 "
+                f"or more, or {without}"
+            )
+        identities = data.batch_size // data.images_per_identity // self.training.accumulation
+        if identities < 2:
+            raise ValueError(
+                f"data.batch_size: {data.batch_size} with data.images_per_identity {data.images_per_identity} and "
+                f"training.accumulation {self.training.accumulation} leaves no negatives to the triplet loss, which is "
+                f"always 0 then; use two identities or more in each micro-batch, or {without}"
+            )
 
     def _check_evaluation(self) -> None:
         data, split = self.data, self.evaluation.split

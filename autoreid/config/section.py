@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+
+
+def expand(path: Path) -> Path:
+    """Return a path with ~ and environment variables replaced; those that do not exist stay."""
+    return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111 (pathlib raises without a home folder)
+
+
+def _expand(path: Path) -> Path:
+    expanded = expand(path)
+    if re.match(r"\$\w|\$\{|~", str(expanded)):  # elsewhere, they may be part of a name
+        raise PydanticCustomError("path", "there is no such environment variable or home folder")
+    return expanded
+
+
+#: A file or folder; ~ and environment variables are expanded.
+ExpandedPath = Annotated[Path, AfterValidator(_expand)]
 #: How a network computes; its weights are float32 in each case.
 Precision = Literal["float32", "tf32", "bfloat16"]
 

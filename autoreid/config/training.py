@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 from autoreid.config.section import (
     Count,
     CountOrZero,
+    ExpandedPath,
     Fraction,
     NonNegative,
     Positive,
@@ -23,7 +23,7 @@ class Model(Section):
 
     name: str = "resnet50"
     """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, ..., or derived for one built from a genotype."""
-    weights: Path | None = None
+    weights: ExpandedPath | None = None
     """Checkpoint to start from: ImageNet weights of torchvision or torchreid, or weights of a run."""
     options: dict[str, int | float | bool | str | tuple[int, ...]] = {}  # noqa: RUF012 (pydantic copies it)
     """Options of the network, such as {last_stride: 1}; for derived {genotype: FILE, channels: 48, ...}."""

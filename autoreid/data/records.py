@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autoreid.errors import DataError
+
 #: Identity of gallery images that show none of the data set's people (0000 in Market-1501).
 DISTRACTOR = 0
 #: Identity of images that are ignored in a ranking (-1 in Market-1501).
@@ -85,10 +87,22 @@ def combine(splits: Sequence[Split]) -> Split:
 
     The first split keeps its numbers; those of each further split start after the highest so far. Distractors
     and junk keep theirs.
+
+    Raises:
+        DataError: a number would not fit into 63 bits.
     """
     parts: list[Split] = []
     people = cameras = 0
     for split in splits:
+        for what, numbers, offset in (
+            ("identity", split.identities, people),
+            ("camera", split.cameras, cameras),
+        ):
+            if int(numbers.max(initial=0)) + offset > np.iinfo(np.int64).max:
+                raise DataError(
+                    f"{split.paths[numbers.argmax()]}: the {what} number {numbers.max()} is too large to be joined "
+                    f"with other data sets"
+                )
         nobody = np.isin(split.identities, (DISTRACTOR, JUNK))
         identities = np.where(nobody, split.identities, split.identities + people)
         parts.append(Split(split.name, split.paths, identities, split.cameras + cameras))

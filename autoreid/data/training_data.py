@@ -23,6 +23,7 @@ from autoreid.data.splits import hold_out
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.targets import check_target
 from autoreid.data.transforms import Augmentation
+from autoreid.data.used_images import UsedImages
 from autoreid.distributed import World
 from autoreid.errors import DataError
 from autoreid.seeding import derive_seed
@@ -39,6 +40,7 @@ class TrainingData:
         num_identities: number of classes of the classifier.
         summary: one line about how the images were divided.
         notes: warnings about the data sets, one line each.
+        used: which images the run uses.
     """
 
     stream: BatchStream
@@ -47,6 +49,7 @@ class TrainingData:
     num_identities: int
     summary: str
     notes: tuple[str, ...]
+    used: UsedImages
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,11 @@ def build_training_data(
         ConfigError: the configured batches cannot be formed from these identities on this number of ranks.
     """
     images = images or Images(config.data.height, config.data.width)
-    train, targets, notes = _select(config, images, datasets)
+    train, targets, notes, used = _select(config, images, datasets)
     identities = np.unique(train.identities)
     summary = f"{_summary(config, train)}, {len(train)} images; {_measured_on(targets)}"
     stream = _stream(config, identities, world, images, train, build_sampler(config, train, world))
-    return TrainingData(stream, targets, images, len(identities), summary, notes)
+    return TrainingData(stream, targets, images, len(identities), summary, notes, used)
 
 
 def build_search_data(
@@ -175,20 +178,27 @@ def build_search_data(
         return SearchData(**vars(build_training_data(config, world, images, datasets)), alpha_stream=None)
     images = images or Images(config.data.height, config.data.width)
     datasets = read_datasets(config) if datasets is None else datasets
-    train, targets, notes = _select(config, images, datasets)
+    train, targets, notes, used = _select(config, images, datasets)
     levels = divide_levels(config, train, datasets, world)
     identities = np.unique(levels.weights.split.identities)
     summary = f"{_summary(config, train)}; {levels.summary}; {_measured_on(targets)}"
     stream = partial(_stream, config, identities, world, images)
     return SearchData(
-        stream(*levels.weights), targets, images, len(identities), summary, notes, stream(*levels.alphas)
+        stream(*levels.weights),
+        targets,
+        images,
+        len(identities),
+        summary,
+        notes,
+        used,
+        stream(*levels.alphas),
     )
 
 
 def _select(
     config: Config, images: Images, datasets: Mapping[str, ReidDataset] | None
-) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ...]]:
-    """Return the training images of all sources as one split, the targets for evaluation, and warnings."""
+) -> tuple[Split, tuple[ReidDataset, ...], tuple[str, ...], UsedImages]:
+    """Return the training images of all sources as one split, the targets for evaluation, warnings, and all images."""
     data = config.data
     if datasets is None:
         datasets = read_datasets(config)
@@ -206,18 +216,20 @@ def _select(
         notes += (
             f"{alone} identities have a single image, which is repeated {data.images_per_identity} times in a batch",
         )
+    everything = train
     seed = derive_seed(config.seed, "held out")
     keep_same_camera = config.evaluation.keep_same_camera
     train, query, gallery = hold_out(train, data.held_out_fraction, seed, keep_same_camera)
     if config.evaluation.split == "held_out":
-        return train, (ReidDataset("held-out", train, query, gallery),), notes
+        held_out = ReidDataset("held-out", train, query, gallery)
+        return train, (held_out,), notes, UsedImages(everything, ())
     targets = tuple(datasets[name] for name in data.targets or data.sources)
     for target in targets:
         notes += check_target(target, keep_same_camera)
         seen = {*target.query.paths, *target.gallery.paths}.intersection(train.paths)
         if seen:
             raise DataError(f"{min(seen)}: is used both for training and for evaluation on {target.name}")
-    return train, targets, notes
+    return train, targets, notes, UsedImages(everything, targets)
 
 
 def _summary(config: Config, train: Split) -> str:
@@ -241,6 +253,10 @@ def _stream(
     sampler: IdentityBalancedSampler,
 ) -> BatchStream:
     data: Data = config.data
+    if len(identities) < 2:
+        raise DataError(
+            f"{' + '.join(data.sources)}: the training set has {len(identities)} identity; a loss needs two or more"
+        )
     augmentation = Augmentation(data.padding, data.flip, data.erasing, data.brightness, data.contrast)
     labels = label(split.identities, identities)
     return BatchStream(split, sampler, labels, images, augmentation, data.workers, world.device)

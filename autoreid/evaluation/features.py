@@ -139,6 +139,8 @@ def _typed(
     if array.dtype.kind not in kinds:
         words = {"f": "numbers", "i": "integers", "U": "text (numpy's unicode)"}[kinds[0]]
         raise DataError(f"{path}: {key} has type {array.dtype}: must be {words}")
+    if array.dtype == np.uint64 and dtype == np.int64 and array.max(initial=0) > np.iinfo(np.int64).max:
+        raise DataError(f"{path}: {key} has the number {array.max()}: must fit into 63 bits")
     return array.astype(dtype, copy=False)
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.errors import ConfigError
+from autoreid.layers.initialisation import initialise
 from autoreid.layers.recompute import recompute
 from autoreid.models.network import Network
-from autoreid.models.weights import initialise
 
 #: The candidate blocks in OSNet-AIN's search, as OSBlock's flags (in_inside, in_after).
 OSBLOCKS: dict[str, tuple[bool, bool]] = {

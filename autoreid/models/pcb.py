@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoreid.errors import ConfigError
+from autoreid.layers.initialisation import initialise
 from autoreid.layers.pooling import average_pool
 from autoreid.models.resnet import ResNetBackbone
-from autoreid.models.weights import initialise
 
 
 class PCB(ResNetBackbone):

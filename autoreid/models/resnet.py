@@ -9,8 +9,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from autoreid.errors import ConfigError
 from autoreid.layers.heads import BNNeck
+from autoreid.layers.initialisation import initialise
 from autoreid.models.network import Network
-from autoreid.models.weights import initialise
 
 
 class ResNetBackbone(ResNet, Network):

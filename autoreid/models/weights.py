@@ -1,20 +1,22 @@
-"""Weights of networks: random initialisation, and loading from a local file."""
+"""Loads the weights of a network from a local file, also under the names of other programs."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoreid.errors import DataError
+from autoreid.models.network import Network
+from autoreid.models.weights_file import find_weights, read_weights
 
-# Names in torchreid -> names here, where they differ. A renaming applies if the network has the resulting name.
+# Names in other programs -> names here, where they differ. A renaming applies if the network has the resulting name.
 _RENAMED = (
     (
         r"^conv([23])\.2\.",
@@ -28,7 +30,14 @@ _RENAMED = (
     (r"\.IN\.", ".norm_inside."),
     (r"\.IN\.", ".norm_after."),
     (r"^conv5\.layers\.", "reduce."),  # PCB
+    (r"^(heads\.)?bottleneck\.(0\.)?", "neck.norm."),  # the bag of tricks (arXiv 1903.07071), and fast-reid
 )
+#: Parts of names that come from wrappers: DDP, torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+#: Entries of a file that have no effect on embeddings: classifiers, and constants of the normalisation of images.
+_NO_PART_OF_EMBEDDING = re.compile(r"(^|\.)(classifiers?\b.*|(fc|heads?)\.(weight|bias)|pixel_(mean|std))$")
+_COUNTER = "num_batches_tracked"
+_UNKNOWN = "not in the network"
 
 
 @dataclass(frozen=True)
@@ -36,62 +45,88 @@ class LoadReport:
     """Which entries of a file and of a network matched.
 
     Attributes:
+        path: the file.
+        place: where in the file the weights are, such as "state_dict: backbone."; empty if directly.
         loaded: the network's entries that were loaded from the file.
         skipped: the file's entries that were not loaded -> the reason.
         missing: the network's entries that the file does not have; they keep their values.
     """
 
+    path: Path
+    place: str
     loaded: tuple[str, ...]
     skipped: dict[str, str]
     missing: tuple[str, ...]
 
     def __str__(self) -> str:
-        skipped = ", ".join(f"{key} ({reason})" for key, reason in self.skipped.items()) or "none"
-        return f"{len(self.loaded)} entries loaded; {len(self.missing)} not in the file; skipped: {skipped}"
+        unused = [f"{key} ({reason})" if reason != _UNKNOWN else key for key, reason in self.skipped.items()]
+        place = f" ({self.place})" if self.place else ""
+        return (
+            f"weights of {self.path}{place}: {len(self.loaded)} entries loaded; {len(self.missing)} missing in the file"
+            f"{_named(self.missing)}; {len(unused)} unused{_named(unused)}"
+        )
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the content for JSON."""
+        return {
+            "file": str(self.path),
+            "place": self.place,
+            "loaded": len(self.loaded),
+            "missing": list(self.missing),
+            "unused": self.skipped,
+        }
 
 
-def initialise(network: nn.Module) -> None:
-    """Initialise convolutions with Kaiming's normal distribution (fan out) and linear layers with N(0, 0.01²).
+def load_weights(network: Network, path: Path) -> LoadReport:
+    """Load a local file: weights of torchvision, torchreid or another program, or a checkpoint of a training.
 
-    Biases become 0. As in torch and in the published networks, the fan out of a depthwise convolution is not
-    divided by its groups. Norms keep torch's scale 1 and shift 0.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-        else:
-            continue
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def load_weights(network: nn.Module, path: Path) -> LoadReport:
-    """Load a local file: torchvision's ImageNet weights, torchreid's published weights, or a training checkpoint.
-
-    The file contains a state dict, directly or under the key "state_dict", with or without DDP's prefix "module.";
-    or it is a checkpoint of `python -m autoreid.train`. A classifier for another number of identities is skipped,
-    and so are entries that the network does not have.
+    The file is one of torch.save or safetensors. It contains tensors by name, directly or under a key such as
+    "state_dict" or "model". Names may have a prefix such as "module." or "backbone.". A classifier for another number
+    of identities is skipped, and so are entries that belong to another head than the network's.
 
     Raises:
-        DataError: the file is missing or has another format, none of its weights belong to this network, or an
-            entry other than the classifier has another shape.
+        DataError: the file is missing or has another format, or its weights are for another network: an entry other
+            than the classifier has another shape, or the file lacks a layer of the network's trunk, or has one that
+            the network lacks.
     """
-    return fill(network, state_dict_of(read_weights(path), path), path)
+    return load_trunk(network, read_weights(path), path)
 
 
-def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> LoadReport:
-    """Load those weights of a file that a network has; raises the same errors as `load_weights`."""
+def load_trunk(network: Network, content: Any, path: Path) -> LoadReport:
+    """Load the weights in the content of a file, see `load_weights`; everything but the head must be in it."""
+    place, weights = find_weights(content, path)
+    return fill(network, weights, path, place, whole_trunk=True)
+
+
+def fill(
+    network: Network, weights: Mapping[str, Tensor], path: Path, place: str = "", whole_trunk: bool = False
+) -> LoadReport:
+    """Load those weights of a file that a network has.
+
+    Args:
+        path: the file, for messages.
+        place: where in the file the weights are.
+        whole_trunk: whether the file must have exactly the layers of the network's trunk.
+
+    Raises:
+        DataError: as `load_weights`; the network is not changed.
+    """
     ours = network.state_dict()
+    prefix = _prefix(weights, ours)
     found: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
-    for key, value in weights.items():
-        name = _our_name(key.removeprefix("module."), ours)
+    # Names outside of the prefix come last: they must not replace others.
+    for key in sorted(weights, key=lambda key: not _unwrapped(key).startswith(prefix)):
+        name = _our_name(_without(prefix, key), ours)
+        value = weights[key]
         if name is None:
-            skipped[key] = "not in the network"
+            skipped[key] = _UNKNOWN
+        elif name in found:
+            skipped[key] = f"{name} is in the file twice"
+        elif name.endswith(_COUNTER) and value.numel() == 1:  # of shape (1,) in some files
+            found[name] = value.reshape(())
         elif value.shape == ours[name].shape:
-            found[name] = value
+            found[name] = _checked(value, ours[name], key, path)
         elif "classifier" in name.split("."):
             skipped[key] = f"shape {tuple(value.shape)}, not {tuple(ours[name].shape)}"
         else:
@@ -101,12 +136,103 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> LoadR
             )
     # A matching classifier or batch counter alone does not mean that the weights are for this network.
     if not any(value.dim() > 1 and "classifier" not in name.split(".") for name, value in found.items()):
-        example = next(iter(skipped), "nothing")
+        example = next(iter(weights), "nothing")
         raise DataError(
             f"{path}: no weights for this network: the file has {example}, not {next(iter(ours))}"
         )
+    found = {name: found[name] for name in ours if name in found}
+    missing = tuple(name for name in ours if name not in found)
+    if whole_trunk:
+        unknown = [key for key, reason in skipped.items() if reason == _UNKNOWN]
+        _check_trunk(network, missing, [_without(prefix, key) for key in unknown], path)
     network.load_state_dict(found, strict=False)
-    return LoadReport(tuple(found), skipped, tuple(name for name in ours if name not in found))
+    where = ": ".join(filter(None, [place, prefix]))
+    return LoadReport(path, where, tuple(found), skipped, missing)
+
+
+def check_embedding(report: LoadReport) -> None:
+    """Raise DataError if entries of the file that may belong to the embedding were not loaded."""
+    unused = [key for key in report.skipped if not _NO_PART_OF_EMBEDDING.search(key)]
+    if unused:
+        raise DataError(
+            f"{report.path}: the network has no {_first_of(unused)}; without it, embeddings would differ from those "
+            f"of the network that the file was written for"
+        )
+
+
+def _check_trunk(network: Network, missing: Collection[str], unused: Collection[str], path: Path) -> None:
+    """Raise DataError if the trunk's layers in the network and in the file are not the same."""
+    heads = {*network.head()}
+    head = tuple(f"{name}." for name, module in network.named_modules() if module in heads)
+    absent = [name for name in missing if not name.startswith(head) and not name.endswith(_COUNTER)]
+    if absent:
+        raise DataError(
+            f"{path}: the weights are for another network: the file has no {_first_of(_layers(absent))}, which would "
+            f"stay as initialised"
+        )
+    trunk = {name for name, module in network.named_children() if module not in heads}
+    foreign = [key for key in unused if key.split(".")[0] in trunk]
+    if foreign:
+        raise DataError(
+            f"{path}: the weights are for another network: it has no {_first_of(_layers(foreign))}, which the file has"
+        )
+
+
+def _layers(entries: Collection[str]) -> list[str]:
+    """Return the names of the layers that entries such as "layer1.0.conv1.weight" belong to, each once."""
+    return list(dict.fromkeys(entry.rpartition(".")[0] or entry for entry in entries))
+
+
+def _first_of(names: Collection[str]) -> str:
+    """List the first names, and the number of others."""
+    first = ", ".join(list(names)[:3])
+    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
+
+
+def _named(names: Collection[str]) -> str:
+    return f": {_first_of(names)}" if names else ""
+
+
+def _checked(value: Tensor, ours: Tensor, key: str, path: Path) -> Tensor:
+    """Return a value of a file; raise DataError if it is no number of the kind that the network's entry has."""
+    if value.is_floating_point() != ours.is_floating_point():
+        raise DataError(
+            f"{path}: {key} has type {value.dtype}, not {ours.dtype}, for example of quantised weights"
+        )
+    if value.is_floating_point() and not value.isfinite().all():
+        raise DataError(f"{path}: {key} has values that are not finite (NaN or infinity)")
+    return value
+
+
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+
+
+def _prefixes(key: str) -> list[str]:
+    """Return all prefixes of a name that end with a dot, shortest first."""
+    return [f"{prefix}." for prefix in accumulate(key.split(".")[:-1], "{}.{}".format)]
+
+
+def _without(prefix: str, key: str) -> str:
+    """Return a file's name without wrappers, and without as much of the prefix as it has."""
+    key = _unwrapped(key)
+    return key.removeprefix(
+        next((part for part in reversed(_prefixes(f"{prefix}x")) if key.startswith(part)), "")
+    )
+
+
+def _prefix(keys: Collection[str], ours: Collection[str]) -> str:
+    """Return the prefix, such as "backbone.", without which most names of a file are the network's."""
+    unwrapped = [_unwrapped(key) for key in keys]
+    counts = Counter(prefix for key in unwrapped for prefix in _prefixes(key))
+    enough = min(len(ours), len(keys)) / 2
+    candidates = ["", *(prefix for prefix, count in counts.items() if count >= enough)]
+
+    def matches(prefix: str) -> int:
+        inside = (key.removeprefix(prefix) for key in unwrapped if key.startswith(prefix))
+        return sum(_our_name(key, ours) is not None for key in inside)
+
+    return max(candidates, key=matches)
 
 
 def _our_name(key: str, ours: Collection[str]) -> str | None:
@@ -115,43 +241,3 @@ def _our_name(key: str, ours: Collection[str]) -> str | None:
         return key
     renamed = (re.sub(pattern, name, key) for pattern, name in _RENAMED)
     return next((name for name in renamed if name in ours), None)
-
-
-def read_weights(path: Path) -> Any:
-    """Return the content of a weights file without running code from it; raises DataError if it cannot be read."""
-    # torchreid's checkpoints contain the best rank-1 as a numpy scalar, whose constructor has been renamed in numpy.
-    make_scalar: Any = np.float64(0).__reduce__()[0]
-    scalar_types: list[Any] = [type(np.dtype(name)) for name in ("float32", "float64", "int64")]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    allowed = [np.dtype, *scalar_types, *((make_scalar, name) for name in names)]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the weights: {error.strerror or error}") from error
-    except Exception as error:  # on damaged files, torch raises almost any exception
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(f"{path}: not a weights file that torch can read safely: {reason}") from error
-
-
-def state_dict_of(content: Any, path: Path) -> Mapping[str, Tensor]:
-    """Return the weights by name from a file's content; raises DataError, naming the file, if there are none."""
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if isinstance(state, dict) and isinstance(state.get("state"), dict):
-        return trained_weights(state["state"])
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(
-            f'{path}: contains no weights: expected tensors by name, directly or under "state_dict"'
-        )
-    return state
-
-
-def trained_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the weights from a training state: the moving average if there is one, else the network's own."""
-    averaged = state.get("ema")
-    if averaged is None:
-        return dict(state["network"])
-    # torch's AveragedModel stores them under `module`, next to a counter.
-    return {
-        name.removeprefix("module."): value for name, value in averaged.items() if name.startswith("module.")
-    }

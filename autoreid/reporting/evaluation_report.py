@@ -86,6 +86,9 @@ class EvaluationReport:
 
     The folder has result.json, cmc.png (with matplotlib), tensorboard/, and for each cell SOURCE/TARGET/ with its
     pictures and features.
+
+    Attributes:
+        weights: what was loaded from weights of other programs, by the name of the source, for environment.json.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,6 +101,7 @@ class EvaluationReport:
         if self.folder.config.exists():
             raise ConfigError(f"{folder}: holds a run; set another --output to keep the run's result.json")
         make_folder(folder, "set another --output")
+        self.weights: dict[str, Any] = {}
         self.board = Board(self.folder.tensorboard)
 
     def __enter__(self) -> EvaluationReport:
@@ -126,7 +130,7 @@ class EvaluationReport:
     def finish(self, cells: Sequence[TableCell]) -> None:
         """Write result.json, and add the table and the CMC curves to TensorBoard."""
         self.folder.write_result(as_json(cells))
-        self.folder.write_environment({})
+        self.folder.write_environment({"weights": self.weights})
         curves = {}
         for cell in cells:
             label = f"{cell.source} on {cell.target}: mAP {100 * cell.result.map:.1f} %"

@@ -43,6 +43,7 @@ class RunFolder:
         self.result = root / "result.json"
         self.environment = root / "environment.json"
         self.progress = root / "progress.json"
+        self.used_images = root / "used_images.csv"
 
     def create(self) -> None:
         """Create the folders; raise ConfigError if that is not possible."""

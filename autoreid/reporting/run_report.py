@@ -57,10 +57,14 @@ class RunReport:
         self.state = state
         self.images_per_step = images_per_step
         folder.truncate_metrics(state.step)
-        folder.write_environment({"restarts": state.restarts})
+        folder.write_environment(self.environment())
         self.board = Board(folder.tensorboard, state.step)
         if state.step == 0:
             self._show_start()
+
+    def environment(self) -> dict[str, Any]:
+        """Return what environment.json contains besides versions and devices."""
+        return {"restarts": self.state.restarts}
 
     def _show_start(self) -> None:
         self.board.text("config", f"```yaml\n{self.config.to_yaml()}```")

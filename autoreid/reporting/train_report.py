@@ -16,7 +16,12 @@ class TrainReport(RunReport):
 
     def __init__(self, config: Config, folder: RunFolder, task: TrainTask) -> None:
         self.network = task.state.network
+        self.start = task.start
         super().__init__(config, folder, task.state, config.data.batch_size)
+
+    def environment(self) -> dict[str, Any]:
+        """Return what environment.json contains, with the initial weights that were loaded."""
+        return super().environment() | {"weights": None if self.start is None else self.start.as_plain()}
 
     def result(self) -> dict[str, Any]:
         """Return the content of result.json, with the network's name, parameters without the classifier, and MACs."""

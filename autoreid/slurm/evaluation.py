@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoreid.data.targets import check_target_folder
-from autoreid.embedder import load_network
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths, parse
+from autoreid.networks import architecture_of, load_network
 from autoreid.slurm.executor import JobExecutor
 from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.queue import require_slurm
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if evaluation.output is None:
         raise ConfigError("--output: required in a job; give a folder for the results, after --")
     for path in named_paths("--checkpoint", evaluation.checkpoint).values():
-        load_network(path)
+        load_network(path, architecture_of(evaluation), may_be_trained=True)
     for name, path in named_paths("--data", evaluation.data).items():
         check_target_folder(path, name, evaluation.keep_same_camera)
     output: Path = evaluation.output.absolute()

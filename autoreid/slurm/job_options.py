@@ -25,6 +25,8 @@ _TIMES = (
 _IN_SECONDS = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
 
 Count = Annotated[int, Field(ge=1)]
+#: Options that can be repeated, and have a list of values in the user's file.
+_REPEATABLE = ("setup", "slurm")
 
 
 class JobOptions(BaseModel):
@@ -133,7 +135,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default = "" if field.default in (None, (), {}) else f" (default: {field.default})"
         description = (field.description or "").removesuffix(".")
         settings: dict[str, Any] = {"help": f"{description}{default}", "default": argparse.SUPPRESS}
-        if name in ("setup", "slurm"):
+        if name in _REPEATABLE:
             settings["action"] = "append"
         group.add_argument(option, metavar="KEY=VALUE" if name == "slurm" else name.upper(), **settings)
 
@@ -171,24 +173,30 @@ def read_job_options(options: Mapping[str, Any]) -> JobOptions:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "job"
         message = first["msg"].removeprefix("Value error, ")
-        option = "--" + name.replace("_", "-") if origin.get(name) == "command line" else name
-        raise ConfigError(
-            f"{origin.get(name, 'command line')}: {option} = {first['input']!r}: {message}"
-        ) from error
-    _check_combination(job_options)
+        raise ConfigError(f"{_named(name, origin)} = {first['input']!r}: {message}") from error
+    _check_combination(job_options, origin)
     return job_options
 
 
-def _check_combination(options: JobOptions) -> None:
+def _check_combination(options: JobOptions, origin: Mapping[str, str]) -> None:
+    """Check options that depend on each other; `origin` says where each of them was set."""
     if options.gpus and options.tasks:
         raise ConfigError(
-            "command line: --tasks: only allowed with --gpus 0; with GPUs there is one Slurm task for each GPU"
+            f"{_named('tasks', origin)}: only allowed with --gpus 0; with GPUs there is one Slurm task for each GPU"
         )
     if options.seconds is not None and options.lead_seconds >= options.seconds:
+        # Without signal_lead, the limit itself is too short for the default.
+        cause = "signal_lead" if "signal_lead" in origin else "time"
         raise ConfigError(
-            f"command line: --signal-lead {options.lead_seconds}: must be less than the time limit of "
-            f"{options.seconds} s"
+            f"{_named(cause, origin)}: the stop signal comes {options.lead_seconds} s before the time limit of "
+            f"{options.seconds} s, which must be longer"
         )
+
+
+def _named(name: str, origin: Mapping[str, str]) -> str:
+    """Return where an option was set, and its name there."""
+    where = origin.get(name, "command line")
+    return f"{where}: {'--' + name.replace('_', '-') if where == 'command line' else name}"
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -199,9 +207,13 @@ def _from_file(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot read the defaults: {' '.join(str(error).split())}") from error
+    if content in (None, ""):  # nothing but comments
+        return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping, with lines such as 'partition: gpu'")
-    return content
+    given = {name: value for name, value in content.items() if value != ""}
+    alone = [name for name in _REPEATABLE if isinstance(given.get(name), str)]
+    return given | {name: [given[name]] for name in alone}
 
 
 def _from_environment() -> dict[str, Any]:
@@ -209,7 +221,7 @@ def _from_environment() -> dict[str, Any]:
     for name in JobOptions.model_fields:
         value = os.environ.get(PREFIX + name.upper())
         if value:
-            values[name] = value.split(";") if name in ("setup", "slurm") else value
+            values[name] = value.split(";") if name in _REPEATABLE else value
     return values
 
 

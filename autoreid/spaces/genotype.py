@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from autoreid.config import expand
 from autoreid.errors import DataError
 from autoreid.files import write_atomically
 from autoreid.spaces.drawing import Drawing
@@ -91,7 +92,7 @@ def read_genotype(genotype: str) -> Genotype:
     """
     if genotype.lstrip().startswith("{"):
         return Genotype.parse(genotype, "model.options.genotype")
-    return Genotype.load(Path(genotype))
+    return Genotype.load(expand(Path(genotype)))
 
 
 def _types() -> dict[str, type[Genotype]]:

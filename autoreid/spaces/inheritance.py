@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
 from autoreid.errors import DataError
-from autoreid.models.weights import LoadReport, fill, read_weights, state_dict_of
+from autoreid.models import Network
+from autoreid.models.weights import LoadReport, fill, load_trunk
+from autoreid.models.weights_file import read_weights
 from autoreid.recipes import parse_config
 from autoreid.spaces import build_space
 from autoreid.spaces.space import Derived
 
 
-def load_start(network: nn.Module, path: Path) -> LoadReport:
+def load_start(network: Network, path: Path) -> LoadReport:
     """Load the initial weights of a training, from a file of weights like `load_weights` or from a search's checkpoint.
 
     From a search's checkpoint, a derived network inherits the weights of the candidates in its genotype and all
@@ -27,7 +27,7 @@ def load_start(network: nn.Module, path: Path) -> LoadReport:
     content = read_weights(path)
     state = content.get("state") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "alphas" not in state:
-        return fill(network, state_dict_of(content, path), path)
+        return load_trunk(network, content, path)
     if not isinstance(network, Derived):
         raise DataError(f"{path}: the checkpoint of a search needs model.name: derived")
     search = parse_config(content["config"], f"{path}: config").search
@@ -40,7 +40,7 @@ def load_start(network: nn.Module, path: Path) -> LoadReport:
         weights = build_space(search).inherited(state["network"], network.genotype)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    report = fill(network, weights, path)
+    report = fill(network, weights, path, "the supernet")
     heads = ("classifier", "auxiliary")
     layers = {name for name, value in network.named_parameters() if value.dim() > 1}
     absent = [name for name in report.missing if name in layers and not {*name.split(".")} & {*heads}]

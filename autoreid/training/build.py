@@ -81,7 +81,8 @@ def build_accumulation(config: Config, world: World) -> Accumulation:
     """Build the splitting of a rank's batch into micro-batches.
 
     Raises:
-        ConfigError: the identities of a rank cannot be split evenly into the micro-batches.
+        ConfigError: the identities of a rank cannot be split evenly into the micro-batches, or these are too small for
+            the triplet loss or a batch norm.
     """
     count, images_per_identity = config.training.accumulation, config.data.images_per_identity
     unit = count * images_per_identity * world.size
@@ -93,4 +94,26 @@ def build_accumulation(config: Config, world: World) -> Accumulation:
             f"training.accumulation {count} with data.images_per_identity {images_per_identity} on {world.size} "
             f"ranks: data.batch_size {batch_size} must be a multiple of {unit}, such as {nearest}"
         )
+    _check_negatives(config, world)
+    sharing = world.size if config.distributed.share_batch_statistics else 1
+    if batch_size // count // world.size * sharing == 1:
+        raise ConfigError(
+            f"data.batch_size {batch_size} with training.accumulation {count} on {world.size} ranks: a batch norm "
+            f"would see one image at a time, which has no batch statistics; use a larger batch or fewer micro-batches"
+        )
     return Accumulation(count, images_per_identity)
+
+
+def _check_negatives(config: Config, world: World) -> None:
+    """Check that a triplet loss without `mine_across_ranks` sees two identities; the config checks a single rank."""
+    identities = config.data.batch_size // config.data.images_per_identity
+    of_alphas = config.search.losses if config.task == "search" else None
+    for key, losses in (("losses", config.losses), ("search.losses", of_alphas)):
+        if losses is None or losses.classification_weight == 1 or losses.mine_across_ranks:
+            continue
+        if identities // config.training.accumulation // world.size < 2:
+            raise ConfigError(
+                f"data.batch_size {config.data.batch_size} on {world.size} ranks: each micro-batch of a rank has one "
+                f"identity, so that the triplet loss is always 0; use {key}.mine_across_ranks: true, fewer ranks or a "
+                f"larger batch"
+            )

@@ -17,7 +17,7 @@ from autoreid.distributed import StopSignal, World, averaging, check_stop
 from autoreid.errors import ConfigError
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, build_loss
-from autoreid.models import LastMap, check_input_size, output_sizes
+from autoreid.models import LastMap, LoadReport, check_input_size, output_sizes
 from autoreid.models.network import Network
 from autoreid.seeding import derive_seed
 from autoreid.spaces import build_model
@@ -59,6 +59,7 @@ class TrainTask:
         network: the module for training passes, as returned by `place_network`: compiled, captured or wrapped in DDP.
             `state.network` is the network itself.
         last_map: keeps the last feature map of each pass; None if no term of the loss needs it.
+        start: which initial weights were loaded from a file; None if the config names no file.
     """
 
     config: Config
@@ -69,6 +70,7 @@ class TrainTask:
     accumulation: Accumulation
     network: nn.Module
     last_map: LastMap | None
+    start: LoadReport | None
 
     def learning_rate(self) -> float:
         """Return the learning rate of the head in the next step."""
@@ -160,8 +162,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(config.model.name, data.num_identities, **config.model.options)
     check_input_size(model, config.data.height, config.data.width)
-    if config.model.weights is not None:
-        load_start(model, config.model.weights)
+    start = None if config.model.weights is None else load_start(model, config.model.weights)
     loss = build_loss(config.losses, model.has_auxiliary)
     sizes = output_sizes(model, config.data.height, config.data.width)
     if loss.needs_map and sizes.map_channels is None:
@@ -189,4 +190,5 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         build_accumulation(config, world),
         network,
         LastMap(model) if loss.needs_map else None,
+        start,
     )

@@ -151,7 +151,10 @@ def numbers_in(pattern: re.Pattern[str], example: str) -> Callable[[Path, str], 
                 f"{folder / name}: the name does not start with an identity and a camera;"
                 f" expected one like {example}"
             )
-        return int(match[1]), int(match[2])
+        numbers = int(match[1]), int(match[2])
+        if max(numbers) > np.iinfo(np.int64).max:
+            raise DataError(f"{folder / name}: the number {max(numbers)} is too large: must fit into 63 bits")
+        return numbers
 
     return parse
 

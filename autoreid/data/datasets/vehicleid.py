@@ -72,7 +72,10 @@ def _benchmark(vehicles: int, choice: int) -> Benchmark:
         "gallery": Counts(vehicles, vehicles),
     }
     return Benchmark(
-        ("vehicleid", "VehicleID", "VehicleID_V1.0"), partial(_read, vehicles, choice), published
+        ("vehicleid", "VehicleID", "VehicleID_V1.0"),
+        partial(_read, vehicles, choice),
+        published,
+        people="vehicleid",
     )
 
 
