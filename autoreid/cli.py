@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import distributed as dist
 
-from autoreid.errors import LOST_CONTACT, AutoreidError, complain
+from autoreid.errors import LOST_CONTACT, AutoreidError, complain, has_log
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ LESS_MEMORY = (
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit status.
 
-    An error is printed as one line on rank 0. The traceback goes to the rank's log; if logging has not started
-    and the error is not an `AutoreidError`, it is printed.
+    An error is printed as one line on rank 0, and on any rank that has no log yet. The traceback goes to the rank's
+    log; if logging has not started and the error is not an `AutoreidError`, it is printed.
     """
     try:
         return command()
@@ -34,18 +34,23 @@ def run_command(command: Callable[[], int]) -> int:
         return 130
     except AutoreidError as error:
         _log.debug("%s", error, exc_info=error)
-        complain(str(error))
+        complain(str(error), on_every_rank=not has_log() and not error.is_reported)
         return error.exit_status
-    except torch.OutOfMemoryError as error:
-        _log.debug("%s", error, exc_info=error)
-        complain(f"out of GPU memory; {LESS_MEMORY}: {str(error).splitlines()[0]}")
-        return 1
     except Exception as error:
         _log.debug("%s", error, exc_info=error)
-        first = (str(error).splitlines() or [""])[0]
-        if isinstance(error, dist.DistBackendError) or "gloo" in first:
-            first = f"{LOST_CONTACT}: {first}"
-        complain(f"{type(error).__name__}: {first}")
-        if not logging.getLogger("autoreid").handlers:
+        complain(describe(error), on_every_rank=not has_log())
+        if not has_log() and not isinstance(error, torch.OutOfMemoryError):
             traceback.print_exc()
         return 1
+
+
+def describe(error: Exception) -> str:
+    """Return an error as one line, with the remedy where there is a known one."""
+    if isinstance(error, AutoreidError):
+        return str(error)
+    first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of GPU memory; {LESS_MEMORY}: {first}"
+    if isinstance(error, dist.DistBackendError) or "gloo" in first:
+        first = f"{LOST_CONTACT}: {first}"
+    return f"{type(error).__name__}: {first}"

@@ -6,7 +6,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -26,11 +25,11 @@ from autoreid.data.training_data import (
     run_images,
 )
 from autoreid.distributed import StopSignal, World, explain_nondeterminism, gather_objects, on_main
-from autoreid.errors import AutoreidError, RunError
+from autoreid.errors import DataError
 from autoreid.recipes import describe_options, load_config
 from autoreid.reporting.history import Kind, record
-from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.run_record import open_run
 from autoreid.reporting.run_report import NullReport, RunReport
 from autoreid.reporting.search_report import SearchReport
 from autoreid.reporting.train_report import TrainReport
@@ -136,28 +135,17 @@ def build_task(
     return data, build_training(config, data, world)
 
 
-def run(config: Config, world: World, stop: StopSignal) -> None:
-    """Run the task of a config, from its last checkpoint if there is one, and write the run folder."""
+def run(config: Config, world: World, folder: RunFolder, stop: StopSignal) -> None:
+    """Run the task of a config, from its last checkpoint if there is one.
+
+    Args:
+        folder: the run folder, which `open_run` has opened.
+    """
     on_main(lambda: generate_people(config.data))
     datasets = on_main(lambda: read_datasets(config))
     data, task = build_task(config, world, run_images(config, world, datasets), datasets)
-    folder = RunFolder(config.output_dir / config.task_name)
-    with ExitStack() as stack:
-
-        def claim() -> None:
-            folder.create()
-            stack.enter_context(folder.lock())
-            folder.claim(config, MAY_DIFFER)
-
-        on_main(claim)
-        start_logging(folder.logs, world.rank)
-        try:
-            with explain_nondeterminism():
-                _run_task(config, world, data, task, folder, stop)
-        except AutoreidError as error:
-            with suppress(RunError):  # the disk may be full
-                _record(folder, world, "failed", task.state, str(error))
-            raise
+    with explain_nondeterminism():
+        _run_task(config, world, data, task, folder, stop)
 
 
 def _run_task(
@@ -171,11 +159,11 @@ def _run_task(
     checkpoints = CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
     state = task.state
     _log.info("run folder: %s", folder.root)
-    _resume(state, checkpoints)
+    _resume(state, checkpoints, data)
     if state.finished and folder.result.exists():
         _log.info("this run has already finished; result: %s", folder.result)
+        _record(folder, world, "finished", state)
         return
-    _record(folder, world, "started", state)
     _log_start(config, world, data, state)
     log_memory(task, config, world)
 
@@ -224,11 +212,17 @@ def _record(folder: RunFolder, world: World, kind: Kind, state: RunState, reason
         record(folder.root, kind, state.step, reason)
 
 
-def _resume(state: RunState, checkpoints: CheckpointFolder) -> None:
+def _resume(state: RunState, checkpoints: CheckpointFolder, data: TrainingData) -> None:
     saved = checkpoints.load_latest()
-    if saved is not None:
-        state.load_state_dict(saved["state"])
-        state.restarts += 1
+    if saved is None:
+        return
+    if saved["num_identities"] != data.num_identities:
+        raise DataError(
+            f"{checkpoints.folder}: the run was trained on {saved['num_identities']} identities, the data have "
+            f"{data.num_identities}; restore the data, or set another task_name"
+        )
+    state.load_state_dict(saved["state"])
+    state.restarts += 1
 
 
 def _open_report(
@@ -251,9 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(config.to_yaml(), end="")
             return 0
-        # Before the task is built: a job may be stopped during its preparation.
-        with StopSignal() as stop, distributed.setup_for(config.distributed) as world:
-            run(config, world, stop)
+        # First: a job may be stopped, or fail, during its preparation.
+        with (
+            StopSignal() as stop,
+            open_run(config, MAY_DIFFER) as folder,
+            distributed.setup_for(config.distributed, stop) as world,
+        ):
+            run(config, world, folder, stop)
         return 0
 
     return run_command(command)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import re
+
 import pytest
 import torch
 
 from autoreid.cli import run_command
 from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
+from autoreid.reporting.logs import start_logging
 
 
 @pytest.mark.parametrize(
@@ -35,11 +39,23 @@ def test_a_failure_is_one_line_and_a_status(capsys, monkeypatch, error, status, 
     assert not rest or rest[0].startswith("Traceback")
 
 
-def test_only_rank_0_speaks(capsys, monkeypatch):
-    monkeypatch.setenv("SLURM_PROCID", "1")
-
+def _fail_with(error: Exception) -> int:
     def fail() -> int:
-        raise ConfigError("wrong")
+        raise error
 
-    assert run_command(fail) == 2
+    return run_command(fail)
+
+
+def test_only_rank_0_speaks_once_the_others_have_a_log(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setattr(logging.getLogger("autoreid"), "handlers", [])
+    assert _fail_with(ConfigError("wrong")) == 2
+    assert re.fullmatch(r"autoreid: rank 1 on \S+: wrong\n", capsys.readouterr().err)
+    reported = ConfigError("wrong")
+    reported.is_reported = True
+    assert _fail_with(reported) == 2
     assert not capsys.readouterr().err
+    start_logging(tmp_path, 1)
+    assert _fail_with(ConfigError("wrong")) == 2
+    assert not capsys.readouterr().err
+    assert "wrong" in (tmp_path / "rank1.log").read_text()

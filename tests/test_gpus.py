@@ -11,7 +11,8 @@ from torch.distributed import HashStore
 from autoreid import distributed
 from autoreid.cli import run_command
 from autoreid.distributed.gpus import Placement, place_rank, placement_error
-from autoreid.distributed.process_group import Rendezvous, agree_on_placement
+from autoreid.distributed.process_group import agree_on_placement
+from autoreid.distributed.rendezvous import Rendezvous
 from autoreid.errors import ConfigError, RunError
 from tests.helpers.ranks import free_port
 

@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from autoreid import distributed
-from autoreid.distributed.process_group import read_rendezvous
+from autoreid.distributed.rendezvous import read_rendezvous
 from autoreid.errors import ConfigError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}

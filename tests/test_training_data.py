@@ -25,6 +25,7 @@ from autoreid.data.training_data import (
 from autoreid.distributed import StopSignal, World
 from autoreid.errors import DataError
 from autoreid.recipes import load_config
+from autoreid.reporting.run_record import open_run
 from tests.helpers import miniatures
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import OSNET_TRAINING, write_tiny
@@ -344,8 +345,9 @@ def listings_at_a_start(world, path):
         return read(root, name)
 
     training_data.read_dataset = counted
-    with StopSignal() as stop:
-        train.run(load_config(path), world, stop)
+    config = load_config(path)
+    with StopSignal() as stop, open_run(config) as folder:
+        train.run(config, world, folder, stop)
     return calls
 
 

@@ -6,6 +6,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from autoreid.errors import StoppedError
+
 #: Slurm sends SIGUSR2 before the time limit (`--signal`), and SIGTERM at a preemption or scancel.
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
@@ -31,6 +33,11 @@ class StopSignal:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def end_wait(self, what: str) -> None:
+        """Raise StoppedError, which says what this process was waiting for, if a signal has arrived."""
+        if self.received is not None:
+            raise StoppedError(self.received, what)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         # Only the first counts: Slurm sends SIGTERM after SIGUSR2, at the time limit itself.
