@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from autoreid.errors import RunError
+from autoreid.slurm.environment import sbatch_command
 from autoreid.slurm.job_options import JobOptions
 from autoreid.slurm.tasks import PackageCommand
 
@@ -47,6 +49,10 @@ class JobExecutor(submitit.SlurmExecutor):
             return self._make_submission_file_text(self._submitit_command_str, "")
         finally:
             self.parameters = original
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        """Return submitit's command, in an environment in which no other allocation is left."""
+        return sbatch_command(os.environ, str(submission_file_path))
 
     def launch(self, commands: Sequence[PackageCommand]) -> list[str]:
         """Submit one job, or a job array for several commands, and return the id of each job or array task.
