@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +26,15 @@ from autoreid.data.training_data import (
     read_datasets,
     run_images,
 )
-from autoreid.distributed import StopSignal, World, explain_nondeterminism, gather_objects, on_main
+from autoreid.distributed import (
+    StopSignal,
+    World,
+    check_all_started,
+    explain_nondeterminism,
+    gather_objects,
+    idle_gpus,
+    on_main,
+)
 from autoreid.errors import DataError
 from autoreid.recipes import describe_options, load_config
 from autoreid.reporting.history import Kind, record
@@ -202,6 +212,9 @@ def _log_start(config: Config, world: World, data: TrainingData, state: RunState
         _log.warning("%s", note)
     on_gpu = world.device.type == "cuda"
     _log.info("device: %s", torch.cuda.get_device_name(world.device) if on_gpu else "CPU")
+    idle = idle_gpus(gather_objects(socket.gethostname())) if on_gpu else None
+    if idle is not None:
+        _log.warning("%s", idle)
     batch = config.data.batch_size
     ranks = "all on 1 rank" if world.size == 1 else f"{batch // world.size} on each of {world.size} ranks"
     _log.info("global batch of %d images, %s", batch, ranks)
@@ -245,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(config.to_yaml(), end="")
             return 0
+        check_all_started(os.environ)
         # First: a job may be stopped, or fail, during its preparation.
         with (
             StopSignal() as stop,

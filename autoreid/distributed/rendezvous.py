@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ _SLURM = (
     "SLURM_STEP_NUM_NODES",
     "SLURM_STEP_NODELIST",
 )
+#: The job step of the shell that salloc starts on a node; its variables are those of the whole job.
+_INTERACTIVE_STEP = "4294967290"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous | None:
     # MASTER_* alone do not indicate torchrun: users export them in batch scripts for srun.
     if any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         _require(environment, _TORCHRUN, "torchrun")
+        several = environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]) != environment["WORLD_SIZE"]
+        _check_address(environment, several)
         return Rendezvous(
             rank=_number(environment, "RANK"),
             size=_number(environment, "WORLD_SIZE"),
@@ -51,6 +56,8 @@ def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous | None:
         )
     if "SLURM_STEP_ID" in environment:
         _require(environment, _SLURM, "srun")
+        _check_shell(environment)
+        _check_address(environment, environment["SLURM_STEP_NUM_NODES"] != "1")
         job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID")
         restart = _number(
             {"SLURM_RESTART_COUNT": environment.get("SLURM_RESTART_COUNT") or "0"}, "SLURM_RESTART_COUNT"
@@ -81,6 +88,52 @@ def _number(environment: Mapping[str, str], name: str) -> int:
         return int(environment[name])
     except ValueError:
         raise ConfigError(f"environment: {name}={environment[name]!r} is not a whole number") from None
+
+
+def _check_address(environment: Mapping[str, str], several_nodes: bool) -> None:
+    """Raise ConfigError if the address of rank 0 is that of every node."""
+    address = environment.get("MASTER_ADDR", "")
+    if several_nodes and (address in ("localhost", "::1") or address.startswith("127.")):
+        raise ConfigError(
+            f"environment: MASTER_ADDR={address} is a different machine on each node; unset it under srun, or set it "
+            "to the node of rank 0"
+        )
+
+
+def _check_shell(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError in the interactive shell of a job step with several tasks, such as `srun -n 8 --pty bash`.
+
+    Its variables are those of a task, but the other tasks are no ranks.
+    """
+    tasks = environment["SLURM_STEP_NUM_TASKS"]
+    # Slurm gives a terminal to the first task only, and only with --pty.
+    is_task = environment.get("SLURM_TASK_PID") == str(os.getpid())
+    if tasks != "1" and not is_task and os.isatty(0):
+        raise ConfigError(
+            f"environment: this is an interactive shell in a job step with {tasks} tasks, which would be waited for; "
+            f"start the ranks with `srun --overlap --ntasks={tasks} python -m ...` or torchrun, or a single process "
+            "with `srun --overlap --ntasks=1 python -m ...`"
+        )
+
+
+def check_all_started(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError if this process is to be the only rank of a Slurm job that has several tasks.
+
+    A batch script without srun runs a command once, whatever the job has asked for.
+    """
+    step = environment.get("SLURM_STEP_ID", _INTERACTIVE_STEP)
+    tasks = environment.get("SLURM_NTASKS") or environment.get("SLURM_NPROCS") or "1"
+    if (
+        "SLURM_JOB_ID" in environment
+        and step == _INTERACTIVE_STEP
+        and "RANK" not in environment
+        and tasks != "1"
+    ):
+        raise ConfigError(
+            f"environment: job {environment['SLURM_JOB_ID']} has {tasks} tasks, but srun has not started this process, "
+            "which would be the only rank; start it with srun or torchrun, or ask for one task with more CPUs "
+            "(--ntasks=1 --cpus-per-task)"
+        )
 
 
 def _first_host(environment: Mapping[str, str]) -> str:
