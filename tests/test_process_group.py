@@ -108,7 +108,7 @@ def test_a_shell_in_a_step_of_several_tasks_is_an_error(scontrol, monkeypatch):
     shell = SLURM | {"SLURM_TASK_PID": str(os.getppid())}
     monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == 0)
     with pytest.raises(
-        ConfigError, match="interactive shell in a job step with 8 tasks.*srun --overlap --ntasks=8"
+        ConfigError, match=r"interactive shell in a job step with 8 tasks.*srun --overlap --ntasks=8"
     ):
         read_rendezvous(shell)
     assert read_rendezvous(SLURM | {"SLURM_TASK_PID": str(os.getpid())}).size == 8
