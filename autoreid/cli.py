@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -12,6 +15,8 @@ from torch import distributed as dist
 from autoreid.errors import LOST_CONTACT, AutoreidError, complain, has_log
 
 _log = logging.getLogger(__name__)
+#: Exit status of a program that SIGPIPE has ended, as shells report it.
+_BROKEN_PIPE = 141
 
 #: How to reduce memory use.
 LESS_MEMORY = (
@@ -25,8 +30,21 @@ def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit status.
 
     An error is printed as one line on rank 0, and on any rank that has no log yet. The traceback goes to the rank's
-    log; if logging has not started and the error is not an `AutoreidError`, it is printed.
+    log; if logging has not started and the error is not an `AutoreidError`, it is printed. If the reader of the
+    output has gone, as in `... | head`, the command ends without a word.
     """
+    try:
+        try:
+            return _run_command(command)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except KeyboardInterrupt:
@@ -37,11 +55,23 @@ def run_command(command: Callable[[], int]) -> int:
         complain(str(error), on_every_rank=not has_log() and not error.is_reported)
         return error.exit_status
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise
         _log.debug("%s", error, exc_info=error)
         complain(describe(error), on_every_rank=not has_log())
         if not has_log() and not isinstance(error, torch.OutOfMemoryError):
             traceback.print_exc()
         return 1
+
+
+def _reader_is_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # it is no file, or closed
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def describe(error: Exception) -> str:

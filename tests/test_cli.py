@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from autoreid.cli import run_command
 from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
 from autoreid.reporting.logs import start_logging
+from tests.helpers.commands import ROOT
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,31 @@ def test_only_rank_0_speaks_once_the_others_have_a_log(capsys, monkeypatch, tmp_
     assert _fail_with(ConfigError("wrong")) == 2
     assert not capsys.readouterr().err
     assert "wrong" in (tmp_path / "rank1.log").read_text()
+
+
+_COMMAND = """
+import sys
+from autoreid.cli import run_command
+
+def command():
+    for number in range(100_000):
+        print(number)
+    return 0
+
+sys.exit(run_command(command))
+"""
+
+
+def test_a_reader_that_goes_ends_the_command_without_a_word():
+    command = subprocess.Popen(
+        [sys.executable, "-c", _COMMAND], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert command.stdout.readline() == b"0\n"
+    command.stdout.close()
+    assert command.wait(60) == 141
+    assert command.stderr.read() == b""
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(capsys):
+    assert _fail_with(BrokenPipeError("worker")) == 1
+    assert "BrokenPipeError: worker" in capsys.readouterr().err

@@ -199,6 +199,7 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
         ("data.sources=[../up]", 'data.sources.0 = "../up": '),
         ("data.targets=winter", 'data.targets = "winter": '),
         ("task_name=../up", 'task_name = "../up": '),
+        ("task_name=" + "x" * 300, ": string should have at most 200 characters"),
         ("task_name=2024", "task_name = 2024: input should be a valid string"),
         ("reporting.every_seconds=2024-01-01", 'reporting.every_seconds = "2024-01-01": '),
         ("training", "'training' is not of the form section.key=value"),

@@ -1,6 +1,7 @@
 """Reading rank and address of a process from the variables of each launcher."""
 
 import os
+import signal
 import socket
 import stat
 
@@ -135,6 +136,26 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(taken, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(taken))
     with pytest.raises(ConfigError, match=message):
         contact(place, 1.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_stop_signals_set_a_flag(number):
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.received == signal.Signals(number).name
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_under_nohup_goes_on_without_a_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_stop_signal_ends_the_wait_for_other_ranks():

@@ -59,6 +59,28 @@ def test_an_error_that_would_happen_again_is_recorded_with_its_status(tmp_path):
     assert "data.batch_size 128" in reason
 
 
+def test_data_with_another_number_of_people_are_named(tmp_path):
+    path = write_tiny(tmp_path)
+    assert train.main(["--config", str(path), "training.epochs=1"]) == 0
+    run = tmp_path / "runs/tiny"
+    latest = run / "checkpoints/step-00000003.pt"
+    state = torch.load(latest)
+    people = state["num_identities"]
+    torch.save(state | {"num_identities": people + 1}, latest)
+    assert train.main(["--config", str(path), "training.epochs=1"]) == 2
+    (*_, (kind, reason, status)) = ends(run)
+    assert (kind, status) == ("failed", 2)
+    assert f"the run was trained on {people + 1} identities, the data have {people}" in reason
+
+
+def test_a_history_that_cannot_be_written_does_not_stop_the_start(tmp_path, caplog):
+    config = tiny_config(tmp_path)
+    (tmp_path / "runs/tiny" / FILE).mkdir(parents=True)
+    with open_run(config) as folder:
+        assert folder.root == tmp_path / "runs/tiny"
+    assert "cannot write the history: Is a directory" in caplog.text
+
+
 def test_a_run_that_is_refused_leaves_the_history_alone(tmp_path, monkeypatch):
     """It belongs to another run."""
     config = tiny_config(tmp_path)
@@ -69,6 +91,13 @@ def test_a_run_that_is_refused_leaves_the_history_alone(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="already running"), open_run(config):
             pass
         assert (folder.root / FILE).read_bytes() == before
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
+    config = tiny_config(tmp_path)
+    (tmp_path / "runs/tiny/lock").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"tiny/lock: cannot open the lock: Is a directory; set output_dir"):
+        open_run(config).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 
 from autoreid.errors import StoppedError
 
-#: Slurm sends SIGUSR2 before the time limit (`--signal`), and SIGTERM at a preemption or scancel.
-STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+#: Slurm sends SIGUSR2 or SIGUSR1 before the time limit (`--signal`), and SIGTERM at a preemption or scancel. SIGHUP
+#: comes when a terminal closes.
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignal:
@@ -25,7 +26,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+            # nohup ignores SIGHUP, so that the run goes on without a terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

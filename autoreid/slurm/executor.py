@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from autoreid.errors import RunError
+from autoreid.errors import ConfigError, RunError
 from autoreid.slurm.environment import sbatch_command
-from autoreid.slurm.job_options import JobOptions
+from autoreid.slurm.job_options import JobOptions, gres_gpus
 from autoreid.slurm.tasks import PackageCommand
 
 
@@ -72,6 +73,16 @@ class JobExecutor(submitit.SlurmExecutor):
             raise RunError(f"sbatch rejected the job: {reason}") from error
 
 
+def check_log_folder(folder: Path) -> None:
+    r"""Raise ConfigError if Slurm would write the logs elsewhere, because it replaces \, %% or %j in their paths."""
+    found = re.search(r"\\|%%|%\d*[AabJjNnstux]", str(folder.absolute()))
+    if found is not None:
+        raise ConfigError(
+            f"{folder}: Slurm cannot write its logs here, because it replaces {found[0]} in their paths; choose "
+            "another folder (output_dir, or --output)"
+        )
+
+
 def parameters(job_options: JobOptions, name: str) -> dict[str, Any]:
     """Return the parameters of submitit's executor for job options."""
     unchanged = (
@@ -91,7 +102,7 @@ def parameters(job_options: JobOptions, name: str) -> dict[str, Any]:
         "mail_type",
     )
     given = {key: getattr(job_options, key) for key in unchanged if getattr(job_options, key) is not None}
-    if job_options.gpus and not job_options.gres:
+    if job_options.gpus and gres_gpus(job_options.gres) is None:
         given["gpus_per_node"] = job_options.gpus
     if job_options.array_limit:
         given["array_parallelism"] = job_options.array_limit
@@ -106,7 +117,10 @@ def parameters(job_options: JobOptions, name: str) -> dict[str, Any]:
         "stderr_to_stdout": True,
         # Since Slurm 22.05 srun does not inherit --cpus-per-task from the batch script.
         "srun_args": [f"--cpus-per-task={job_options.cpus_per_task}", "--kill-on-bad-exit=1"],
-        "additional_parameters": {"requeue": True, **job_options.slurm},
+        "additional_parameters": {
+            "requeue": True,
+            **{key: text or True for key, text in job_options.slurm.items()},
+        },
         "wckey": None,
     }
 

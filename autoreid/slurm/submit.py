@@ -24,7 +24,7 @@ from autoreid.recipes import load_config
 from autoreid.reporting.history import read_history, record
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.slurm.environment import sbatch_command
-from autoreid.slurm.executor import JobExecutor
+from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
 from autoreid.slurm.queue import ACTIVE, job_states, require_slurm
 from autoreid.slurm.tasks import PackageCommand
@@ -137,6 +137,8 @@ def submit_runs(runs: Sequence[PlannedRun], job_options: JobOptions, options: ar
     first = runs[0]
     name = first.config.task_name
     executor = JobExecutor(job_options, first.folder / "slurm", name, [run.folder for run in runs])
+    if not options.local:
+        check_log_folder(executor.folder)
     if is_dry_run(options):
         script = executor.script(len(runs))
         print(script) if options.dry_run else test_only(script)
