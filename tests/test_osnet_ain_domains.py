@@ -5,11 +5,12 @@ from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 from benchmarks import osnet_ain_domains
 from benchmarks.osnet_ain_domains import FIXED, fill, parse, recipe, summary
 from benchmarks.results_folder import ResultsFolder
-from benchmarks.trainings import Trained
+from benchmarks.trainings import Found, Trained
 
 
 def test_both_recipes_get_the_shift_and_the_test_people(tmp_path):
-    arguments = parse(["--search-epochs", "8", "--test-people", "100", "data.height=96"])
+    line = ["--search-epochs", "8", "--test-people", "100", "data.height=96"]
+    arguments = parse([*line, "search.osnet_ain.stem=searched"])
     for path in (osnet_ain_domains.SEARCH, osnet_ain_domains.TRAINING):
         config = recipe(path, tmp_path, 8, arguments)
         assert {(people.shift, people.test_identities) for people in config.data.synthetic.values()} == {
@@ -18,6 +19,8 @@ def test_both_recipes_get_the_shift_and_the_test_people(tmp_path):
         assert (config.training.epochs, config.evaluation.every_epochs, config.data.height) == (8, 8, 96)
         assert config.data.targets == ("people_c", "people_a")
         assert "people_c" not in config.data.sources
+        searched = path == osnet_ain_domains.SEARCH
+        assert config.search.osnet_ain.stem == ("searched" if searched else "instance_norm")
 
 
 def test_the_published_genotype_is_that_of_the_repository():
@@ -46,7 +49,7 @@ def test_means_and_standard_errors_are_over_searches_and_gains_are_paired():
         }.items()
         for seed, value in enumerate(values)
     ]
-    searches = [{"search": 0, "blocks": ["plain"] * 6, "in_share": 0.4}]
+    searches = [{"search": 0, "blocks": ["plain"] * 6, "stem": "batch_norm", "in_share": 0.4}]
     report = summary(searches, lines)
     found = report["networks"]["found"]
     assert found["unseen"] == {"mean": pytest.approx(0.35), "error": pytest.approx(0.15), "n": 2}
@@ -59,6 +62,7 @@ def test_means_and_standard_errors_are_over_searches_and_gains_are_paired():
     assert found["seen"]["error"] == 0
     assert report["in_share"] == {"mean": 0.4, "error": None, "n": 1}
     assert report["blocks_with_in"]["mean"] == 0
+    assert report["stems_with_in"] == 0
 
 
 def test_searches_and_trainings_resume(tmp_path, monkeypatch):
@@ -66,7 +70,7 @@ def test_searches_and_trainings_resume(tmp_path, monkeypatch):
 
     def search(config, world):
         searched.append(config.seed)
-        return OsnetAinGenotype.of_blocks(["in_after"] * 6), {}
+        return Found(OsnetAinGenotype.of_blocks(["in_after"] * 6, "batch_norm"), {"blocks": None}, 0, 1.0)
 
     def train(config, world):
         trained.append((config.model.name, config.seed))

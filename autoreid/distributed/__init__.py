@@ -21,9 +21,10 @@ from autoreid.distributed.device import explain_nondeterminism
 from autoreid.distributed.gpus import idle_gpus
 from autoreid.distributed.process_group import World, setup, setup_for
 from autoreid.distributed.rendezvous import check_all_started
-from autoreid.distributed.stop import StopSignal, ignore_stop_signals
+from autoreid.distributed.stop import Interrupted, StopSignal, check_stop, ignore_stop_signals
 
 __all__ = [
+    "Interrupted",
     "StopSignal",
     "World",
     "average_and_agree",
@@ -31,6 +32,7 @@ __all__ = [
     "broadcast_buffers",
     "check_agreement",
     "check_all_started",
+    "check_stop",
     "data_parallel",
     "explain_nondeterminism",
     "gather",
