@@ -86,7 +86,7 @@ examples:
 
 To resume a run, repeat the same command.
 
-Exit status: 0 finished, or saved and stopped by SIGTERM or SIGUSR2; 1 the run failed; 2 error in the command line,
+Exit status: 0 finished, or saved and stopped by a signal; 1 the run failed; 2 error in the command line,
 config or data; 3 the ranks disagree.
 
 config keys (default): meaning

@@ -113,9 +113,10 @@ def test_another_rank_records_and_prints_an_error_that_rank_0_does_not_have(
 ):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setattr(run_record, "REPORT_SECONDS", 0.0)
+    record(tmp_path, "failed", reason="an earlier attempt")
     with pytest.raises(type(error)), recorded_end(tmp_path, rank=3):
         raise error
-    ((recorded, reason, number),) = ends(tmp_path)
+    (_, (recorded, reason, number)) = ends(tmp_path)
     assert (recorded, number) == (kind, status)
     assert reason.startswith("rank 3: ")
     (line,) = capsys.readouterr().err.splitlines()
@@ -125,9 +126,11 @@ def test_another_rank_records_and_prints_an_error_that_rank_0_does_not_have(
 
 def test_rank_0_alone_reports_an_error_of_all_ranks(tmp_path, capsys):
     error = ConfigError("wrong")
+    rank = recorded_end(tmp_path, rank=1)
+    rank.__enter__()
     record(tmp_path, "failed", reason="wrong", status=2)
-    with pytest.raises(ConfigError), recorded_end(tmp_path, rank=1):
-        raise error
+    rank.__exit__(ConfigError, error, None)
+    assert ends(tmp_path) == [("failed", "wrong", 2)]
     (tmp_path / FILE).unlink()
     error.is_reported = True
     with pytest.raises(ConfigError), recorded_end(tmp_path, rank=1):

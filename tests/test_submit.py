@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -180,6 +181,36 @@ def test_sbatch_is_called_in_a_clean_environment(recipe, tmp_path, monkeypatch, 
     assert done.returncode == 0, done.stderr
     seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
     assert not set(ALLOCATION) & set(seen)
+
+
+def test_each_torchrun_job_has_its_own_port_and_survives_the_signal(tmp_path):
+    """The programs of the script are fakes: srun runs its command, and torchrun signals itself and prints its options.
+
+    test_slurm.py runs the script on a cluster.
+    """
+    fakes = {
+        "scontrol": "echo n7",
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "torchrun": 'kill -USR2 $$; echo "$@"',
+        "python": 'echo "python $@"',
+    }
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(job, restart):
+        variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n7"}
+        variables |= {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "8", "SLURM_RESTART_COUNT": restart}
+        script = [ROOT / "scripts" / "sbatch_torchrun.sh", "my config.yaml", "runs/x"]
+        done = subprocess.run(["bash", *script], env=variables, capture_output=True, text=True)
+        launch, resume = done.stdout.splitlines()
+        assert resume == "python -m autoreid.slurm.resume --run runs/x --status 0"
+        assert launch.endswith("-m autoreid.train --config my config.yaml")
+        return int(re.search(r"--rdzv-endpoint=n7:(\d+) ", launch)[1])
+
+    ports = [run("41", "0"), run("42", "0"), run("41", "1")]
+    assert len({*ports}) == 3
+    assert all(20_000 <= port < 60_000 for port in ports)
 
 
 def test_a_job_with_gpus_does_not_fall_back_to_cpus(tmp_path):

@@ -12,7 +12,7 @@ from autoreid.checkpoint import CheckpointFolder
 from autoreid.cli import describe
 from autoreid.config import Config
 from autoreid.errors import AutoreidError, PeerError, RunError, StoppedError, complain, launched_rank
-from autoreid.reporting.history import Kind, current_job, events_of_start, read_history, record
+from autoreid.reporting.history import Kind, read_history, record
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
 
@@ -64,6 +64,7 @@ def recorded_end(run: Path, rank: int = 0) -> Iterator[None]:
 
     Rank 0 speaks for all ranks. Another rank records and prints its error if rank 0 does not have it.
     """
+    before = len(read_history(run))
     try:
         yield
     except KeyboardInterrupt:
@@ -79,7 +80,7 @@ def recorded_end(run: Path, rank: int = 0) -> Iterator[None]:
         message = describe(error)
         # What another rank has done to this one, and what nobody expected, may not happen again.
         repeats = isinstance(error, AutoreidError) and not isinstance(error, PeerError)
-        if rank and not _is_reported(run, error):
+        if rank and not _is_reported(run, before, error):
             complain(message, on_every_rank=True)
             message = f"rank {rank}: {message}"
         elif rank:
@@ -94,14 +95,12 @@ def _record(run: Path, kind: Kind, reason: str, status: int | None = None) -> No
         record(run, kind, reason=reason, status=status)
 
 
-def _is_reported(run: Path, error: Exception) -> bool:
-    """Return whether rank 0 reports this rank's error, or one of its own."""
+def _is_reported(run: Path, before: int, error: Exception) -> bool:
+    """Return whether rank 0 reports this rank's error, or one of its own, after the first `before` events."""
     if isinstance(error, AutoreidError) and error.is_reported:
         return True
     deadline = time.monotonic() + REPORT_SECONDS
-    while not any(
-        event.kind in ("failed", "crashed") for event in events_of_start(read_history(run), *current_job())
-    ):
+    while not any(event.kind in ("failed", "crashed") for event in read_history(run)[before:]):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
