@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from autoreid.errors import ConfigError
 from autoreid.slurm.executor import JobExecutor, check_log_folder, parameters
-from autoreid.slurm.job_options import add_options, gres_gpus, parse_seconds, read_job_options
+from autoreid.slurm.job_options import add_options, read_job_options
+from autoreid.slurm.notation import gres_gpus, parse_seconds
 
 
 def parse(*line):

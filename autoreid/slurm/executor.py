@@ -15,7 +15,8 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from autoreid.errors import ConfigError, RunError
 from autoreid.slurm.environment import sbatch_command
-from autoreid.slurm.job_options import JobOptions, gres_gpus
+from autoreid.slurm.job_options import JobOptions
+from autoreid.slurm.notation import gres_gpus
 from autoreid.slurm.tasks import PackageCommand
 
 

@@ -13,16 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autoreid.errors import ConfigError
+from autoreid.slurm.notation import gres_gpus, parse_seconds
 
 #: Prefix of the environment variables with defaults, such as AUTOREID_SLURM_PARTITION.
 PREFIX = "AUTOREID_SLURM_"
-
-_TIMES = (
-    re.compile(r"(?P<minutes>\d+)(:(?P<seconds>\d+))?"),
-    re.compile(r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)"),
-    re.compile(r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?"),
-)
-_IN_SECONDS = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -119,16 +113,6 @@ class JobOptions(BaseModel):
         return 180 if self.seconds is None else max(20, min(180, self.seconds // 4))
 
 
-def parse_seconds(text: str) -> int:
-    """Return the seconds of a time limit in sbatch's notation, or 0 if `text` is not a time limit."""
-    for pattern in _TIMES:
-        match = pattern.fullmatch(text)
-        if match:
-            parts = {unit: int(value) for unit, value in match.groupdict().items() if value}
-            return sum(_IN_SECONDS[unit] * value for unit, value in parts.items())
-    return 0
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each field of `JobOptions` to a parser; options that are not given stay absent."""
     group = parser.add_argument_group(
@@ -222,17 +206,6 @@ def _check_combination(options: JobOptions) -> None:
             f"command line: --signal-lead {options.lead_seconds}: must be less than the time limit of "
             f"{options.seconds} s"
         )
-
-
-def gres_gpus(gres: str | None) -> int | None:
-    """Return the number of GPUs in a list of generic resources, such as gpu:a100:8,nvme:1; None if it has none."""
-    counts = [
-        int(count[1]) if count else 1
-        for resource in (gres or "").split(",")
-        if re.match(r"(gres[:/])?gpu\b", resource)
-        for count in [re.search(r"[:=](\d+)(\(.*\))?$", resource)]
-    ]
-    return sum(counts) if counts else None
 
 
 def _from_file(path: Path) -> dict[str, Any]:
