@@ -70,17 +70,21 @@ class CheckpointFolder:
         Damaged checkpoints are skipped with a warning.
 
         Raises:
-            RunError: there are checkpoints, but none can be read.
+            RunError: there are checkpoints, but none can be read, or the newest must not be.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return load_checkpoint(self.path(step))
             except RunError as error:
+                if isinstance(error.__cause__, PermissionError):
+                    # It may be whole: an earlier one would cost the steps since then.
+                    raise RunError(f"{error}; change its permissions") from error
                 _log.warning("%s; trying an earlier one", error)
         if steps:
             raise RunError(
-                f"{self.folder}: none of the {len(steps)} checkpoints can be read; delete them to start from scratch"
+                f"{self.folder}: none of the {len(steps)} checkpoints can be read; restore one, or delete them to "
+                f"start from scratch"
             )
         return None
 

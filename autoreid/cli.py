@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,9 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import distributed as dist
 
-from autoreid.errors import LOST_CONTACT, AutoreidError, complain
+from autoreid.errors import LOST_CONTACT, AutoreidError, complain, has_log
 
 _log = logging.getLogger(__name__)
+#: Exit status of a program that SIGPIPE has ended, as shells report it.
+_BROKEN_PIPE = 141
 
 #: How to reduce memory use.
 LESS_MEMORY = (
@@ -26,10 +30,23 @@ LESS_MEMORY = (
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit status.
 
-    An error is printed as one line on rank 0. The traceback goes to the rank's log; if logging has not started
-    and the error is not an `AutoreidError`, it is printed.
+    An error is printed as one line on rank 0, and on any rank that has no log yet. The traceback goes to the rank's
+    log; if logging has not started and the error is not an `AutoreidError`, it is printed. If the reader of the
+    output has gone, as in `... | head`, the command ends without a word.
     """
     _print_any_character()
+    try:
+        try:
+            return _run_command(command)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except KeyboardInterrupt:
@@ -37,19 +54,14 @@ def run_command(command: Callable[[], int]) -> int:
         return 130
     except AutoreidError as error:
         _log.debug("%s", error, exc_info=error)
-        complain(str(error))
+        complain(str(error), on_every_rank=not has_log() and not error.is_reported)
         return error.exit_status
-    except torch.OutOfMemoryError as error:
-        _log.debug("%s", error, exc_info=error)
-        complain(f"out of GPU memory; {LESS_MEMORY}: {str(error).splitlines()[0]}")
-        return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise
         _log.debug("%s", error, exc_info=error)
-        first = (str(error).splitlines() or [""])[0]
-        if isinstance(error, dist.DistBackendError) or "gloo" in first:
-            first = f"{LOST_CONTACT}: {first}"
-        complain(f"{type(error).__name__}: {first}")
-        if not logging.getLogger("autoreid").handlers:
+        complain(describe(error), on_every_rank=not has_log())
+        if not has_log() and not isinstance(error, torch.OutOfMemoryError):
             traceback.print_exc()
         return 1
 
@@ -58,3 +70,25 @@ def _print_any_character() -> None:
     """Make stdout write characters that the locale's encoding does not have as escapes instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _reader_is_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # it is no file, or closed
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def describe(error: Exception) -> str:
+    """Return an error as one line, with the remedy where there is a known one."""
+    if isinstance(error, AutoreidError):
+        return str(error)
+    first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of GPU memory; {LESS_MEMORY}: {first}"
+    if isinstance(error, dist.DistBackendError) or "gloo" in first:
+        first = f"{LOST_CONTACT}: {first}"
+    return f"{type(error).__name__}: {first}"

@@ -6,7 +6,9 @@ disagree. A message is one line: what is wrong, where, and what would be right.
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
 import sys
 
 #: Start of the message of a run that ends because another rank has died.
@@ -14,13 +16,36 @@ LOST_CONTACT = "lost contact with another rank, see its log for the reason"
 
 
 class AutoreidError(Exception):
-    """An error that the user can act on; its message is one line."""
+    """An error that the user can act on; its message is one line.
+
+    Attributes:
+        is_reported: whether another rank reports the same error.
+    """
 
     exit_status = 1
+    is_reported = False
 
 
 class RunError(AutoreidError):
     """The run failed, for example because the loss is not finite or the disk is full."""
+
+
+class PeerError(RunError):
+    """Another rank has failed or cannot be reached; a restart may help."""
+
+
+class StoppedError(AutoreidError):
+    """A stop signal arrived while this rank waited for the others to start. Nothing is lost.
+
+    Attributes:
+        signal: name of the signal.
+    """
+
+    exit_status = 0
+
+    def __init__(self, signal: str, what: str) -> None:
+        super().__init__(f"stopped by {signal} while waiting for {what}")
+        self.signal = signal
 
 
 class DivergedError(RunError):
@@ -45,7 +70,25 @@ class DisagreementError(AutoreidError):
     exit_status = 3
 
 
-def complain(message: str) -> None:
-    """Print a line to stderr on rank 0 only, because all ranks raise the errors that they agree on."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+def launched_rank() -> int:
+    """Return the rank of this process as set by its launcher, which needs no process group; 0 without a launcher."""
+    text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return int(text) if text.isdecimal() else 0
+
+
+def has_log() -> bool:
+    """Return whether the log of this process is open."""
+    return bool(logging.getLogger("autoreid").handlers)
+
+
+def complain(message: str, on_every_rank: bool = False) -> None:
+    """Print a line to stderr on rank 0, which reports the errors that all ranks raise.
+
+    Args:
+        on_every_rank: whether to print it on another rank, too, with the rank and its node.
+    """
+    rank = launched_rank()
+    if rank and on_every_rank:
+        message = f"rank {rank} on {platform.node()}: {message}"
+    if not rank or on_every_rank:
         print(f"autoreid: {message}", file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ from autoreid.files import make_folder
 from autoreid.models import check_input_size
 from autoreid.recipes import load_config, override_of
 from autoreid.reporting.logs import start_logging
+from autoreid.reporting.run_record import open_run
 from autoreid.spaces import build_model
 from autoreid.train import MAY_DIFFER
 from autoreid.train import run as run_search
@@ -197,7 +198,8 @@ def _search(study: Study, name: str, world: World, stop: StopSignal) -> None:
     place = f"{name} ({list(study.searches).index(name) + 1} of {len(study.searches)})"
     _log.info("%s: log in %s", place, study.run_folder(name).logs)
     try:
-        run_search(study.searches[name], world, stop)
+        with open_run(study.searches[name], MAY_DIFFER) as folder:
+            run_search(study.searches[name], world, folder, stop)
     finally:
         start_logging(study.folder / "logs", world.rank)  # the search has its own log
     if not stop.received:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -26,12 +27,20 @@ from autoreid.data.training_data import (
     run_images,
 )
 from autoreid.data.used_images import check_used_images
-from autoreid.distributed import StopSignal, World, explain_nondeterminism, gather_objects, on_main
-from autoreid.errors import AutoreidError, RunError
+from autoreid.distributed import (
+    StopSignal,
+    World,
+    check_all_started,
+    explain_nondeterminism,
+    gather_objects,
+    idle_gpus,
+    on_main,
+)
+from autoreid.errors import DataError
 from autoreid.recipes import describe_options, load_config
 from autoreid.reporting.history import Kind, record
-from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.run_record import open_run
 from autoreid.reporting.run_report import NullReport, RunReport
 from autoreid.reporting.search_report import SearchReport
 from autoreid.reporting.train_report import TrainReport
@@ -78,7 +87,7 @@ examples:
 
 To resume a run, repeat the same command.
 
-Exit status: 0 finished, or saved and stopped by SIGTERM or SIGUSR2; 1 the run failed; 2 error in the command line,
+Exit status: 0 finished, or saved and stopped by a signal; 1 the run failed; 2 error in the command line,
 config or data; 3 the ranks disagree.
 
 config keys (default): meaning
@@ -137,28 +146,17 @@ def build_task(
     return data, build_training(config, data, world)
 
 
-def run(config: Config, world: World, stop: StopSignal) -> None:
-    """Run the task of a config, from its last checkpoint if there is one, and write the run folder."""
+def run(config: Config, world: World, folder: RunFolder, stop: StopSignal) -> None:
+    """Run the task of a config, from its last checkpoint if there is one.
+
+    Args:
+        folder: the run folder, which `open_run` has opened.
+    """
     on_main(lambda: generate_people(config.data))
     datasets = on_main(lambda: read_datasets(config))
     data, task = build_task(config, world, run_images(config, world, datasets), datasets)
-    folder = RunFolder(config.output_dir / config.task_name)
-    with ExitStack() as stack:
-
-        def claim() -> None:
-            folder.create()
-            stack.enter_context(folder.lock())
-            folder.claim(config, MAY_DIFFER)
-
-        on_main(claim)
-        start_logging(folder.logs, world.rank)
-        try:
-            with explain_nondeterminism():
-                _run_task(config, world, data, task, folder, stop)
-        except AutoreidError as error:
-            with suppress(RunError):  # the disk may be full
-                _record(folder, world, "failed", task.state, str(error))
-            raise
+    with explain_nondeterminism():
+        _run_task(config, world, data, task, folder, stop)
 
 
 def _run_task(
@@ -175,8 +173,8 @@ def _run_task(
     _resume(state, checkpoints, data, folder)
     if state.finished and folder.result.exists():
         _log.info("this run has already finished; result: %s", folder.result)
+        _record(folder, world, "finished", state)
         return
-    _record(folder, world, "started", state)
     _log_start(config, world, data, state)
     if isinstance(task, TrainTask) and task.start is not None and not state.step:
         _log.info("%s", task.start)
@@ -220,6 +218,9 @@ def _log_start(config: Config, world: World, data: TrainingData, state: RunState
         _log.warning("%s", note)
     on_gpu = world.device.type == "cuda"
     _log.info("device: %s", torch.cuda.get_device_name(world.device) if on_gpu else "CPU")
+    idle = idle_gpus(gather_objects(socket.gethostname())) if on_gpu else None
+    if idle is not None:
+        _log.warning("%s", idle)
     batch = config.data.batch_size
     ranks = "all on 1 rank" if world.size == 1 else f"{batch // world.size} on each of {world.size} ranks"
     _log.info("global batch of %d images, %s", batch, ranks)
@@ -232,10 +233,16 @@ def _record(folder: RunFolder, world: World, kind: Kind, state: RunState, reason
 
 def _resume(state: RunState, checkpoints: CheckpointFolder, data: TrainingData, folder: RunFolder) -> None:
     saved = checkpoints.load_latest()
-    if saved is not None:
-        check_used_images(saved.get("used_images"), data.used, folder.used_images)
-        state.load_state_dict(saved["state"])
-        state.restarts += 1
+    if saved is None:
+        return
+    check_used_images(saved.get("used_images"), data.used, folder.used_images)
+    if saved["num_identities"] != data.num_identities:  # checkpoints of older versions list no images
+        raise DataError(
+            f"{checkpoints.folder}: the run was trained on {saved['num_identities']} identities, the data have "
+            f"{data.num_identities}; restore the data, or set another task_name"
+        )
+    state.load_state_dict(saved["state"])
+    state.restarts += 1
 
 
 def _open_report(
@@ -258,9 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(config.to_yaml(), end="")
             return 0
-        # Before the task is built: a job may be stopped during its preparation.
-        with StopSignal() as stop, distributed.setup_for(config.distributed) as world:
-            run(config, world, stop)
+        check_all_started(os.environ)
+        # First: a job may be stopped, or fail, during its preparation.
+        with (
+            StopSignal() as stop,
+            open_run(config, MAY_DIFFER) as folder,
+            distributed.setup_for(config.distributed, stop) as world,
+        ):
+            run(config, world, folder, stop)
         return 0
 
     return run_command(command)

@@ -166,10 +166,28 @@ def test_nothing_but_damaged_ones_is_an_error(tmp_path):
     for step in (1, 2):
         checkpoints.save(step, state(step), False)
         truncate(checkpoints.path(step))
-    with pytest.raises(RunError, match="none of the 2 checkpoints can be read; delete them") as caught:
+    with pytest.raises(
+        RunError, match="none of the 2 checkpoints can be read; restore one, or delete them"
+    ) as caught:
         checkpoints.load_latest()
     assert str(tmp_path) in str(caught.value)
     assert caught.value.exit_status == 1
+
+
+def test_a_checkpoint_that_must_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    checkpoints = CheckpointFolder(tmp_path, 2)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), False)
+
+    def refuse(path, *arguments, **options):
+        if Path(path).name == "step-00000002.pt":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return load(path, *arguments, **options)
+
+    load = torch.load
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(RunError, match=r"step-00000002\.pt.*Permission denied.*; change its permissions"):
+        checkpoints.load_latest()
 
 
 class Hostile:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +14,8 @@ import torch
 from autoreid import train
 from autoreid.cli import run_command
 from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
+from autoreid.reporting.logs import start_logging
+from tests.helpers.commands import ROOT
 
 
 @pytest.mark.parametrize(
@@ -39,14 +44,54 @@ def test_a_failure_is_one_line_and_a_status(capsys, monkeypatch, error, status, 
     assert not rest or rest[0].startswith("Traceback")
 
 
-def test_only_rank_0_speaks(capsys, monkeypatch):
-    monkeypatch.setenv("SLURM_PROCID", "1")
-
+def _fail_with(error: Exception) -> int:
     def fail() -> int:
-        raise ConfigError("wrong")
+        raise error
 
-    assert run_command(fail) == 2
+    return run_command(fail)
+
+
+def test_only_rank_0_speaks_once_the_others_have_a_log(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setattr(logging.getLogger("autoreid"), "handlers", [])
+    assert _fail_with(ConfigError("wrong")) == 2
+    assert re.fullmatch(r"autoreid: rank 1 on \S+: wrong\n", capsys.readouterr().err)
+    reported = ConfigError("wrong")
+    reported.is_reported = True
+    assert _fail_with(reported) == 2
     assert not capsys.readouterr().err
+    start_logging(tmp_path, 1)
+    assert _fail_with(ConfigError("wrong")) == 2
+    assert not capsys.readouterr().err
+    assert "wrong" in (tmp_path / "rank1.log").read_text()
+
+
+_COMMAND = """
+import sys
+from autoreid.cli import run_command
+
+def command():
+    for number in range(100_000):
+        print(number)
+    return 0
+
+sys.exit(run_command(command))
+"""
+
+
+def test_a_reader_that_goes_ends_the_command_without_a_word():
+    command = subprocess.Popen(
+        [sys.executable, "-c", _COMMAND], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert command.stdout.readline() == b"0\n"
+    command.stdout.close()
+    assert command.wait(60) == 141
+    assert command.stderr.read() == b""
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(capsys):
+    assert _fail_with(BrokenPipeError("worker")) == 1
+    assert "BrokenPipeError: worker" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autoreid import distributed
-from autoreid.errors import DataError, DisagreementError, RunError
+from autoreid.errors import DataError, DisagreementError, PeerError
 from autoreid.layers.batch_norm import frozen_statistics, share_batch_statistics
 from tests.helpers.ranks import run_ranks
 
@@ -153,7 +153,7 @@ def test_on_main_returns_or_raises_on_every_rank():
     errors = run_ranks(_on_main, 2, DataError("x.jpg: broken"), raises=False)
     assert [(type(error), str(error)) for error in errors] == [(DataError, "x.jpg: broken")] * 2
     unknown = run_ranks(_on_main, 2, KeyError("k"), raises=False)
-    assert [type(error) for error in unknown] == [KeyError, RunError]
+    assert [type(error) for error in unknown] == [KeyError, PeerError]
 
 
 def _buffers(world):

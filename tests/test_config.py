@@ -280,6 +280,7 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
         ("data.sources=[../up]", 'data.sources.0 = "../up": '),
         ("data.targets=winter", 'data.targets = "winter": '),
         ("task_name=../up", 'task_name = "../up": '),
+        ("task_name=" + "x" * 300, ": string should have at most 200 characters"),
         ("task_name=#1", 'task_name = "#1": '),
         ("seed=1:30", 'seed = "1:30": input should be a valid integer'),
         ("seed=3 # of 5", "seed: '3 # of 5': # begins a comment in YAML; put the value in quotes"),

@@ -18,7 +18,7 @@ from autoreid.diagnosis.machine import Finding
 from autoreid.diagnosis.meeting import Meeting, meet
 from autoreid.diagnosis.ranks import Rank
 from autoreid.distributed.gpus import Placement
-from autoreid.errors import ConfigError, RunError
+from autoreid.errors import ConfigError, PeerError, RunError
 from tests.helpers.ranks import free_port
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID", "SLURM_JOB_ID")
@@ -295,7 +295,7 @@ def test_a_master_port_that_is_taken(monkeypatch):
 
 def test_nobody_at_the_master_port(monkeypatch):
     launched(monkeypatch, 1)
-    with pytest.raises(ConfigError, match="connection refused"):
+    with pytest.raises(PeerError, match="connection refused"):
         meet(0.1)
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 from autoreid import render
 from autoreid.config import CELL_OPERATIONS
 from autoreid.errors import RunError
-from autoreid.reporting import genotype_graph
+from autoreid.reporting import dot, genotype_graph
 from autoreid.reporting.genotype_graph import as_graph, draw_genotype
 from autoreid.spaces.osnet_ain.drawing import blocks_drawing
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
@@ -52,6 +53,7 @@ def no_dot(monkeypatch, tmp_path):
 @pytest.fixture(autouse=True)
 def warn_again(monkeypatch):
     monkeypatch.setattr(genotype_graph, "_warned", False)
+    monkeypatch.setattr(genotype_graph, "_hangs", False)
 
 
 def edges_of(text: str) -> set[tuple[str, str, str]]:
@@ -149,14 +151,66 @@ def test_without_dot_the_texts_are_kept_with_one_warning(tmp_path, caplog):
     assert len(list(tmp_path.glob("*.gv"))) == 4
 
 
-@pytest.mark.usefixtures("no_dot")
-def test_if_dot_fails_the_texts_are_kept_with_one_warning(tmp_path, caplog):
-    dot = tmp_path / "bin" / "dot"
-    dot.write_text("#!/bin/sh\necho 'Error: no fonts' >&2\nexit 3\n")
+def write_dot(folder: Path, script: str) -> None:
+    """Write a shell script that is called instead of Graphviz's dot."""
+    dot = folder / "bin" / "dot"
+    dot.write_text(f"#!/bin/sh\nexport PATH=/usr/bin:/bin\n{script}\n")
     dot.chmod(0o755)
-    assert draw_genotype(published(), tmp_path, "EP01", "one") == []
+
+
+def picture(folder: Path) -> Path:
+    Image.effect_noise((60, 40), 50).save(folder / "whole.png")
+    return folder / "whole.png"
+
+
+@pytest.mark.usefixtures("no_dot")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'Error: no fonts' >&2; exit 3", "Error: no fonts"),
+        ("kill -SEGV $$", "exit status -11"),
+        ("true", "did not write a complete picture (0 bytes)"),
+        ("head -c 1500 whole.png", "did not write a complete picture (1500 bytes)"),
+        ("head -c -12 whole.png", "did not write a complete picture"),  # all but its end
+        ("head -c 2 whole.png", "did not write a complete picture (2 bytes)"),
+        ("echo '<svg/>'", "did not write a complete picture"),
+    ],
+)
+def test_if_dot_fails_the_texts_are_kept_with_one_warning(tmp_path, caplog, monkeypatch, script, message):
+    write_dot(tmp_path, script)
+    monkeypatch.chdir(picture(tmp_path).parent)
+    for stem in ("EP01", "EP02"):
+        assert draw_genotype(published(), tmp_path / "drawn", stem, "one") == []
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "Error: no fonts" in caplog.text
+    assert message in caplog.text
+    assert sorted({path.suffix for path in (tmp_path / "drawn").iterdir()}) == [".gv"]
+
+
+@pytest.mark.usefixtures("no_dot")
+def test_a_complete_picture_is_taken_though_dot_warns(tmp_path, caplog, monkeypatch):
+    write_dot(tmp_path, "echo 'Warning: no hard-coded metrics' >&2; cat whole.png")
+    monkeypatch.chdir(picture(tmp_path).parent)
+    drawn = draw_genotype(published(), tmp_path / "drawn", "EP01", "one")
+    assert [path.read_bytes() for path in drawn] == [(tmp_path / "whole.png").read_bytes()] * 2
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("no_dot")
+def test_a_dot_that_hangs_is_killed_and_not_called_again(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(dot, "SECONDS", 0.5)
+    calls = tmp_path / "calls"
+    # The child keeps standard output open.
+    write_dot(tmp_path, f"sleep 1000 & echo $! >> {calls}; wait")
+    began = time.monotonic()
+    for stem in ("EP01", "EP02"):
+        assert draw_genotype(published(), tmp_path, stem, "one") == []
+    assert time.monotonic() - began < 20
+    assert len(caplog.records) == 1
+    assert "`dot` did not end within 0.5 s; the .gv files are kept" in caplog.text
+    assert len(list(tmp_path.glob("*.gv"))) == 4
+    (child,) = calls.read_text().split()
+    stat = Path(f"/proc/{child}/stat")
+    assert not stat.exists() or " Z " in stat.read_text(), "no process is left"
 
 
 def test_unwritable_folder_is_named(tmp_path):

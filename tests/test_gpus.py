@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import types
 
 import pytest
@@ -10,8 +11,9 @@ from torch.distributed import HashStore
 
 from autoreid import distributed
 from autoreid.cli import run_command
-from autoreid.distributed.gpus import Placement, place_rank, placement_error
-from autoreid.distributed.process_group import Rendezvous, agree_on_placement
+from autoreid.distributed.gpus import Placement, idle_gpus, place_rank, placement_error
+from autoreid.distributed.process_group import agree_on_placement
+from autoreid.distributed.rendezvous import Rendezvous
 from autoreid.errors import ConfigError, RunError
 from tests.helpers.ranks import free_port
 
@@ -162,3 +164,16 @@ def test_a_missing_rank_is_named(gpus):
     gpus("a")
     with pytest.raises(RunError, match=r"no message from rank 1 within 0\.1 s"):
         agree_on_placement(HashStore(), Rendezvous(0, 2, 0, "127.0.0.1", 1), "auto", 0.1)
+
+
+def test_gpus_that_no_rank_computes_on_are_named(gpus):
+    here = socket.gethostname()
+    gpus("a", "b", "c")
+    found = idle_gpus([here])
+    assert found.startswith(
+        f"torch sees 3 GPUs on {here}, but 1 rank computes there; start one rank for each GPU"
+    )
+    assert "2 ranks compute there" in idle_gpus([here, here, "other", "other"])
+    assert idle_gpus([here] * 3) is None
+    gpus("a")  # Slurm has given each rank its own
+    assert idle_gpus([here] * 3) is None

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoreid.errors import ConfigError
-from autoreid.slurm.job_options import JobOptions, add_options, parse_seconds, read_job_options
+from autoreid.slurm.executor import JobExecutor, check_log_folder, parameters
+from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
+from autoreid.slurm.notation import gres_gpus, parse_seconds
 
 
 def parse(*line):
@@ -122,7 +124,15 @@ def test_an_impossible_combination_names_where_it_was_set(users_file, text, line
     [
         (["--nodes", "0"], "--nodes = '0'"),
         (["--mem", "4 GB"], "--mem = '4 GB'"),
-        (["--slurm", "hint"], "--slurm hint: expected key=value"),
+        (["--mem", "64B"], "--mem = '64B'"),
+        (["--slurm", "=hint"], "--slurm =hint: expected an option of sbatch without dashes"),
+        (["--slurm=--hold"], "--slurm --hold: expected an option of sbatch without dashes"),
+        (["--gres", "gpu:a100:8"], "--gres gpu:a100:8: 8 GPUs per node, but --gpus is 1.*; add --gpus 8"),
+        (["--gpus", "8", "--gres", "gpu:4"], "--gres gpu:4: 4 GPUs per node, but --gpus is 8"),
+        (["--gpus", "0", "--gres", "gpu:a100:4"], "4 GPUs per node, but --gpus is 0"),
+        (["--slurm", "gpus-per-node=8"], "--slurm gpus-per-node: use --nodes, --gpus, --gres and --tasks"),
+        (["--slurm", "ntasks_per_node=8"], "--slurm ntasks-per-node: use"),
+        (["--slurm", "gres=gpu:8"], "--slurm gres: use"),
         (["--gpus", "2", "--tasks", "4"], "--tasks: only allowed with --gpus 0"),
         (
             ["--time", "2", "--signal-lead", "120"],
@@ -133,6 +143,69 @@ def test_an_impossible_combination_names_where_it_was_set(users_file, text, line
 def test_wrong_options_are_rejected(line, message):
     with pytest.raises(ConfigError, match=message):
         parse(*line)
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        (None, None),
+        ("", None),
+        ("nvme:1", None),
+        ("gpu", 1),
+        ("gpu:8", 8),
+        ("gpu:a100", 1),
+        ("gpu:a100:8", 8),
+        ("gpu:1g.5gb:2", 2),
+        ("nvme:20,gpu:a100:4", 4),
+        ("gpu:a100:2,gpu:v100:2", 4),
+        ("gpu:tesla:2(S:0-1)", 2),
+        ("gpumem:8", None),
+    ],
+)
+def test_the_gpus_of_generic_resources(gres, gpus):
+    assert gres_gpus(gres) == gpus
+
+
+def test_other_generic_resources_do_not_replace_the_gpus():
+    asked = parameters(parse("--gpus", "8", "--gres", "nvme:1"), "name")
+    assert (asked["gpus_per_node"], asked["gres"]) == (8, "nvme:1")
+    named = parameters(parse("--gpus", "8", "--gres", "nvme:1,gpu:a100:8"), "name")
+    assert "gpus_per_node" not in named
+
+
+@pytest.mark.parametrize(("given", "mem"), [("64GB", "64G"), ("1g", "1G"), ("64gb", "64G"), ("500", "500")])
+def test_memory_is_taken_as_sbatch_takes_it(given, mem):
+    assert parse("--mem", given).mem == mem
+
+
+def test_flags_of_sbatch(monkeypatch, tmp_path):
+    line = ("--slurm", "exclusive", "--slurm", "hold", "--slurm", "hint=nomultithread")
+    assert parse(*line).slurm == {"exclusive": "", "hold": "", "hint": "nomultithread"}
+    script = JobExecutor(parse("--gpus", "0", *line), tmp_path, "name").script()
+    for text in ("--exclusive\n", "--hold\n", "--hint=nomultithread\n", "--requeue\n"):
+        assert f"#SBATCH {text}" in script
+    monkeypatch.setenv("AUTOREID_SLURM_SLURM", "contiguous;exclusive=user")
+    file = tmp_path / "autoreid" / "slurm.yaml"
+    file.parent.mkdir()
+    file.write_text("slurm: {exclusive: true, oversubscribe: }\n")
+    assert parse().slurm == {"exclusive": "user", "oversubscribe": "", "contiguous": ""}
+
+
+def test_a_user_without_a_home_directory_has_no_file(monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert parse().nodes == 1
+
+
+@pytest.mark.parametrize("name", ["a\\b", "50%%", "a%jb", "%4t"])
+def test_folders_whose_names_slurm_would_replace_are_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="Slurm cannot write its logs here"):
+        check_log_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["50%", "a b", "a%-b", "ü", "a'b", '"', "$HOME", "a&b"])
+def test_folders_with_other_odd_names_are_not(tmp_path, name):
+    check_log_folder(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,18 @@ def test_lines_are_logged_at_the_interval_with_the_speed(durations, initial, eve
         eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         text = f"epoch 1 step {step}/{total} loss 0.5 rate 1e-05 {speed} images/s eta {eta}"
         assert record.getMessage() == text
+
+
+def test_a_console_that_is_gone_does_not_stop_a_run(tmp_path, monkeypatch):
+    """As in `... 2>&1 | head`, or after its terminal has closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+        start_logging(tmp_path, 0)
+        for _ in range(3):
+            log.info("a step")
+        monkeypatch.undo()
+        with suppress(OSError):
+            closed.close()
+    assert (tmp_path / "rank0.log").read_text().count("a step") == 3

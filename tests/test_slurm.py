@@ -24,8 +24,20 @@ __all__ = ["lab", "undisturbed"]
 
 
 def test_two_nodes_and_four_tasks_search_together_through_jobs_and_srun(lab):
+    """The job is submitted from inside another allocation, whose variables srun would take for its options."""
     short = {"training__epochs": 1, "data__batch_size": 32}
-    by_jobs = lab.finish(lab.search("four", ranks=FOUR_RANKS, **short), "four")
+    other = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_MEM_PER_CPU": "100",
+        "SLURM_GPUS_PER_TASK": "1",
+        "MASTER_ADDR": "localhost",
+    }
+    outside, lab.environment = lab.environment, lab.environment | other
+    try:
+        job = lab.search("four", "--mem", "4G", ranks=FOUR_RANKS, **short)
+    finally:
+        lab.environment = outside
+    by_jobs = lab.finish(job, "four")
     run = lab.run("four")
     assert (by_jobs["steps"], by_jobs["restarts"]) == (8, 0)
     assert lab.kinds("four") == ["submitted", "started", "finished"]
@@ -62,6 +74,8 @@ def test_users_batch_scripts_give_the_same_result_and_requeue(lab, undisturbed, 
     result = lab.finish(job, name)
     assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
     assert lab.kinds(name) == ["started", "stopped", "requeued", "started", "finished"]
+    log = (lab.folder / f"slurm-{job}.out").read_text()
+    assert "User defined signal" not in log, "the signal must not kill the launcher"
 
 
 def test_a_requeue_within_an_epoch_loses_at_most_the_current_step(lab, undisturbed):
@@ -119,6 +133,29 @@ def test_a_run_that_would_fail_again_is_not_requeued(lab):
     row = json.loads(lab.call("status", "--json", "exploding").stdout)[0]
     assert row["state"] == "failed"
     assert "not finite" in row["reason"]
+
+
+def test_failures_before_the_first_step_end_the_job_and_its_requeues(lab):
+    """One job in which srun always fails, and one in which rank 1 alone fails, before it has a log."""
+    # A function of the batch script's shell, which takes the place of the program.
+    nowhere = lab.search("nowhere", "--setup", "srun() { echo srun: no node; return 9; }")
+    lab.run("alone").joinpath("logs", "rank1.log").mkdir(parents=True)
+    alone = lab.search("alone")
+    facts = lab.cluster.wait_for(alone, "FAILED", timeout=PATIENCE)
+    assert (facts["ExitCode"], facts["Restarts"]) == ("2:0", "0")
+    events = read_history(lab.run("alone"))
+    assert [event.kind for event in events[:2]] == ["submitted", "started"]
+    (failed,) = (event for event in events if event.kind == "failed")
+    assert failed.status == 2
+    assert failed.reason.startswith(f"rank 1: {lab.run('alone')}/logs/rank1.log: cannot write the log")
+    output = (lab.run("alone") / "slurm" / f"{alone}_1_log.out").read_text()
+    assert "autoreid: rank 1 on n2: " in output
+    assert "cannot write the log: Is a directory" in output
+    facts = lab.cluster.wait_for(nowhere, "FAILED", timeout=PATIENCE)
+    assert (facts["ExitCode"], facts["Restarts"]) == ("9:0", "2")
+    assert lab.kinds("nowhere") == ["submitted", "requeued", "requeued"]
+    log = (lab.run("nowhere") / "slurm" / f"{nowhere}_0_log.out").read_text()
+    assert "job not requeued: no progress beyond step 0 in the last 3 starts" in log
 
 
 def test_slurm_validates_a_script_without_submitting_it(lab):

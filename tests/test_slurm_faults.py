@@ -40,7 +40,9 @@ def test_a_killed_rank_ends_all_ranks_and_the_job_is_requeued(lab, undisturbed):
     lab.cluster.signal_task(job, 1, "KILL")
     result = lab.finish(job, "killed_rank")
     assert result["alpha_sha256"] == undisturbed["alpha_sha256"]
-    assert lab.kinds("killed_rank") == ["submitted", "started", "requeued", "started", "finished"]
+    # The other rank loses contact, and most often records that before srun kills it.
+    kinds = [kind for kind in lab.kinds("killed_rank") if kind != "crashed"]
+    assert kinds == ["submitted", "started", "requeued", "started", "finished"]
     (requeued,) = (event for event in read_history(lab.run("killed_rank")) if event.kind == "requeued")
     assert "a Slurm task was lost" in requeued.reason
 

@@ -149,10 +149,10 @@ def test_a_search_that_diverges_does_not_hold_up_the_others(tmp_path, monkeypatc
     folder = tmp_path / "folder"
     original = study.run_search
 
-    def run_search(config, world, stop):
+    def run_search(config, world, folder, stop):
         if config.seed == 0:
             raise DivergedError("step 3: the gradient of stem is not finite")
-        original(config, world, stop)
+        original(config, world, folder, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(study, "run_search", run_search)

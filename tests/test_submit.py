@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from autoreid.data.training_data import generate_people
 from autoreid.recipes import load_config
+from autoreid.slurm.environment import not_for_jobs, sbatch_command
 from autoreid.slurm.job_options import JobOptions
 from autoreid.slurm.submit import plan_run
 from tests.helpers.commands import ROOT, run_job_script
@@ -18,8 +21,9 @@ from tests.helpers.tiny import write_tiny
 RECORDED = Path(__file__).parent / "data" / "sbatch"
 
 
-def submit(folder, script, *line, path=None, here=True):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+def submit(folder, script, *line, path=None, here=True, keep=False):
+    """Run a command of jobs/, with the variables of Slurm only if they are to be kept."""
+    environment = {key: value for key, value in os.environ.items() if keep or not key.startswith("SLURM_")}
     environment |= {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(folder / "nothing")}
     if path is not None:
         environment["PATH"] = path
@@ -113,6 +117,100 @@ def test_submitting_without_slurm_is_an_error(recipe, tmp_path):
     assert "sbatch: command not found" in refused.stderr
     assert "--local" in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+#: What an interactive job with `srun --mem-per-cpu=1G --gpus-per-task=1 --hint=nomultithread --pty bash` has set.
+ALLOCATION = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_NTASKS": "1",
+    "SLURM_MEM_PER_CPU": "1024",
+    "SLURM_GPUS_PER_TASK": "1",
+    "SLURM_HINT": "nomultithread",
+    "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+    "SBATCH_CPU_BIND": "quiet,mask_cpu:0x1",
+    "SLURMD_NODENAME": "n7",
+    "SRUN_CPUS_PER_TASK": "2",
+    "CUDA_VISIBLE_DEVICES": "3",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+    "RANK": "0",
+    "TORCHELASTIC_RUN_ID": "none",
+}
+KEPT = {
+    "SLURM_CONF": "/etc/slurm.conf",
+    "SBATCH_ACCOUNT": "lab",
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/home/me",
+    "AUTOREID_SLURM_QOS": "high",
+}
+
+
+def test_a_job_gets_nothing_of_the_allocation_that_it_is_submitted_from():
+    assert set(not_for_jobs(ALLOCATION | KEPT)) == set(ALLOCATION)
+    *prefix, name, script = sbatch_command(ALLOCATION | KEPT, "job.sh")
+    assert (name, script) == ("sbatch", "job.sh")
+    shown = subprocess.run(
+        [*prefix, "env"], env=ALLOCATION | KEPT, capture_output=True, text=True, check=True
+    )
+    assert dict(line.split("=", 1) for line in shown.stdout.splitlines()) == KEPT
+    assert sbatch_command(KEPT, "job.sh") == ["sbatch", "job.sh"]
+
+
+@pytest.mark.parametrize("mode", [["--test-only"], []])
+def test_sbatch_is_called_in_a_clean_environment(recipe, tmp_path, monkeypatch, mode):
+    """A fake sbatch prints its environment; test_slurm.py uses the real one."""
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\necho Submitted batch job 12\n")
+    sbatch.chmod(0o755)
+    for name, value in ALLOCATION.items():
+        monkeypatch.setenv(name, value)
+    done = submit(
+        tmp_path,
+        "submit_search",
+        "--gpus",
+        "0",
+        "--config",
+        recipe,
+        *mode,
+        path=f"{sbatch.parent}:/usr/bin:/bin",
+        keep=True,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert not set(ALLOCATION) & set(seen)
+
+
+def test_each_torchrun_job_has_its_own_port_and_survives_the_signal(tmp_path):
+    """The programs of the script are fakes: srun runs its command, and torchrun signals itself and prints its options.
+
+    test_slurm.py runs the script on a cluster.
+    """
+    fakes = {
+        "scontrol": "echo n7",
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "torchrun": 'kill -USR2 $$; echo "$@"',
+        "python": 'echo "python $@"',
+    }
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(job, restart):
+        variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n7"}
+        variables |= {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "8", "SLURM_RESTART_COUNT": restart}
+        script = [ROOT / "scripts" / "sbatch_torchrun.sh", "my config.yaml", "runs/x"]
+        done = subprocess.run(["bash", *script], env=variables, capture_output=True, text=True)
+        launch, resume = done.stdout.splitlines()
+        assert resume == "python -m autoreid.slurm.resume --run runs/x --status 0"
+        assert launch.endswith("-m autoreid.train --config my config.yaml")
+        return int(re.search(r"--rdzv-endpoint=n7:(\d+) ", launch)[1])
+
+    ports = [run("41", "0"), run("42", "0"), run("41", "1")]
+    assert len({*ports}) == 3
+    assert all(20_000 <= port < 60_000 for port in ports)
 
 
 def test_a_job_with_gpus_does_not_fall_back_to_cpus(tmp_path):

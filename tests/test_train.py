@@ -18,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from autoreid import train
 from autoreid.checkpoint import load_checkpoint
 from autoreid.recipes import load_config, option_names
+from autoreid.reporting import dot
+from autoreid.reporting.history import read_history
 from autoreid.spaces import Genotype
 from tests.helpers.runs import run_processes, run_train
 from tests.helpers.tiny import OSNET, TINY, tiny_config, write_tiny
@@ -325,6 +327,19 @@ def test_a_search_runs_without_dot(tmp_path, monkeypatch, capsys):
     drawn = {file.suffix for file in (tmp_path / "genotypes/tiny").iterdir()}
     assert drawn == {".gv", ".json"}
     assert capsys.readouterr().err.count("autoreid.render") == 1
+
+
+def test_a_signal_while_dot_hangs_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(dot, "SECONDS", 0.5)
+    program = tmp_path / "bin" / "dot"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nkill -TERM $PPID\n/bin/sleep 1000\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert train.main(["--config", str(write_tiny(tmp_path))]) == 0
+    stopped = read_history(tmp_path / "runs/tiny")[-1]
+    # The genotype is drawn after each epoch, which has three steps.
+    assert (stopped.kind, stopped.step, stopped.reason) == ("stopped", 4, "SIGTERM")
 
 
 def test_bfloat16_and_channels_last_give_similar_losses(finished, tmp_path):

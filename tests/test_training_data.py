@@ -27,6 +27,7 @@ from autoreid.distributed import StopSignal, World
 from autoreid.errors import DataError
 from autoreid.evaluation import evaluate_retrieval
 from autoreid.recipes import load_config
+from autoreid.reporting.run_record import open_run
 from autoreid.training.measure import measure_network
 from tests.helpers import miniatures
 from tests.helpers.ranks import run_ranks
@@ -415,8 +416,9 @@ def listings_at_a_start(world, path):
         return read(root, name)
 
     training_data.read_dataset = counted
-    with StopSignal() as stop:
-        train.run(load_config(path), world, stop)
+    config = load_config(path)
+    with StopSignal() as stop, open_run(config) as folder:
+        train.run(config, world, folder, stop)
     return calls
 
 

@@ -88,7 +88,8 @@ class Config(Section):
 
     task: Literal["search", "train"] = "search"
     """search: search for a genotype; train: train the network of section `model`."""
-    task_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    # A file system takes 255 bytes in a name, and other commands add to this one.
+    task_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
     """Name of the run's folders; a second run with the same name resumes the first."""
     seed: CountOrZero = 0
     """Random seed."""

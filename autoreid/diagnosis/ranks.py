@@ -23,10 +23,11 @@ from autoreid.diagnosis.machine import (
     check_slurm,
     versions,
 )
-from autoreid.diagnosis.meeting import Meeting, listen, meet
+from autoreid.diagnosis.meeting import Meeting, meet
 from autoreid.distributed import setup, sum_over_ranks
+from autoreid.distributed.contact import listen
 from autoreid.distributed.gpus import Placement, placement_error
-from autoreid.errors import ConfigError, RunError
+from autoreid.errors import ConfigError, PeerError, RunError
 
 #: Maximum time in seconds until a file is visible on another node.
 FILE_WAIT = 5.0
@@ -60,7 +61,7 @@ def diagnose(folder: Path, timeout: float) -> int:
     """
     try:
         meeting = meet(timeout)
-    except ConfigError as error:
+    except (ConfigError, PeerError) as error:
         print(Finding("FAIL", f"launch, on {socket.gethostname()}", str(error)), flush=True)
         return 1
     status = 0

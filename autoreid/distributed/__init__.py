@@ -18,7 +18,9 @@ from autoreid.distributed.collectives import (
     world_size,
 )
 from autoreid.distributed.device import explain_nondeterminism
+from autoreid.distributed.gpus import idle_gpus
 from autoreid.distributed.process_group import World, setup, setup_for
+from autoreid.distributed.rendezvous import check_all_started
 from autoreid.distributed.stop import Interrupted, StopSignal, check_stop, ignore_stop_signals
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "averaging",
     "broadcast_buffers",
     "check_agreement",
+    "check_all_started",
     "check_stop",
     "data_parallel",
     "explain_nondeterminism",
     "gather",
     "gather_objects",
+    "idle_gpus",
     "ignore_stop_signals",
     "on_main",
     "rank",

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
 from autoreid.distributed.gpus import name_ranks
-from autoreid.errors import AutoreidError, DisagreementError, RunError
+from autoreid.errors import AutoreidError, DisagreementError, PeerError
 
 Anything = TypeVar("Anything")
 
@@ -156,7 +156,7 @@ def on_main(action: Callable[[], Anything]) -> Anything:
 
     Raises:
         AutoreidError: raised by the function, on every rank. Any other error is raised unchanged on rank 0, and as a
-            RunError on the other ranks.
+            PeerError on the other ranks.
     """
     if world_size() == 1:
         return action()
@@ -169,10 +169,13 @@ def on_main(action: Callable[[], Anything]) -> Anything:
             error = outcome[1] = known
         except Exception as unknown:
             error = unknown
-            outcome[1] = RunError(f"rank 0 failed: {type(unknown).__name__}: {unknown}")
+            outcome[1] = PeerError(f"rank 0 failed: {type(unknown).__name__}: {unknown}")
     dist.broadcast_object_list(outcome, src=0)
-    if error or outcome[1]:
-        raise error or outcome[1]
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        outcome[1].is_reported = True
+        raise outcome[1]
     result: Anything = outcome[0]
     return result
 

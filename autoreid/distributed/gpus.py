@@ -76,6 +76,19 @@ def placement_error(placements: Sequence[Placement], setting: Device = "auto") -
     return _shared_gpu(placements)
 
 
+def idle_gpus(hosts: Sequence[str]) -> str | None:
+    """Return a line about the GPUs of this node that no rank computes on, and the remedy; None if there are none.
+
+    Args:
+        hosts: names of the nodes of all ranks.
+    """
+    here, visible = hosts.count(socket.gethostname()), torch.cuda.device_count()
+    if visible <= max(here, 1):  # with one GPU visible, each rank may have another one
+        return None
+    ranks = "1 rank computes" if here == 1 else f"{here} ranks compute"
+    return f"torch sees {visible} GPUs on {socket.gethostname()}, but {ranks} there; {_ONE_EACH}"
+
+
 def _shared_gpu(placements: Sequence[Placement]) -> tuple[str, str] | None:
     owners: dict[str, list[int]] = {}
     for rank, placement in enumerate(placements):

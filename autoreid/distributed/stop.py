@@ -7,9 +7,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from autoreid.distributed.collectives import average_and_agree
+from autoreid.errors import StoppedError
 
-#: Slurm sends SIGUSR2 before the time limit (`--signal`), and SIGTERM at a preemption or scancel.
-STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+#: Slurm sends SIGUSR2 or SIGUSR1 before the time limit (`--signal`), and SIGTERM at a preemption or scancel. SIGHUP
+#: comes when a terminal closes.
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignal:
@@ -25,7 +27,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+            # nohup ignores SIGHUP, so that the run goes on without a terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -33,6 +37,11 @@ class StopSignal:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def end_wait(self, what: str) -> None:
+        """Raise StoppedError, which says what this process was waiting for, if a signal has arrived."""
+        if self.received is not None:
+            raise StoppedError(self.received, what)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         # Only the first counts: Slurm sends SIGTERM after SIGUSR2, at the time limit itself.

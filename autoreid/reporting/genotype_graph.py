@@ -10,13 +10,14 @@ import graphviz
 
 from autoreid.errors import RunError
 from autoreid.files import make_folder, write_atomically
-from autoreid.reporting.dot import draw_graph
+from autoreid.reporting.dot import DrawingTimeoutError, draw_graph
 from autoreid.spaces.drawing import ARROW, PAGE, Arrow, Drawing, Group, Node
 from autoreid.spaces.genotype import Genotype
 
 logger = logging.getLogger(__name__)
 
 _warned = False
+_hangs = False
 
 
 def as_graph(drawing: Drawing) -> graphviz.Digraph:
@@ -68,13 +69,18 @@ def draw_where_possible(gv_paths: Iterable[Path]) -> list[Path]:
     """Draw .gv texts as .png files in the same folder, and return the paths of the pictures.
 
     A picture that cannot be drawn, for example because `dot` is not installed, does not stop a search. The first
-    failure is logged as a warning, and `python -m autoreid.render` can draw the texts later.
+    failure is logged as a warning, and `python -m autoreid.render` can draw the texts later. Once `dot` has hung, it
+    is not called again.
     """
+    global _hangs
     pictures = []
     for gv_path in gv_paths:
+        if _hangs:
+            break
         try:
             pictures.append(draw_graph(gv_path, gv_path.parent))
         except RunError as error:
+            _hangs = isinstance(error, DrawingTimeoutError)
             _warn_once(error)
     return pictures
 

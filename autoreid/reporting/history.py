@@ -1,7 +1,8 @@
 """The history of a run in history.jsonl: one event per line.
 
 A run can span many processes and jobs. Each of them records its start and its end; a start without an end means that
-the process was killed. Several processes may append lines, so each line is short and appended in a single write.
+the process was killed. An error that would happen again ends a run as "failed", any other error as "crashed". Several
+processes may append lines, so each line is short and appended in a single write.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from autoreid.errors import RunError
 
-Kind = Literal["submitted", "started", "stopped", "requeued", "finished", "failed"]
+Kind = Literal["submitted", "started", "stopped", "requeued", "finished", "failed", "crashed"]
 
 FILE = "history.jsonl"
 
@@ -32,6 +33,7 @@ class Event(NamedTuple):
         restart: how often Slurm had restarted the job.
         step: number of completed steps of the run; None if unknown.
         reason: reason of the event, for example the error message.
+        status: exit status of the process that failed or crashed.
     """
 
     kind: Kind
@@ -41,6 +43,7 @@ class Event(NamedTuple):
     restart: int = 0
     step: int | None = None
     reason: str = ""
+    status: int | None = None
 
 
 def current_job() -> tuple[str | None, int]:
@@ -54,6 +57,7 @@ def record(
     step: int | None = None,
     reason: str = "",
     job: tuple[str | None, int] | None = None,
+    status: int | None = None,
 ) -> None:
     """Append an event to the history in a run folder.
 
@@ -64,7 +68,7 @@ def record(
     Raises:
         RunError: the file cannot be written.
     """
-    event = Event(kind, time.time(), platform.node(), *(job or current_job()), step, reason)
+    event = Event(kind, time.time(), platform.node(), *(job or current_job()), step, reason, status)
     line = json.dumps(event._asdict()) + "\n"
     try:
         descriptor = os.open(run / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -99,12 +103,18 @@ def events_of_start(events: Sequence[Event], job: str | None, restart: int) -> l
     return [event for event in events if (event.job, event.restart) == (job, restart)]
 
 
-def starts_without_progress(events: Sequence[Event]) -> int:
-    """Return the number of consecutive starts, up to the last one, that began at the same step."""
-    steps = [event.step for event in events if event.kind == "started"]
-    count = 0
-    for step in reversed(steps):
-        if step != steps[-1]:
-            break
-        count += 1
-    return count
+def starts_without_progress(events: Sequence[Event], job: str | None, restart: int) -> int:
+    """Return how often a job has been started since its run last completed a step, including the present start.
+
+    Starts of which no process recorded anything count as well, because Slurm counts the restarts.
+    """
+    steps = [event for event in events if event.step is not None]
+    # The step of a start is also progress if it is earlier: the newest checkpoint was damaged and is replaced.
+    changes = [
+        event
+        for before, event in zip([None, *steps], steps, strict=False)
+        if not before or event.step != before.step
+    ]
+    progress = changes[-1] if changes else None
+    first = progress.restart if progress is not None and progress.job == job else 0
+    return restart - first + 1

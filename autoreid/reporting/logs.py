@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -113,4 +114,5 @@ class _Console(logging.Handler):
         if getattr(record, "instead_of_bar", False) and sys.stderr.isatty():
             return
         prefix = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+        with suppress(OSError):  # the terminal or the reader of a pipe is gone; the log has the message
+            tqdm.write(prefix + record.getMessage(), file=sys.stderr)

@@ -99,9 +99,14 @@ class RunFolder:
             wait_seconds: how long to wait for a process that holds the lock.
 
         Raises:
-            ConfigError: another process holds the lock.
+            ConfigError: another process holds the lock, or its file cannot be opened.
         """
-        with (self.root / "lock").open("a") as file:
+        path = self.root / "lock"
+        try:
+            opened = path.open("a")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot open the lock: {error.strerror}; {_REMEDY}") from error
+        with opened as file:
             deadline = time.monotonic() + wait_seconds
             while True:
                 try:

@@ -10,7 +10,7 @@ from autoreid.data.targets import check_target_folder
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths, parse
 from autoreid.networks import architecture_of, load_network
-from autoreid.slurm.executor import JobExecutor
+from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.queue import require_slurm
 from autoreid.slurm.submit import announce, make_parser, run_locally, test_only
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_target_folder(path, name, evaluation.keep_same_camera)
     output: Path = evaluation.output.absolute()
     command = PackageCommand("evaluate", given[cut + 1 :], Path.cwd())
+    if not options.local:
+        check_log_folder(output)
     executor = JobExecutor(job_options, output / "slurm", output.name)
     if options.dry_run:
         print(executor.script())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,8 +13,10 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from autoreid.errors import RunError
+from autoreid.errors import ConfigError, RunError
+from autoreid.slurm.environment import sbatch_command
 from autoreid.slurm.job_options import JobOptions
+from autoreid.slurm.notation import gres_gpus
 from autoreid.slurm.tasks import PackageCommand
 
 
@@ -48,6 +52,10 @@ class JobExecutor(submitit.SlurmExecutor):
         finally:
             self.parameters = original
 
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        """Return submitit's command, in an environment in which no other allocation is left."""
+        return sbatch_command(os.environ, str(submission_file_path))
+
     def launch(self, commands: Sequence[PackageCommand]) -> list[str]:
         """Submit one job, or a job array for several commands, and return the id of each job or array task.
 
@@ -64,6 +72,16 @@ class JobExecutor(submitit.SlurmExecutor):
             lines = [line for line in str(error).splitlines() if "sbatch: error" in line]
             reason = "; ".join(line.partition("sbatch: error: ")[2] for line in lines) or str(error).strip()
             raise RunError(f"sbatch rejected the job: {reason}") from error
+
+
+def check_log_folder(folder: Path) -> None:
+    r"""Raise ConfigError if Slurm would write the logs elsewhere, because it replaces \, %% or %j in their paths."""
+    found = re.search(r"\\|%%|%\d*[AabJjNnstux]", str(folder.absolute()))
+    if found is not None:
+        raise ConfigError(
+            f"{folder}: Slurm cannot write its logs here, because it replaces {found[0]} in their paths; choose "
+            "another folder (output_dir, or --output)"
+        )
 
 
 def parameters(job_options: JobOptions, name: str) -> dict[str, Any]:
@@ -85,7 +103,7 @@ def parameters(job_options: JobOptions, name: str) -> dict[str, Any]:
         "mail_type",
     )
     given = {key: getattr(job_options, key) for key in unchanged if getattr(job_options, key) is not None}
-    if job_options.gpus and not job_options.gres:
+    if job_options.gpus and gres_gpus(job_options.gres) is None:
         given["gpus_per_node"] = job_options.gpus
     if job_options.array_limit:
         given["array_parallelism"] = job_options.array_limit
@@ -100,7 +118,10 @@ def parameters(job_options: JobOptions, name: str) -> dict[str, Any]:
         "stderr_to_stdout": True,
         # Since Slurm 22.05 srun does not inherit --cpus-per-task from the batch script.
         "srun_args": [f"--cpus-per-task={job_options.cpus_per_task}", "--kill-on-bad-exit=1"],
-        "additional_parameters": {"requeue": True, **job_options.slurm},
+        "additional_parameters": {
+            "requeue": True,
+            **{key: text or True for key, text in job_options.slurm.items()},
+        },
         "wckey": None,
     }
 

@@ -13,16 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autoreid.errors import ConfigError
+from autoreid.slurm.notation import gres_gpus, parse_seconds
 
 #: Prefix of the environment variables with defaults, such as AUTOREID_SLURM_PARTITION.
 PREFIX = "AUTOREID_SLURM_"
-
-_TIMES = (
-    re.compile(r"(?P<minutes>\d+)(:(?P<seconds>\d+))?"),
-    re.compile(r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)"),
-    re.compile(r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?"),
-)
-_IN_SECONDS = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
 
 Count = Annotated[int, Field(ge=1)]
 #: Options that can be repeated, and have a list of values in the user's file.
@@ -75,7 +69,7 @@ class JobOptions(BaseModel):
     python: str | None = None
     """Python interpreter of the job, with its container command if it needs one (default: this interpreter)."""
     slurm: dict[str, str] = {}
-    """Any other option of sbatch, as key=value; can be repeated."""
+    """Any other option of sbatch, as key=value, or key alone for a flag such as exclusive; can be repeated."""
     signal_lead: Count | None = None
     """Seconds between the stop signal and the time limit; must be longer than the longest step."""
     max_restarts: Annotated[int, Field(ge=0)] = 100
@@ -87,6 +81,13 @@ class JobOptions(BaseModel):
         if value is not None and not parse_seconds(value):
             raise ValueError("expected minutes, HH:MM:SS or D-HH:MM:SS, and more than 0 seconds")
         return value
+
+    @field_validator("mem", mode="before")
+    @classmethod
+    def _as_slurm_writes_it(cls, value: Any) -> Any:
+        """Return 64GB and 64g as 64G; sbatch takes all three."""
+        found = re.fullmatch(r"(\d+[KMGT])B?", str(value).upper())
+        return value if found is None else found[1]
 
     @property
     def tasks_per_node(self) -> int:
@@ -114,16 +115,6 @@ class JobOptions(BaseModel):
         return 180 if self.seconds is None else max(20, min(180, self.seconds // 4))
 
 
-def parse_seconds(text: str) -> int:
-    """Return the seconds of a time limit in sbatch's notation, or 0 if `text` is not a time limit."""
-    for pattern in _TIMES:
-        match = pattern.fullmatch(text)
-        if match:
-            parts = {unit: int(value) for unit, value in match.groupdict().items() if value}
-            return sum(_IN_SECONDS[unit] * value for unit, value in parts.items())
-    return 0
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each field of `JobOptions` to a parser; options that are not given stay absent."""
     group = parser.add_argument_group(
@@ -141,9 +132,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def defaults_file() -> Path:
-    """Return the path of the user's file with defaults."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
-    return Path(folder) / "autoreid" / "slurm.yaml"
+    """Return the path of the user's file with defaults, which does not exist for a user without a home directory."""
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111 (Path's raises)
+    return Path(home) / "autoreid" / "slurm.yaml"
 
 
 def read_job_options(options: Mapping[str, Any]) -> JobOptions:
@@ -178,11 +169,38 @@ def read_job_options(options: Mapping[str, Any]) -> JobOptions:
     return job_options
 
 
+#: Options of sbatch that change the number of tasks or GPUs, for which there are options that fit together.
+_SIZES = frozenset(
+    (
+        "nodes",
+        "gres",
+        "gpus",
+        "gpus-per-node",
+        "ntasks",
+        "ntasks-per-node",
+        "tasks-per-node",
+        "ntasks-per-gpu",
+    )
+)
+
+
 def _check_combination(options: JobOptions, origin: Mapping[str, str]) -> None:
     """Check options that depend on each other; `origin` says where each of them was set."""
     if options.gpus and options.tasks:
         raise ConfigError(
             f"{_named('tasks', origin)}: only allowed with --gpus 0; with GPUs there is one Slurm task for each GPU"
+        )
+    asked = gres_gpus(options.gres)
+    if asked is not None and asked != options.gpus:
+        raise ConfigError(
+            f"{_named('gres', origin)} {options.gres}: {asked} GPUs per node, but --gpus is {options.gpus}, and "
+            f"there is one Slurm task for each GPU; add --gpus {asked}"
+        )
+    sizes = sorted(_SIZES & {key.replace("_", "-") for key in options.slurm})
+    if sizes:
+        raise ConfigError(
+            f"{_named('slurm', origin)} {sizes[0]}: use --nodes, --gpus, --gres and --tasks, which start one Slurm "
+            f"task for each GPU"
         )
     if options.seconds is not None and options.lead_seconds >= options.seconds:
         # Without signal_lead, the limit itself is too short for the default.
@@ -226,11 +244,13 @@ def _from_environment() -> dict[str, Any]:
 
 
 def _as_mapping(value: Any, where: str) -> dict[str, str]:
-    """Return the options of --slurm as a mapping, from key=value pairs or from the file's mapping."""
-    if isinstance(value, Mapping):
-        return {str(key): str(item) for key, item in value.items()}
+    """Return the options of --slurm, given as key=value or key, or as the file's mapping; flags have an empty text."""
+    if isinstance(value, Mapping):  # YAML's "exclusive: true" is a flag
+        return {str(key): "" if item == "true" else str(item) for key, item in value.items()}
     pairs = [str(item).partition("=") for item in value]
-    wrong = next((key for key, equals, _ in pairs if not equals or not key), None)
+    wrong = next(("".join(pair) for pair in pairs if not re.fullmatch(r"[a-zA-Z][\w-]*", pair[0])), None)
     if wrong is not None:
-        raise ConfigError(f"{where}: --slurm {wrong}: expected key=value")
+        raise ConfigError(
+            f"{where}: --slurm {wrong}: expected an option of sbatch without dashes, as key=value or key"
+        )
     return {key: text for key, _, text in pairs}

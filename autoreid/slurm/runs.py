@@ -41,7 +41,7 @@ class Run:
         if self.is_active and self.slurm is not None:
             return self.slurm.state
         last = self.events[-1].kind if self.events else "submitted"
-        if last in ("finished", "failed", "stopped"):
+        if last in ("finished", "failed", "crashed", "stopped"):
             return last
         if self.slurm is not None:
             return self.slurm.state

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoreid.reporting.history import record
-from autoreid.slurm.executor import JobExecutor
+from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import JobOptions
 from autoreid.slurm.queue import require_slurm
 from autoreid.slurm.submit import announce, is_dry_run, run_locally, test_only
@@ -58,6 +58,9 @@ def submit_stages(
         freeze: writes the copies of the recipes that the jobs read; called right before anything is submitted.
         shown_by: command that shows the progress of the jobs.
     """
+    if not options.local:
+        for stage in stages:
+            check_log_folder(stage.folder)
     if is_dry_run(options):
         for stage in stages:
             print(f"# ---- {stage.name} ----", flush=True)

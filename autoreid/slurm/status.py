@@ -58,7 +58,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         return "" if row[part] is None else f"{row[part]}/{row[whole]}"
 
     left = row["seconds_left"]
-    is_over = row["state"] in ("finished", "failed")
+    is_over = row["state"] in ("finished", "failed", "crashed")
     return (
         row["run"],
         row["task"] or "",

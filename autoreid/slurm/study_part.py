@@ -7,15 +7,14 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from autoreid.cli import run_command
 from autoreid.distributed import StopSignal
-from autoreid.errors import AutoreidError, RunError
 from autoreid.reporting.history import record
 from autoreid.reporting.logs import start_logging
 from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.run_record import recorded_end
 from autoreid.study import add_options, check_options, read_study
 from autoreid.trials.alone import single_process
 from autoreid.trials.runner import TrialRunner
@@ -75,13 +74,9 @@ def run_share(study: Study, share: int, shares: int) -> None:
     """
     folder = RunFolder(share_folder(study.folder, share))
     folder.create()
-    with (
-        StopSignal() as stop,
-        single_process(study.recipe.distributed, "a share of trainings") as world,
-        folder.lock(),
-    ):
-        start_logging(folder.logs, world.rank)
-        try:
+    with StopSignal() as stop, folder.lock(), recorded_end(folder.root):
+        start_logging(folder.logs, 0)
+        with single_process(study.recipe.distributed, "a share of trainings") as world:
             trials = study.trials(share_names(study, share, shares))
             # Without waiting: what another process is running is that process's to finish, however long it takes.
             runner = TrialRunner.open(study.folder, study.recipe, world, stop, wait=False)
@@ -93,10 +88,6 @@ def run_share(study: Study, share: int, shares: int) -> None:
             stopped = results is None and stop.received
             steps = runner.steps_done(trials.values())
             record(folder.root, "stopped" if stopped else "finished", steps, stopped or "")
-        except AutoreidError as error:
-            with suppress(RunError):  # the disk may be full
-                record(folder.root, "failed", reason=str(error))
-            raise
 
 
 def write_table(study: Study) -> None:

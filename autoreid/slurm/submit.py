@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +23,8 @@ from autoreid.files import write_atomically
 from autoreid.recipes import load_config
 from autoreid.reporting.history import read_history, record
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.slurm.executor import JobExecutor
+from autoreid.slurm.environment import sbatch_command
+from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
 from autoreid.slurm.queue import ACTIVE, job_states, require_slurm
 from autoreid.slurm.tasks import PackageCommand
@@ -134,6 +137,8 @@ def submit_runs(runs: Sequence[PlannedRun], job_options: JobOptions, options: ar
     first = runs[0]
     name = first.config.task_name
     executor = JobExecutor(job_options, first.folder / "slurm", name, [run.folder for run in runs])
+    if not options.local:
+        check_log_folder(executor.folder)
     if is_dry_run(options):
         script = executor.script(len(runs))
         print(script) if options.dry_run else test_only(script)
@@ -163,12 +168,10 @@ def announce(job: str, folder: Path, logs: Path, job_options: JobOptions, what: 
 
 def test_only(script: str) -> None:
     """Validate a batch script with `sbatch --test-only`; raise ConfigError with sbatch's message if it is rejected."""
-    try:
-        done = subprocess.run(
-            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60
-        )
-    except OSError as error:
-        raise ConfigError("sbatch: command not found; use --test-only on a login node") from error
+    if shutil.which("sbatch") is None:
+        raise ConfigError("sbatch: command not found; use --test-only on a login node")
+    command = sbatch_command(os.environ, "--test-only")
+    done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60)
     message = done.stderr.strip().removeprefix("sbatch: ")
     if done.returncode:
         raise ConfigError(f"sbatch --test-only: {message}")
