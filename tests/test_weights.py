@@ -71,8 +71,8 @@ def test_a_checkpoint_of_wrapped_weights_and_another_number_of_identities(tmp_pa
     )
     report = load_weights(network, tmp_path / "model.pth.tar-3")
     assert report.skipped == {
-        "module.classifier.weight": "shape (7, 512), not (10, 512)",
-        "module.classifier.bias": "shape (7,), not (10,)",
+        "classifier.weight": "shape (7, 512), not (10, 512)",
+        "classifier.bias": "shape (7,), not (10,)",
     }
     assert report.missing == ("classifier.weight", "classifier.bias")
     state = network.state_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoreid.errors import DataError
-
-# Names in torchreid -> names here, where they differ. A renaming applies if the network has the resulting name.
-_RENAMED = (
-    (
-        r"^conv([23])\.2\.",
-        r"pool\1.",
-    ),  # in OSNet, the transition is part of the stage; in OSNet-AIN, it is not
-    (r"\.conv2a\.", ".streams.0.0."),  # in OSNet, the stream of one light convolution has no index
-    (r"\.conv2b\.", ".streams.1."),
-    (r"\.conv2c\.", ".streams.2."),
-    (r"\.conv2d\.", ".streams.3."),
-    (r"\.conv2\.(\d)\.layers\.", r".streams.\1."),  # the streams of OSNet-AIN
-    (r"\.IN\.", ".norm_inside."),
-    (r"\.IN\.", ".norm_after."),
-    (r"^conv5\.layers\.", "reduce."),  # PCB
-)
+from autoreid.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -37,7 +22,7 @@ class LoadReport:
 
     Attributes:
         loaded: the network's entries that were loaded from the file.
-        skipped: the file's entries that were not loaded -> the reason.
+        skipped: the file's entries that were not loaded, by their names in the network -> the reason.
         missing: the network's entries that the file does not have; they keep their values.
     """
 
@@ -67,8 +52,8 @@ def initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def load_weights(network: nn.Module, path: Path) -> LoadReport:
-    """Load a local file: torchvision's ImageNet weights, torchreid's published weights, or a training checkpoint.
+def load_weights(network: Network, path: Path) -> LoadReport:
+    """Load a local file: published weights such as torchvision's and torchreid's, or a training checkpoint.
 
     The file contains a state dict, directly or under the key "state_dict", with or without DDP's prefix "module.";
     or it is a checkpoint of `python -m autoreid.train`. A classifier for another number of identities is skipped,
@@ -81,22 +66,22 @@ def load_weights(network: nn.Module, path: Path) -> LoadReport:
     return fill(network, state_dict_of(read_weights(path), path), path)
 
 
-def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> LoadReport:
+def fill(network: Network, weights: Mapping[str, Tensor], path: Path) -> LoadReport:
     """Load those weights of a file that a network has; raises the same errors as `load_weights`."""
     ours = network.state_dict()
     found: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
-    for key, value in weights.items():
-        name = _our_name(key.removeprefix("module."), ours)
-        if name is None:
-            skipped[key] = "not in the network"
+    weights = network.renamed({key.removeprefix("module."): value for key, value in weights.items()})
+    for name, value in weights.items():
+        if name not in ours:
+            skipped[name] = "not in the network"
         elif value.shape == ours[name].shape:
             found[name] = value
         elif "classifier" in name.split("."):
-            skipped[key] = f"shape {tuple(value.shape)}, not {tuple(ours[name].shape)}"
+            skipped[name] = f"shape {tuple(value.shape)}, not {tuple(ours[name].shape)}"
         else:
             raise DataError(
-                f"{path}: {key} has shape {tuple(value.shape)}, but {name} of this network has "
+                f"{path}: {name} has shape {tuple(value.shape)}, but that of this network has "
                 f"{tuple(ours[name].shape)}: the weights are for another network"
             )
     # A matching classifier or batch counter alone does not mean that the weights are for this network.
@@ -109,12 +94,16 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> LoadR
     return LoadReport(tuple(found), skipped, tuple(name for name in ours if name not in found))
 
 
-def _our_name(key: str, ours: Collection[str]) -> str | None:
-    """Return the network's name for the entry `key` of a file, or None."""
-    if key in ours:
-        return key
-    renamed = (re.sub(pattern, name, key) for pattern, name in _RENAMED)
-    return next((name for name in renamed if name in ours), None)
+def rename(
+    network: nn.Module, weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]
+) -> dict[str, Tensor]:
+    """Rename weights by the first rule (pattern, replacement) that gives the name of one of a network's entries."""
+    ours = network.state_dict().keys()
+    found = {}
+    for key, value in weights.items():
+        names = (key, *(re.sub(pattern, new, key) for pattern, new in rules))
+        found[next((name for name in names if name in ours), key)] = value
+    return found
 
 
 def read_weights(path: Path) -> Any:
