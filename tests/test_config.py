@@ -190,7 +190,10 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
             "search.osnet_ain.width=0.2",
             "search.osnet_ain.width = 0.2: input should be greater than or equal to 0.25",
         ),
-        ("search.space=darts", "search.space = \"darts\": input should be 'reid_cell' or 'osnet_ain'"),
+        (
+            "search.space=darts",
+            "search.space = \"darts\": input should be 'reid_cell', 'osnet_ain' or 'msinet'",
+        ),
         ("search.temperature.schedule=exp", 'search.temperature.schedule = "exp": input should be '),
         ("data.flip=1.5", "data.flip = 1.5: input should be less than or equal to 1"),
         ("data.synthetic.a.cameras=1", "data.synthetic.a.cameras = 1: "),

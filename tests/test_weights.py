@@ -79,7 +79,7 @@ def test_a_checkpoint_of_wrapped_weights_and_another_number_of_identities(tmp_pa
     assert set(report.loaded) == set(state) - set(report.missing)
     assert all(torch.equal(state[key], other[key]) for key in report.loaded)
     assert all(torch.equal(network.classifier.state_dict()[key], value) for key, value in classifier.items())
-    assert "module.classifier.bias (shape (7,), not (10,))" in str(report)
+    assert "classifier.bias (shape (7,), not (10,))" in str(report)
     assert f"{len(report.loaded)} entries loaded; 2 not in the file" in str(report)
 
 
