@@ -29,7 +29,8 @@ examples:
       --output derived/auto_reid model.options.channels=24 training.epochs=100
   python -m autoreid.derive runs/darts_triplet --random 0 --config configs/retrain.yaml --output derived/random
 
-writes genotype.json and its pictures, config.yaml (for python -m autoreid.train) and network.png
+writes genotype.json and its pictures, config.yaml (for python -m autoreid.train) and network.png; copies the rounds of
+a tournament
 """
 
 
@@ -94,6 +95,13 @@ def derive(
     return config, network
 
 
+def copy_rounds(source: Path, output: Path) -> None:
+    """Copy the rounds of the tournament that has chosen the genotype, so that they stay with the network."""
+    for name in ("rounds.json", "rounds.png"):
+        if (source / name).exists():
+            write_atomically(output / name, (source / name).read_bytes())
+
+
 def _build(options: Mapping[str, Any]) -> Derived:
     return cast(Derived, build_model("derived", 1, **options))
 
@@ -116,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = load_config(options.config, options.overrides)
             genotype = random_of_size(found, options.random, recipe.model.options)
         config, network = derive(genotype, options.config, options.output, options.overrides)
+        if options.random is None:
+            copy_rounds(options.source, options.output)
         print(summary(config, network))
         print(f"{options.output}: genotype.json, config.yaml and pictures")
         print(f"next: python -m autoreid.train --config {options.output / 'config.yaml'}")

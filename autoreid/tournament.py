@@ -16,6 +16,7 @@ from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError, DataError, RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.recipes import load_config
+from autoreid.reporting.curves import curves_png
 from autoreid.reporting.logs import start_logging
 from autoreid.spaces import Genotype
 from autoreid.trials.alone import single_process
@@ -33,7 +34,8 @@ examples:
 
 All genotypes are trained for E epochs, the better half for 2 E, and so on until one is left. Each training starts from
 new weights, with the recipe's schedule compressed to its epochs. The folder gets genotype.json (the winner),
-rounds.json and trials.jsonl. The same command resumes; several processes with the same --output share the trainings.
+rounds.json, rounds.png and trials.jsonl. The same command resumes; several processes with the same --output share the
+trainings.
 """
 
 #: What part of the recipe's epochs the first round has, unless --epochs says otherwise.
@@ -200,6 +202,18 @@ def as_table(content: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"winner: {content['winner']}, after {content['seconds']:.0f} s of training"])
 
 
+def rounds_picture(rounds: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Return the mAP of each network against the epochs of its trainings as PNG; None without matplotlib."""
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for one in rounds:
+        for name, result in one["results"].items():
+            if result["map"] is not None:
+                epochs, maps = points.setdefault(name, ([], []))
+                epochs.append(one["epochs"])
+                maps.append(100 * result["map"])
+    return curves_png(points, "epochs of a training", "mAP in %", "rounds.png")
+
+
 def _shown(result: Mapping[str, Any]) -> str:
     if not result:
         return ""
@@ -225,6 +239,9 @@ def run(options: argparse.Namespace) -> None:
         return
     with claim(folder / "results.lock", wait=True):
         write_atomically(folder / "rounds.json", (json.dumps(content, indent=1) + "\n").encode())
+        picture = rounds_picture(content["rounds"])
+        if picture is not None:
+            write_atomically(folder / "rounds.png", picture)
         genotypes[content["winner"]].save(folder / "genotype.json")
     print(as_table(content))
     print(

@@ -69,9 +69,9 @@ def recipe(path: Path, folder: Path, epochs: int | None, arguments: argparse.Nam
 
 def search(config: Config, seed: int, world: World) -> dict[str, Any]:
     """Search once: the chosen blocks, and the share of the mixture that has IN at the end."""
-    genotype, probabilities = search_genotype(config.model_copy(update={"seed": seed}), world)
-    assert isinstance(genotype, OsnetAinGenotype)
-    return {"search": seed, "blocks": genotype.blocks, "in_share": in_share(probabilities)}
+    found = search_genotype(config.model_copy(update={"seed": seed}), world)
+    assert isinstance(found.genotype, OsnetAinGenotype)
+    return {"search": seed, "blocks": found.genotype.blocks, "in_share": in_share(found.probabilities)}
 
 
 def in_share(probabilities: Mapping[str, Tensor]) -> float:

@@ -53,16 +53,31 @@ def train_network(config: Config, world: World) -> Trained:
     )
 
 
-def search_genotype(config: Config, world: World) -> tuple[Genotype, Mapping[str, Tensor]]:
-    """Run the search of a config to the end.
+class Found(NamedTuple):
+    """The result of a search.
 
-    Returns:
-        The genotype, and the probabilities of all candidates, (E, O) for each group of choices.
+    Attributes:
+        genotype: the genotype that was found.
+        probabilities: those of all candidates at the end, (E, O) for each group of choices.
+        undecided: number of undecided choices at the end.
+        seconds: processor time of the search, with its read-out.
     """
+
+    genotype: Genotype
+    probabilities: Mapping[str, Tensor]
+    undecided: int
+    seconds: float
+
+
+def search_genotype(config: Config, world: World) -> Found:
+    """Run the search of a config to the end."""
+    started = time.process_time()
     data = build_search_data(config, world, *prepare_data(config, world))
     task = build_search(config, data, world)
     _run(task, config)
-    return task.genotype(), task.relaxation.probabilities(task.state.alphas)
+    probabilities = task.relaxation.probabilities(task.state.alphas)
+    undecided = sum(task.state.progress.undecided.values())
+    return Found(task.genotype(), probabilities, undecided, time.process_time() - started)
 
 
 def _run(task: Task, config: Config) -> None:

@@ -143,7 +143,7 @@ def test_domains_are_left_out_in_turn(tmp_path, monkeypatch):
     for epoch in range(4):
         run_steps(task, state.steps_per_epoch)
         assert state.stream.sampler.epoch == state.alpha_stream.sampler.epoch == epoch + 1
-        task.end_epoch()
+        task.end_epoch(StopSignal())
     assert len(seen) == 2 * 4 * state.steps_per_epoch
     for epoch, of_weights, domains in seen:
         own = "abc"[epoch % 3]
@@ -166,7 +166,7 @@ def test_the_gain_is_how_much_the_alphas_loss_has_fallen(tmp_path):
             )
         return torch.stack(losses).mean().item()
 
-    metrics = task.end_epoch().metrics
+    metrics = task.end_epoch(StopSignal()).metrics
     for name, epoch in (("left_out_gain", 3), ("seen_gain", 1)):
         expected = mean_loss(before, epoch) - mean_loss(state.alphas, epoch)
         assert metrics[name] == pytest.approx(expected, abs=1e-6)
@@ -184,7 +184,7 @@ def test_domains_with_sampled_candidates(tmp_path):
     task = build_search_task(tmp_path, **OSNET_HARD | DOMAINS)
     before = task.state.alphas.digest()
     run_steps(task, task.state.steps_per_epoch)
-    metrics = task.end_epoch().metrics
+    metrics = task.end_epoch(StopSignal()).metrics
     assert task.state.alphas.digest() != before
     assert np.isfinite([metrics["left_out_gain"], metrics["seen_gain"]]).all()
 
@@ -195,7 +195,7 @@ def test_alphas_that_have_not_moved_gain_nothing(tmp_path):
     run_steps(task, state.steps_per_epoch)
     same = domain_gains(task.architect, state.alphas_before, state.alpha_stream, 3, torch.channels_last)
     assert same == {"left_out_gain": 0.0, "seen_gain": 0.0}
-    assert "seen_gain" not in task.end_epoch().metrics, "the warm-up has no gain"
+    assert "seen_gain" not in task.end_epoch(StopSignal()).metrics, "the warm-up has no gain"
 
 
 def test_identities_of_the_alphas_are_unknown_to_the_classifier(tmp_path):
@@ -274,7 +274,7 @@ def _epoch_in_float64(world, path):
     for _ in range(task.state.steps_per_epoch):
         _, metrics = task.step(StopSignal())
         losses.append(average_and_agree([metrics.double()])[0][0])
-    epoch = task.end_epoch().metrics
+    epoch = task.end_epoch(StopSignal()).metrics
     task.step(StopSignal())
     gains = [value for name, value in epoch.items() if name.endswith("_gain")]
     alphas = {name: value.detach() for name, value in task.state.alphas.named_parameters()}

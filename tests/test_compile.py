@@ -52,7 +52,7 @@ def _steps(world, path):
     log_memory(task, task.config, world)
     for _ in range(2):
         task.step(StopSignal())
-    task.end_epoch()
+    task.end_epoch(StopSignal())
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     return task.state.network.state_dict() | task.state.alphas.state_dict(), graphs
 

@@ -5,7 +5,7 @@ from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 from benchmarks import osnet_ain_domains
 from benchmarks.osnet_ain_domains import FIXED, fill, parse, recipe, summary
 from benchmarks.results_folder import ResultsFolder
-from benchmarks.trainings import Trained
+from benchmarks.trainings import Found, Trained
 
 
 def test_both_recipes_get_the_shift_and_the_test_people(tmp_path):
@@ -66,7 +66,7 @@ def test_searches_and_trainings_resume(tmp_path, monkeypatch):
 
     def search(config, world):
         searched.append(config.seed)
-        return OsnetAinGenotype.of_blocks(["in_after"] * 6), {}
+        return Found(OsnetAinGenotype.of_blocks(["in_after"] * 6), {}, 0, 1.0)
 
     def train(config, world):
         trained.append((config.model.name, config.seed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 
 import numpy as np
@@ -16,19 +17,12 @@ from autoreid.search import read_out
 from autoreid.search.relaxations import PathSampling
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS
 from autoreid.spaces.space import NOTHING
-from tests.helpers.tasks import build_search_task
+from tests.helpers.tasks import Measured, build_search_task, read_out_of
 from tests.helpers.tiny import OSNET, tiny_config
 
 PATHS = {"search__level": "single", "search__relaxation": "uniform", "search__read_out": "one_shot"}
 OSNET_PATHS = OSNET | PATHS
 SPACES = pytest.mark.parametrize("changes", [PATHS, OSNET_PATHS], ids=["reid_cell", "osnet_ain"])
-
-
-class Measured:
-    """Stands for a retrieval."""
-
-    def __init__(self, value):
-        self.map = value
 
 
 def test_without_leaves_the_proportions_of_the_others():
@@ -54,9 +48,7 @@ def test_perturbation_finds_the_candidates_whose_weight_the_map_depends_on(tmp_p
         return Measured(sum((mixing[name] * worth[name]).sum().item() for name in worth))
 
     monkeypatch.setattr(read_out, "measure_network", measure)
-    found = read_out.by_perturbation(
-        task.config, space, task.state.network, probabilities, task.data, task.world
-    )
+    found = read_out_of(task).by_perturbation(probabilities)
     # Removing a candidate gives its weight to the others: p (w - mean of the others' w), by hand.
     scores = {}
     for name, values in worth.items():
@@ -69,7 +61,7 @@ def test_perturbation_finds_the_candidates_whose_weight_the_map_depends_on(tmp_p
 def test_perturbation_ends_a_search(tmp_path):
     task = build_search_task(tmp_path, search__read_out="perturbation", training__epochs=1)
     task.state.step = task.state.steps_per_epoch
-    result = task.end_epoch()
+    result = task.end_epoch(StopSignal())
     assert task.state.finished
     assert task.state.progress.found == result.genotype == task.genotype()
     assert task.state.network.training
@@ -91,10 +83,10 @@ def test_evolution_finds_a_planted_genotype(tmp_path, monkeypatch, changes):
 
     monkeypatch.setattr(read_out, "measure_network", measure)
     monkeypatch.setattr(read_out, "_estimate", lambda *_: None)
-    found = read_out.by_evolution(task.config, space, task.state.network, task.data, task.world)
+    found = read_out_of(task).by_evolution()
     assert measure(None, None, None, None, (None, space.path(found))).map == max(seen)
     assert max(seen) > max(seen[:24]), "better than the best random one"
-    again = read_out.by_evolution(task.config, space, task.state.network, task.data, task.world)
+    again = read_out_of(task).by_evolution()
     assert again == found
 
 
@@ -187,10 +179,38 @@ def test_a_search_of_sampled_networks_ends_with_the_best_of_them(tmp_path):
     for _ in range(task.state.steps_per_epoch):
         task.step(StopSignal())
     assert any(not torch.equal(a, b) for a, b in zip(before, task.state.network.parameters(), strict=True))
-    result = task.end_epoch()
+    result = task.end_epoch(StopSignal())
     assert task.state.alphas.digest() == alphas
     assert result.genotype == task.state.progress.found
     assert task.space.path(result.genotype)
+
+
+@pytest.mark.parametrize(
+    "changes", [PATHS, {"search__read_out": "perturbation"}], ids=["one_shot", "perturbation"]
+)
+def test_a_stop_signal_ends_a_read_out_and_the_run_resumes_before_it(tmp_path, monkeypatch, caplog, changes):
+    small = {"search__one_shot__population": 3, "search__one_shot__generations": 1}
+    slow = {"reporting__every_seconds": 1e-9}
+    tiny_config(tmp_path, **changes, **small, **slow, training__epochs=1)
+    count = 0
+
+    def measure(*arguments):
+        nonlocal count
+        count += 1
+        if count == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return Measured(count % 7)
+
+    monkeypatch.setattr(read_out, "measure_network", measure)
+    arguments = ["--config", str(tmp_path / "tiny.yaml")]
+    assert train.main(arguments) == 0
+    assert count == 2, "the next measurement is not begun"
+    assert not (tmp_path / "runs/tiny/result.json").exists()
+    assert train.main(arguments) == 0
+    result = json.loads((tmp_path / "runs/tiny/result.json").read_text())
+    assert (result["epochs"], result["restarts"]) == (1, 1)
+    assert count > 3
+    assert "read-out: 2 of at most" in caplog.text
 
 
 def test_a_run_without_trained_alphas_says_nothing_about_their_choices(tmp_path, caplog):

@@ -21,7 +21,7 @@ from autoreid.search import cost_table, read_out
 from autoreid.spaces.osnet_ain.derived import DerivedOSNet
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tasks import build_search_task, search_in_float64, search_task_of
+from tests.helpers.tasks import Measured, build_search_task, read_out_of, search_in_float64, search_task_of
 from tests.helpers.tiny import OSNET, tiny_config, write_tiny
 
 MACS, PARAMETERS = {"search__cost__measure": "macs"}, {"search__cost__measure": "parameters"}
@@ -286,7 +286,7 @@ def test_a_search_ends_within_its_limit(tmp_path):
     cost.settings = cost.settings.model_copy(update={"limit": (whole + least) / 2})
     task.state.step = task.state.steps_per_epoch * task.config.training.epochs
     task.state.epoch = task.config.training.epochs - 1
-    result = task.end_epoch()
+    result = task.end_epoch(StopSignal())
     assert task.state.finished
     assert real_cost(task, result.genotype) <= (whole + least) / 2 < whole
     assert result.metrics["cost/expected"] > 0
@@ -298,13 +298,6 @@ def test_a_limit_below_every_network_is_one_clear_line(tmp_path):
         ConfigError, match=r"^search\.cost\.limit: 1e-05 is too low: the cheapest .* M parameters"
     ):
         task.step(StopSignal())
-
-
-class Measured:
-    """A retrieval."""
-
-    def __init__(self, value):
-        self.map = value
 
 
 @pytest.mark.parametrize("tight", [False, True])
@@ -323,7 +316,7 @@ def test_evolution_skips_networks_above_the_limit(tmp_path, monkeypatch, tight):
 
     monkeypatch.setattr(read_out, "measure_network", measure)
     monkeypatch.setattr(read_out, "_estimate", lambda *_: None)
-    found = read_out.by_evolution(task.config, task.space, task.state.network, task.data, task.world, cost)
+    found = read_out_of(task, cost).by_evolution()
     assert max(seen) == cost.of(found) <= limit * (1 + 1e-9)
     assert real_cost(task, found) == pytest.approx(max(seen))
 
@@ -333,10 +326,10 @@ def test_perturbation_keeps_the_limit(tmp_path, monkeypatch):
     probabilities = task.relaxation.probabilities(task.state.alphas)
     values = iter(np.random.default_rng(0).random(1000))
     monkeypatch.setattr(read_out, "measure_network", lambda *_: Measured(next(values)))
-    arguments = task.config, task.space, task.state.network, probabilities, task.data, task.world, cost
-    limit = 0.5 * (cost.of(cost.cheapest()) + cost.of(read_out.by_perturbation(*arguments)))
+    found = read_out_of(task, cost).by_perturbation(probabilities)
+    limit = 0.5 * (cost.of(cost.cheapest()) + cost.of(found))
     cost.settings = cost.settings.model_copy(update={"limit": limit})
-    assert cost.of(read_out.by_perturbation(*arguments)) <= limit
+    assert cost.of(read_out_of(task, cost).by_perturbation(probabilities)) <= limit
 
 
 def test_a_run_reports_the_cost_and_counts_the_options(tmp_path):

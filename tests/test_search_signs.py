@@ -146,7 +146,7 @@ def test_the_signs_of_an_epoch(tmp_path):
     for epoch in range(2):
         for _ in range(steps):
             task.step(StopSignal())
-        metrics = task.end_epoch().metrics
+        metrics = task.end_epoch(StopSignal()).metrics
         assert {"normal/margin", "normal/undecided", "reduce/gradient_snr"} <= metrics.keys()
         assert ("normal/changed" in metrics) == (epoch > 0)
         assert metrics["normal/undecided"] == 1, "alphas that hardly move"
@@ -168,7 +168,7 @@ def epochs_until_it_stops(task, better):
                 :, SKIPS["search__reid_cell__operations"].index(operation)
             ] = 5
         task.state.step = (task.state.epoch + 1) * task.state.steps_per_epoch
-        result = task.end_epoch()
+        result = task.end_epoch(StopSignal())
         if task.state.finished:
             break
     return result

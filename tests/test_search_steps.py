@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from autoreid.distributed import StopSignal
+from autoreid.errors import ConfigError
 from autoreid.spaces.space import NOTHING
 from autoreid.training.measure import measure_network
 from tests.helpers.tasks import build_search_task
@@ -147,7 +148,7 @@ def test_the_most_probable_network_is_measured_after_an_epoch(tmp_path):
     with torch.no_grad():
         task.state.alphas.groups["blocks"][:, 2] += 1.0
     task.state.step = task.state.steps_per_epoch
-    result = task.end_epoch()
+    result = task.end_epoch(StopSignal())
     assert result.genotype.blocks == ("in_after",) * 6
     assert result.metrics["blocks/in_share"] == pytest.approx((2 + 2.718) / (3 + 2.718), abs=1e-3)
     assert result.metrics["blocks/entropy"] < 1.386
@@ -174,3 +175,21 @@ def test_alphas_that_a_sample_leaves_out_have_a_gradient_of_zero(tmp_path, monke
     task.step(StopSignal())
     for name, alpha in task.state.alphas.groups.items():
         assert torch.equal(alpha, before[name]) == (name in empty), name
+
+
+def test_a_search_names_the_settings_that_have_no_effect(tmp_path, caplog):
+    build_search_task(tmp_path, search__temperature={"start": 5.0}, search__one_shot={"population": 4})
+    lines = [record.message for record in caplog.records if "no effect" in record.message]
+    assert lines == [
+        "search.temperature has no effect with search.relaxation: softmax",
+        "search.one_shot has no effect with search.read_out: argmax",
+    ]
+    caplog.clear()
+    build_search_task(tmp_path, **OSNET)
+    assert "no effect" not in caplog.text
+
+
+def test_an_unknown_term_of_the_alphas_loss_is_named_by_its_key(tmp_path):
+    losses = {"classification_weight": 0.0, "terms": {"sprad": 1.0}}
+    with pytest.raises(ConfigError, match=r"search\.losses\.terms: unknown term 'sprad'"):
+        build_search_task(tmp_path, search__losses=losses)

@@ -175,7 +175,7 @@ def test_the_pipeline_searches_derives_trains_and_evaluates(tmp_path):
     }
     training = write_tiny(tmp_path / "other", **trained, data__root=str(tmp_path))
     line = ["--config", recipe, "--train-config", training, "--train", f"output_dir={tmp_path / 'runs'}"]
-    line += ["--gpus", "0", "--seeds", "0", "1", "--data", tmp_path / "people"]
+    line += ["--gpus", "0", "--seeds", "0", "1", "--random", "1", "--data", tmp_path / "people"]
     done = submit(tmp_path, "submit_pipeline", *line, "--local", here=False)
     assert done.returncode == 0, done.stderr
 
@@ -183,10 +183,11 @@ def test_the_pipeline_searches_derives_trains_and_evaluates(tmp_path):
         return json.loads((tmp_path / path).read_text())
 
     rounds = read("tournaments/tiny_found/rounds.json")
-    (only,) = rounds["rounds"]
-    assert set(only["results"]) == {"tiny-seed0", "tiny-seed1"}
-    assert (
-        read("derived/tiny_found/genotype.json") == read(f"runs/{rounds['winner']}/result.json")["genotype"]
-    )
+    first, second = rounds["rounds"]
+    assert set(first["results"]) == {"tiny-seed0", "tiny-seed1", "random:0"}
+    assert len(second["results"]) == 2
+    assert read("derived/tiny_found/genotype.json") == rounds["genotype"]
+    for name in {"tiny-seed0", "tiny-seed1"} & {rounds["winner"]}:
+        assert rounds["genotype"] == read(f"runs/{name}/result.json")["genotype"]
     (cell,) = read("runs/tiny_found_evaluation/result.json")["results"]
     assert cell["map"] == pytest.approx(read("runs/tiny_found/result.json")["best_map"], abs=1e-6)

@@ -71,8 +71,8 @@ def test_a_tournament_chooses_and_derive_takes_its_winner(tmp_path, runs, capsys
     trained = []
     original = TrainTask.end_epoch
 
-    def end_epoch(task):
-        result = original(task)
+    def end_epoch(task, stop):
+        result = original(task, stop)
         if task.state.finished:
             trained.append(task.state.epoch)
         return result
@@ -105,6 +105,7 @@ def test_a_tournament_chooses_and_derive_takes_its_winner(tmp_path, runs, capsys
     line = [str(folder), "--config", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "derived")]
     assert derive.main(line) == 0
     assert Genotype.load(tmp_path / "derived/genotype.json") == winner
+    assert json.loads((tmp_path / "derived/rounds.json").read_text()) == content
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 
 import numpy as np
@@ -47,6 +48,22 @@ def test_a_key_is_that_of_what_determines_the_result(tmp_path):
         trial_of(tmp_path, data__flip=0.1),
     ]
     assert len({key, *(trial.key for trial in different)}) == len(different) + 1
+
+
+def test_initial_weights_count_by_their_content(tmp_path):
+    files = [tmp_path / f"{number}.pt" for number in range(3)]
+    for file, content in zip(files, (b"one", b"one", b"two"), strict=True):
+        file.write_bytes(content)
+    first, same, other = (trial_of(tmp_path, model__weights=str(file)) for file in files)
+    before = first.key
+    assert before == same.key != other.key
+    assert before != trial_of(tmp_path).key
+    files[0].write_bytes(b"two")
+    os.utime(files[0], ns=(0, 0))
+    assert first.key == other.key, "the file was replaced"
+    files[0].unlink()
+    with pytest.raises(DataError, match=r"model\.weights: .*0\.pt"):
+        _ = first.key
 
 
 def test_a_shorter_training_has_the_whole_schedule(tmp_path):

@@ -106,7 +106,8 @@ class Search(SpaceChoice):
     warmup_epochs: CountOrZero = 0
     """Number of first epochs that train only the weights."""
     losses: Losses | None = None
-    """Loss for the alphas' images at level bilevel; null for the loss of the weights."""
+    """Loss for the alphas' images at level bilevel; null for the loss of the weights. Keys that are left out have their
+    defaults, not the values of the weights' loss."""
     alpha_optimizer: Literal["adam", "sgd"] = "adam"
     """Optimiser of the alphas; sgd has the momentum of the weights."""
     alpha_learning_rate: Positive = 3e-4
@@ -155,3 +156,17 @@ class Search(SpaceChoice):
                 f"cost.weight: must be 0 with relaxation {self.relaxation}, which trains no alphas; use cost.limit"
             )
         return self
+
+    def unused(self) -> dict[str, str]:
+        """Return the keys that were set but have no effect, each with the key that would have to change."""
+        gumbel = self.relaxation in ("gumbel", "gumbel_hard", "gdas")
+        second = self.level == "bilevel" and self.order != "first"
+        needs = {
+            "temperature": (gumbel, f"relaxation: {self.relaxation}"),
+            "order": (self.level == "bilevel", f"level: {self.level}"),
+            "second_order_precision": (second, f"order: {self.order}, level: {self.level}"),
+            "alpha_betas": (self.alpha_optimizer == "adam", f"alpha_optimizer: {self.alpha_optimizer}"),
+            "one_shot": (self.read_out == "one_shot", f"read_out: {self.read_out}"),
+        }
+        changed = self.changed_keys()
+        return {key: other for key, (used, other) in needs.items() if key in changed and not used}

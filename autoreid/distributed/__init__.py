@@ -19,15 +19,17 @@ from autoreid.distributed.collectives import (
 )
 from autoreid.distributed.device import explain_nondeterminism
 from autoreid.distributed.process_group import World, setup, setup_for
-from autoreid.distributed.stop import StopSignal, ignore_stop_signals
+from autoreid.distributed.stop import Interrupted, StopSignal, check_stop, ignore_stop_signals
 
 __all__ = [
+    "Interrupted",
     "StopSignal",
     "World",
     "average_and_agree",
     "averaging",
     "broadcast_buffers",
     "check_agreement",
+    "check_stop",
     "data_parallel",
     "explain_nondeterminism",
     "gather",

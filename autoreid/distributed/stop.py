@@ -6,6 +6,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from autoreid.distributed.collectives import average_and_agree
+
 #: Slurm sends SIGUSR2 before the time limit (`--signal`), and SIGTERM at a preemption or scancel.
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
@@ -35,6 +37,17 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         # Only the first counts: Slurm sends SIGTERM after SIGUSR2, at the time limit itself.
         self.received = self.received or signal.Signals(number).name
+
+
+class Interrupted(Exception):  # noqa: N818 (a stop is no error)
+    """A stop signal has arrived on any rank during work that cannot be saved halfway."""
+
+
+def check_stop(stop: StopSignal) -> None:
+    """Raise Interrupted on all ranks if a stop signal has arrived on any of them. All ranks call it together."""
+    _, agreed = average_and_agree((), (stop.received is not None,))
+    if agreed.item():
+        raise Interrupted
 
 
 def ignore_stop_signals() -> None:

@@ -22,15 +22,18 @@ TERMS: dict[str, type[Term]] = {
 }
 
 
-def build_loss(settings: Losses, has_auxiliary: bool = False, only_weighted: bool = False) -> RetrievalLoss:
+def build_loss(
+    settings: Losses, has_auxiliary: bool = False, only_weighted: bool = False, section: str = "losses"
+) -> RetrievalLoss:
     """Build the loss λ · cross-entropy + (1 - λ) · triplet (Auto-ReID, arXiv 1903.09776, section 3.3) + further terms.
 
     Args:
         has_auxiliary: whether the network has an auxiliary head.
         only_weighted: whether to leave out terms of weight 0. Layers that only such terms use then get no gradient.
+        section: name of the settings in messages.
 
     Raises:
-        ConfigError: `losses.terms` names a term that does not exist, or a term whose weight is set by another key.
+        ConfigError: `terms` names a term that does not exist, or a term whose weight is set by another key.
     """
     share = settings.classification_weight
     weights = {"classification": share, "triplet": 1 - share}
@@ -38,7 +41,7 @@ def build_loss(settings: Losses, has_auxiliary: bool = False, only_weighted: boo
     for name in settings.terms:
         if name not in further:
             known = f"known are {', '.join(further)}" if further else "there are no further terms"
-            raise ConfigError(f"losses.terms: unknown term {name!r}; {known}")
+            raise ConfigError(f"{section}.terms: unknown term {name!r}; {known}")
     if has_auxiliary:
         weights["auxiliary"] = settings.auxiliary_weight
     weights |= settings.terms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
 
 #: The coordinates of a curve: x and y.
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -55,3 +58,21 @@ def picture_of(figure: Figure) -> Image.Image:
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return Image.open(data).convert("RGB")
+
+
+def curves_png(curves: Mapping[str, Curve], xlabel: str, ylabel: str, name: str) -> bytes | None:
+    """Return the curves as a PNG file; None without curves, or with a warning if matplotlib is not installed.
+
+    Args:
+        name: of the file, for the warning.
+    """
+    if not curves:
+        return None
+    try:
+        figure = figure_of(curves, xlabel, ylabel)
+    except ImportError:
+        _log.warning("%s was not drawn, because matplotlib is not installed: pip install matplotlib", name)
+        return None
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from autoreid.training.build import build_accumulation, build_optimizer, place_n
 from autoreid.training.cuda_graphs import capture_alphas
 from autoreid.training.precision import PassPrecision
 
+_log = logging.getLogger(__name__)
+
 
 def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimizer:
     """Build the optimiser of the alphas, which has its own weight decay."""
@@ -40,6 +43,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     Raises:
         ConfigError: a setting is not possible on this device or with this many ranks.
     """
+    for key, other in config.search.unused().items():
+        _log.warning("search.%s has no effect with search.%s", key, other)
     space = build_space(config.search)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     supernet = space.build_supernet(data.num_identities)
@@ -51,7 +56,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
     network = place_network(supernet, config, world, inputs, relaxation.samples)
     loss = build_loss(config.losses.in_search())
-    alpha_settings = (config.search.losses or config.losses).in_search()
+    own, section = config.search.losses, "losses" if config.search.losses is None else "search.losses"
+    alpha_loss = build_loss((own or config.losses).in_search(), only_weighted=True, section=section)
     state = SearchState(
         network=supernet,
         weight_optimizer=build_optimizer(config.training, supernet),
@@ -72,7 +78,7 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         supernet,
         alphas,
         relaxation,
-        build_loss(alpha_settings, only_weighted=True),
+        alpha_loss,
         loss,
         state.weight_optimizer,
         search.order,

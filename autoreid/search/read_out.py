@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autoreid.config import Config
 from autoreid.data.loaders import embedding_batches
 from autoreid.data.training_data import SearchData
-from autoreid.distributed import World
+from autoreid.distributed import StopSignal, World, check_stop
 from autoreid.search.cost import SearchCost
 from autoreid.seeding import derive_seed
 from autoreid.spaces.genotype import Genotype
@@ -23,42 +27,101 @@ from autoreid.training.build import memory_format
 from autoreid.training.measure import measure_network
 from autoreid.training.precision import PassPrecision
 
+_log = logging.getLogger(__name__)
+
 #: Random networks that may be above the limit of the cost, for each network of the first generation.
 _DRAWS = 100
 
 
-def by_perturbation(
-    config: Config,
-    space: Space,
-    supernet: nn.Module,
-    probabilities: Mapping[str, Tensor],
-    data: SearchData,
-    world: World,
-    cost: SearchCost | None = None,
-) -> Genotype:
-    """Choose the candidates whose removal from the mixture lowers the mAP most (Wang et al., ICLR 2021).
-
-    Each candidate is removed alone, and the others of its row take its weight in proportion; nothing is trained in
-    between. Weights of edges, with partial channels, keep their probabilities.
+class ReadOut:
+    """Reads the genotype from a trained supernet by measuring many networks in it. All ranks call it together.
 
     Args:
-        probabilities: the mixing weights, (E, O) for each group.
+        stop: a stop signal ends the read-out; the run resumes before it.
         cost: the genotype must not exceed its limit.
     """
-    scores = {name: values.clone() for name, values in probabilities.items()}
-    whole = measure_network(config, supernet, data, world, (probabilities,)).map
-    for name, group in space.choices().items():
-        if group.family is not None:
-            continue
-        scores[name].fill_(-torch.inf)
-        for row in range(len(group.rows)):
-            for column in group.allowed:
+
+    def __init__(
+        self,
+        config: Config,
+        space: Space,
+        supernet: nn.Module,
+        data: SearchData,
+        world: World,
+        stop: StopSignal,
+        cost: SearchCost | None = None,
+    ) -> None:
+        self.config, self.space, self.supernet, self.cost = config, space, supernet, cost
+        self.data, self.world, self.stop = data, world, stop
+        self._measured, self._logged = 0, time.monotonic()
+
+    def by_perturbation(self, probabilities: Mapping[str, Tensor]) -> Genotype:
+        """Choose the candidates whose removal from the mixture lowers the mAP most (Wang et al., ICLR 2021).
+
+        Each candidate is removed alone, and the others of its row take its weight in proportion; nothing is trained in
+        between. Weights of edges, with partial channels, keep their probabilities.
+
+        Args:
+            probabilities: the mixing weights, (E, O) for each group.
+        """
+        groups = {name: group for name, group in self.space.choices().items() if group.family is None}
+        total = 1 + sum(len(group.rows) * len(group.allowed) for group in groups.values())
+        scores = {name: values.clone() for name, values in probabilities.items()}
+        whole = self._measure((probabilities,), total)
+        for name, group in groups.items():
+            scores[name].fill_(-torch.inf)
+            for row, column in itertools.product(range(len(group.rows)), group.allowed):
                 mixing = {**probabilities, name: without(probabilities[name], row, column)}
-                scores[name][row, column] = (
-                    whole - measure_network(config, supernet, data, world, (mixing,)).map
-                )
-    genotype = space.genotype(scores)
-    return genotype if cost is None else cost.within_limit(genotype, scores)
+                scores[name][row, column] = whole - self._measure((mixing,), total)
+        genotype = self.space.genotype(scores)
+        return genotype if self.cost is None else self.cost.within_limit(genotype, scores)
+
+    def by_evolution(self) -> Genotype:
+        """Choose the network with the highest mAP in the supernet, by evolution (arXiv 1904.00420).
+
+        A generation consists of mutations of the parents, which are the better half of the networks measured so far.
+        Each network is measured with its own running statistics, because those of the supernet are means over all
+        networks. The images of a measurement are spread over the ranks. Networks above the limit of the cost are
+        skipped; if many random networks are all above it, evolution starts from the cheapest network.
+        """
+        settings, fits = self.config.search.one_shot, self._fits
+        size, half = settings.population, max(1, settings.population // 2)
+        most = size + half * (settings.generations - 1)
+        rng = np.random.default_rng(derive_seed(self.config.seed, "evolution"))
+        found: dict[str, tuple[float, Genotype]] = {}
+        drawn = (self.space.random_genotype(rng) for _ in range(_DRAWS * size))
+        generation = list(islice(filter(fits, drawn), size))
+        if not generation:
+            assert self.cost is not None  # noqa: S101 (without a limit, all fit)
+            generation = [self.cost.cheapest()]
+        for _ in range(settings.generations):
+            for genotype in generation:
+                if str(genotype) not in found:
+                    found[str(genotype)] = self._map_of_path(genotype, most), genotype
+            best = sorted(found.values(), key=lambda one: -one[0])[:half]
+            parents = [genotype for _, genotype in best]
+            mutations = (self.space.mutated(parents[int(rng.integers(len(parents)))], rng) for _ in parents)
+            generation = list(filter(fits, mutations))
+        return parents[0]
+
+    def _fits(self, genotype: Genotype) -> bool:
+        return self.cost is None or self.cost.fits(genotype)
+
+    def _map_of_path(self, genotype: Genotype, total: int) -> float:
+        path = self.space.path(genotype)
+        with own_statistics(self.config, self.supernet, path, self.data, self.world):
+            return self._measure((None, path), total)
+
+    def _measure(self, inputs: tuple[Any, ...], total: int) -> float:
+        """Return the mAP of the supernet with these inputs besides the images, one measurement of at most `total`."""
+        check_stop(self.stop)
+        value = measure_network(self.config, self.supernet, self.data, self.world, inputs).map
+        self._measured += 1
+        now = time.monotonic()
+        if now - self._logged >= self.config.reporting.every_seconds:
+            self._logged = now
+            _log.info("read-out: %d of at most %d networks measured", self._measured, total)
+        return value
 
 
 def without(mixing: Tensor, row: int, column: int) -> Tensor:
@@ -67,43 +130,6 @@ def without(mixing: Tensor, row: int, column: int) -> Tensor:
     found[row, column] = 0
     found[row] /= found[row].sum().clamp(min=torch.finfo(found.dtype).tiny)
     return found
-
-
-def by_evolution(
-    config: Config,
-    space: Space,
-    supernet: nn.Module,
-    data: SearchData,
-    world: World,
-    cost: SearchCost | None = None,
-) -> Genotype:
-    """Choose the network with the highest mAP in the supernet, by evolution (arXiv 1904.00420).
-
-    A generation consists of mutations of the parents, which are the better half of the networks measured so far. Each
-    network is measured with its own running statistics, because those of the supernet are means over all networks. The
-    images of a measurement are spread over the ranks. Networks above the limit of the cost are
-    skipped; if many random networks are all above it, evolution starts from the cheapest network.
-    """
-    settings = config.search.one_shot
-    rng = np.random.default_rng(derive_seed(config.seed, "evolution"))
-    found: dict[str, tuple[float, Genotype]] = {}
-    drawn = (space.random_genotype(rng) for _ in range(_DRAWS * settings.population))
-    if cost is None:
-        generation = list(islice(drawn, settings.population))
-    else:
-        generation = list(islice(filter(cost.fits, drawn), settings.population)) or [cost.cheapest()]
-    for _ in range(settings.generations):
-        for genotype in generation:
-            if str(genotype) not in found:
-                path = space.path(genotype)
-                with own_statistics(config, supernet, path, data, world):
-                    value = measure_network(config, supernet, data, world, (None, path)).map
-                found[str(genotype)] = value, genotype
-        best = sorted(found.values(), key=lambda one: -one[0])[: max(1, settings.population // 2)]
-        parents = [genotype for _, genotype in best]
-        generation = [space.mutated(parents[int(rng.integers(len(parents)))], rng) for _ in parents]
-        generation = [genotype for genotype in generation if cost is None or cost.fits(genotype)]
-    return parents[0]
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from autoreid.config import Config
 from autoreid.data.loaders import Batch, BatchStream
 from autoreid.data.training_data import SearchData
-from autoreid.distributed import StopSignal, World, averaging, check_agreement
+from autoreid.distributed import StopSignal, World, averaging, check_agreement, check_stop
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, RetrievalLoss
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
 from autoreid.search.domains import domain_gains
-from autoreid.search.read_out import by_evolution, by_perturbation
+from autoreid.search.read_out import ReadOut
 from autoreid.search.relaxations import Relaxation
 from autoreid.search.schedules import alpha_learning_rate
 from autoreid.search.signs import best_columns, search_signs, undecided
@@ -179,8 +179,12 @@ class SearchTask:
             return self.state.progress.found
         return self._most_probable(self.relaxation.probabilities(self.state.alphas))
 
-    def end_epoch(self) -> SearchResult:
-        """Close the epoch, reads the genotype, checks for collapse and measures retrieval if it is due."""
+    def end_epoch(self, stop: StopSignal) -> SearchResult:
+        """Close the epoch, read the genotype, check for collapse, and measure retrieval if it is due.
+
+        Raises:
+            Interrupted: a stop signal has arrived on any rank; the state is not consistent.
+        """
         config, state = self.config, self.state
         metrics = close_epoch(state, config.training.epochs)
         probabilities = self.relaxation.probabilities(state.alphas)
@@ -193,11 +197,12 @@ class SearchTask:
         retrieval, is_best = None, False
         if is_due(state, config.evaluation.every_epochs):
             inputs = self.relaxation.evaluation(state.alphas)
+            check_stop(stop)
             retrieval = measure_network(config, state.network, self.data, self.world, inputs)
             is_best = state.record(retrieval)
         if state.finished and state.progress.found is None:
             started = time.monotonic()
-            state.progress.found = self._read_out(probabilities)
+            state.progress.found = self._read_out(probabilities, stop)
             state.read_out_seconds = time.monotonic() - started
         return SearchResult(state.epoch, metrics, retrieval, is_best, self.genotype(), on_cpu)
 
@@ -258,14 +263,11 @@ class SearchTask:
             )
         progress.collapsed = True
 
-    def _read_out(self, probabilities: Mapping[str, Tensor]) -> Genotype:
-        config, network, cost = self.config, self.state.network, self.state.cost
-        match config.search.read_out:
-            case "perturbation":
-                return by_perturbation(
-                    config, self.space, network, probabilities, self.data, self.world, cost
-                )
-            case "one_shot":
-                return by_evolution(config, self.space, network, self.data, self.world, cost)
-            case _:
-                return self._most_probable(probabilities)
+    def _read_out(self, probabilities: Mapping[str, Tensor], stop: StopSignal) -> Genotype:
+        if self.config.search.read_out == "argmax":
+            return self._most_probable(probabilities)
+        state = self.state
+        read_out = ReadOut(self.config, self.space, state.network, self.data, self.world, stop, state.cost)
+        if self.config.search.read_out == "perturbation":
+            return read_out.by_perturbation(probabilities)
+        return read_out.by_evolution()

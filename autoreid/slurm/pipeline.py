@@ -12,6 +12,7 @@ import torch
 from autoreid.config import Config
 from autoreid.data.datasets import read_folder
 from autoreid.distributed import World
+from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
 from autoreid.models import check_input_size
 from autoreid.recipes import load_config, override_of
@@ -65,7 +66,8 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
     check_not_queued(run)
     folders = [str(search.folder) for search in searches]
     tournament = here / "tournaments" / name
-    chosen = str(tournament) if len(folders) > 1 else folders[0]
+    several = len(folders) > 1 or options.random > 0
+    chosen = str(tournament) if several else folders[0]
     derive = [chosen, *options.train, "--config", str(options.train_config.absolute())]
     derive += ["--output", str(derived)]
     device = ["distributed.device=cuda"] if job_options.gpus and recipe.distributed.device == "auto" else []
@@ -93,8 +95,16 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
             "afterok",
         ),
     ]
-    if len(folders) > 1:
-        arguments = [*folders, "--config", str(options.train_config.absolute()), "--output", str(tournament)]
+    if several:
+        arguments = [
+            *folders,
+            "--random",
+            str(options.random),
+            "--config",
+            str(options.train_config.absolute()),
+            "--output",
+            str(tournament),
+        ]
         held_out = [*options.train, *held_out_overrides(recipe, searches[0].config)]
         load_config(options.train_config, held_out)  # raises now what the tournament would
         command = PackageCommand("tournament", [*arguments, *held_out, *device], here)
@@ -154,6 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SEED",
         help="run one search for each seed, as a job array; a tournament chooses one",
     )
+    add(
+        "--random",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add N random networks of the same sizes to the tournament, as a control; one of them may win",
+    )
     add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
     add("--name", help="task name of the training (default: the task name of the search, with _found)")
     add(
@@ -165,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("overrides", nargs="*", metavar="section.key=value", help="values that override the search recipe's")
     options = parser.parse_intermixed_args(arguments)
+    if options.random < 0:
+        raise ConfigError(f"command line: --random {options.random}: must be at least 0")
     job_options = read_job_options(vars(options))
     searches, stages = plan_stages(options, job_options)
     submit_stages(stages, options, partial(_freeze, searches), "python jobs/status.py")

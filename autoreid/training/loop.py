@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoreid.config import Config
 from autoreid.data.loaders import Batch
-from autoreid.distributed import StopSignal, average_and_agree
+from autoreid.distributed import Interrupted, StopSignal, average_and_agree
 from autoreid.evaluation import MeanRetrieval
 from autoreid.training.state import RunState
 
@@ -53,8 +53,12 @@ class Task(Protocol):
     def learning_rate(self) -> float:
         """Return the learning rate of the weights in the next step."""
 
-    def end_epoch(self) -> EpochResult:
-        """Count the epoch after its last step, and measure retrieval if it is due."""
+    def end_epoch(self, stop: StopSignal) -> EpochResult:
+        """Count the epoch after its last step, and measure retrieval if it is due.
+
+        Raises:
+            Interrupted: a stop signal has arrived on any rank. The state is that of no point of the run.
+        """
 
 
 class Report(Protocol):
@@ -104,7 +108,10 @@ def run_epochs(
                 save(False)
             if stopping:
                 return False
-        result = task.end_epoch()
+        try:
+            result = task.end_epoch(stop)
+        except Interrupted:
+            return False  # The checkpoint of the last step is from before the measurements.
         # Report first: if the run is killed before the save, the epoch is reported twice rather than never.
         report.end_epoch(result)
         save(result.is_best)

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from autoreid.config import Config
 from autoreid.data.loaders import Batch
 from autoreid.data.training_data import TrainingData
-from autoreid.distributed import StopSignal, World, averaging
+from autoreid.distributed import StopSignal, World, averaging, check_stop
 from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.losses import LossValues, RetrievalLoss, build_loss
 from autoreid.models import check_input_size
@@ -124,12 +124,17 @@ class TrainTask:
             for child in network.children():
                 child.train(child in head)
 
-    def end_epoch(self) -> EpochResult:
-        """Count the epoch, and measure the network or its moving average if that is due."""
+    def end_epoch(self, stop: StopSignal) -> EpochResult:
+        """Count the epoch, and measure the network or its moving average if that is due.
+
+        Raises:
+            Interrupted: a stop signal has arrived on any rank; the state is not consistent.
+        """
         config, state = self.config, self.state
         metrics = close_epoch(state, config.training.epochs)
         retrieval, is_best = None, False
         if is_due(state, config.evaluation.every_epochs):
+            check_stop(stop)
             retrieval = measure_network(config, state.measured, self.data, self.world)
             is_best = state.record(retrieval)
         return EpochResult(state.epoch, metrics, retrieval, is_best)

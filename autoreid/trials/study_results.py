@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from autoreid.errors import RunError
 from autoreid.files import write_atomically
-from autoreid.reporting.curves import figure_of, picture_of
+from autoreid.reporting.curves import curves_png
 from autoreid.reporting.strip_plot import Sample, draw_samples
 from autoreid.trials.comparison import as_table, compare, difference_in_words, points
 from autoreid.trials.shared_units import claim
 from autoreid.trials.statistics import mean_interval
 from autoreid.trials.study import Study
-
-_log = logging.getLogger(__name__)
 
 
 def write_results(study: Study, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -79,18 +76,9 @@ def cost_picture(equal_cost: Mapping[str, Any]) -> bytes | None:
     curves = {
         f"best of the {kind} networks": (
             [point[0] for point in equal_cost[kind]],
-            [p[1] for p in equal_cost[kind]],
+            [point[1] for point in equal_cost[kind]],
         )
         for kind in ("found", "random")
         if equal_cost[kind]
     }
-    if not curves:
-        return None
-    try:
-        figure = figure_of(curves, "seconds of searches and trainings", "expected mAP in %")
-    except ImportError:
-        _log.warning("cost.png was not drawn, because matplotlib is not installed: pip install matplotlib")
-        return None
-    data = io.BytesIO()
-    picture_of(figure).save(data, format="png")
-    return data.getvalue()
+    return curves_png(curves, "seconds of searches and trainings", "expected mAP in %", "cost.png")

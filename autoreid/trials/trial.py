@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from autoreid.config import Config, Training
-from autoreid.errors import ConfigError
+from autoreid.errors import ConfigError, DataError
 from autoreid.spaces import Genotype
 
 #: Sections that determine the result of a training, and their keys that do not.
 _DETERMINING: dict[str, set[str]] = {
     "data": {"root", "cache", "workers"},
-    "model": set(),
+    "model": {"weights"},
     "losses": set(),
     "training": {"compile", "cuda_graphs"},
     "evaluation": {"batch_size", "every_epochs"},
@@ -39,14 +40,29 @@ class Trial:
         """A digest of everything that determines the result: genotype, recipe, seed and epochs.
 
         Names, paths and keys with default values are left out. A key that a later version adds, with a default that
-        keeps the old behaviour, therefore does not change the digest.
+        keeps the old behaviour, therefore does not change the digest. Initial weights count by the content of their
+        file.
+
+        Raises:
+            DataError: the file of the initial weights cannot be read.
         """
         content: dict[str, Any] = {
             name: getattr(self.config, name).model_dump(mode="json", exclude_defaults=True, exclude=left_out)
             for name, left_out in _DETERMINING.items()
         }
         content["seed"] = self.config.seed
+        weights = self.config.model.weights
+        if weights is not None:
+            try:
+                content["weights"] = _digest_of_file(weights, weights.stat().st_mtime_ns)
+            except OSError as error:
+                raise DataError(f"model.weights: {weights}: {error.strerror or error}") from error
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _digest_of_file(path: Path, modified: int) -> str:  # noqa: ARG001 (a part of the cache's key)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def make_trial(recipe: Config, genotype: Genotype, seed: int, epochs: int) -> Trial:

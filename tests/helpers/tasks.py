@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed as dist
@@ -14,6 +14,8 @@ from autoreid.data.training_data import build_search_data, build_training_data
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
+from autoreid.search.cost import SearchCost
+from autoreid.search.read_out import ReadOut
 from autoreid.search.task import SearchTask
 from autoreid.training.task import TrainTask, build_training
 from tests.helpers.float64 import compute_in_float64
@@ -87,3 +89,15 @@ def count_collectives(world: World, path: Path) -> tuple[dict[str, int], int]:
     for _ in range(STEPS):
         task.step(StopSignal())
     return calls, tensors
+
+
+def read_out_of(task: SearchTask, cost: SearchCost | None = None) -> ReadOut:
+    """Return the read-out of a search, within the limit of a cost."""
+    state = task.state
+    return ReadOut(task.config, task.space, state.network, task.data, task.world, StopSignal(), cost)
+
+
+class Measured(NamedTuple):
+    """Stands for a retrieval."""
+
+    map: float

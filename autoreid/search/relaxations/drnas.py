@@ -30,7 +30,8 @@ class DrNAS(Relaxation):
     def mixture(self, alphas: Alphas, step: int, level: Level) -> Mixing:
         """Return the sample of this step and level, made in float64 on the CPU so that it is equal on every device."""
         with torch.random.fork_rng([]):
-            torch.manual_seed(derive_seed(self.seed, step, level))
+            # Not torch.manual_seed, which would also seed the generators of all GPUs.
+            torch.default_generator.manual_seed(derive_seed(self.seed, step, level))
             return {
                 name: Dirichlet(_concentration(alpha).cpu().double(), validate_args=False)
                 .rsample()

@@ -1,0 +1,227 @@
+"""Variants of the quickstart's search, judged by the networks that they find.
+
+    python -m benchmarks.search_variants --folder DIR [--variants NAME ...] [--searches S] [--json]
+
+`DIR` is the folder of a table of `benchmarks.genotype_table`, whose recipe trains each found network once, with the
+seed 0. A search has the seeds 0 to S-1. The table that is printed compares the found networks of each variant with the
+table's random genotypes and shows how far the searches of a variant agree with each other.
+
+`DIR/variants.jsonl` has a line for each search. The same command resumes, and `--searches` may grow. Processes with
+other variants can fill the same folder at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoreid import distributed
+from autoreid.cli import run_command
+from autoreid.config import Config
+from autoreid.distributed import World
+from autoreid.errors import ConfigError
+from autoreid.recipes import load_config
+from autoreid.spaces import Genotype
+from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
+from autoreid.trials.statistics import permutation_p, standard_error
+from benchmarks import genotype_table
+from benchmarks.genotype_table import random_means, read_table, standing
+from benchmarks.results_folder import ResultsFolder
+from benchmarks.trainings import search_genotype, train_network
+
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+RESULTS = "variants.jsonl"
+#: The training's seed: with it, the table's trainings are compared.
+SEED = 0
+_OLD_OPERATIONS = "[none,max_pool_3x3,avg_pool_3x3,skip_connect,sep_conv_3x3,dil_conv_3x3,part_aware]"
+_EPOCHS = "training.epochs"
+#: Overrides of `configs/quickstart.yaml`.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "shipped": (),
+    "raw": ("losses.normalise=false",),
+    "part_aware": (f"search.reid_cell.operations={_OLD_OPERATIONS}",),
+    "before": ("losses.normalise=false", f"search.reid_cell.operations={_OLD_OPERATIONS}"),
+    "identities": ("search.alphas_see=identities",),
+    "long": (f"{_EPOCHS}=16",),
+    "second": ("search.order=second",),
+    "fast": ("search.alpha_learning_rate=0.06", "search.alpha_schedule=cosine"),
+    "drnas": ("search.relaxation=drnas",),
+    "sdarts": ("search.relaxation=sdarts",),
+    "gdas": ("search.relaxation=gdas",),
+    "perturbation": ("search.read_out=perturbation",),
+    "one_shot": ("search.relaxation=fair", "search.level=single", "search.read_out=one_shot"),
+}
+
+
+def recipe(folder: Path, variant: str, seed: int) -> Config:
+    """Return the config of a search, on the images of the table's trainings and measured at its end."""
+    config = load_config(RECIPE, [f"data.root={folder / 'data'}", f"seed={seed}", *VARIANTS[variant]])
+    people = config.data.synthetic["synthetic_people"]
+    test_people = json.loads((folder / "settings.json").read_text())["test_people"]
+    synthetic = {"synthetic_people": people.model_copy(update={"test_identities": test_people})}
+    data = config.data.model_copy(update={"synthetic": synthetic})
+    evaluation = config.evaluation.model_copy(update={"every_epochs": config.training.epochs})
+    return config.model_copy(update={"data": data, "evaluation": evaluation})
+
+
+def fill(
+    folder: ResultsFolder, variants: Sequence[str], searches: int, training: Config, world: World
+) -> None:
+    """Search and train what the folder lacks, and append a line after each search.
+
+    All variants are searched with the first seed before any with the second.
+    """
+    done = {(line["variant"], line["search"]) for line in folder.read(RESULTS)}
+    for seed, variant in itertools.product(range(searches), variants):
+        if (variant, seed) in done:
+            continue
+        found = search_genotype(recipe(folder.root, variant, seed), world)
+        options = {**training.model.options, "genotype": str(found.genotype)}
+        model = training.model.model_copy(update={"options": options})
+        trained = train_network(training.model_copy(update={"seed": SEED, "model": model}), world)
+        line = {
+            "variant": variant,
+            "search": seed,
+            "genotype": str(found.genotype),
+            "map": trained.map,
+            "parameters": trained.parameters,
+            "undecided": found.undecided,
+            "search_seconds": round(found.seconds, 1),
+            "probabilities": {name: rounded(values) for name, values in found.probabilities.items()},
+        }
+        folder.append(RESULTS, line)
+        print(f"{variant} {seed}: mAP {trained.map:.1%}, search {found.seconds:.0f} s", file=sys.stderr)
+
+
+def rounded(values: Tensor) -> list[list[float]]:
+    """Return probabilities (E, O) with four decimals."""
+    return [[round(value, 4) for value in row] for row in values.tolist()]
+
+
+def shared_edges(genotypes: Sequence[Genotype]) -> dict[str, float]:
+    """Return for each kind of cell how many edges two of the genotypes share, the mean over all pairs.
+
+    An edge is shared if it joins the same nodes by the same operation.
+    """
+
+    def edges(genotype: Genotype, kind: str) -> set[tuple[int, Edge]]:
+        return {(node, edge) for node, pair in enumerate(getattr(genotype, kind)) for edge in pair}
+
+    pairs = list(itertools.combinations(genotypes, 2))
+    return {
+        kind: fmean(len(edges(one, kind) & edges(other, kind)) for one, other in pairs)
+        for kind in ("normal", "reduce")
+    }
+
+
+def correlations(searches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return for each kind of cell the correlation of the probabilities of two searches, the mean over all pairs.
+
+    The mean of each candidate over the rows is subtracted, so that only what differs between edges counts.
+    """
+    found = {}
+    for kind in ("normal", "reduce"):
+        tables = [np.array(search["probabilities"][kind]) for search in searches]
+        centred = [(table - table.mean(0)).ravel() for table in tables]
+        pairs = itertools.combinations(centred, 2)
+        found[kind] = float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in pairs]))
+    return found
+
+
+def summary(lines: Sequence[Mapping[str, Any]], folder: ResultsFolder) -> list[dict[str, Any]]:
+    """Return a row for each variant, in the order of their definition."""
+    table = read_table(folder)
+    randoms = list(random_means(table, [SEED]).values())
+    rows = []
+    for variant in VARIANTS:
+        own = [line for line in lines if line["variant"] == variant]
+        if len(own) < 2:
+            continue
+        maps = [line["map"] for line in own]
+        genotypes = [CellGenotype.parse(line["genotype"], RESULTS) for line in own]
+        rows.append(
+            {
+                "variant": variant,
+                "searches": len(own),
+                "map": fmean(maps),
+                "lowest": min(maps),
+                "highest": max(maps),
+                "difference": fmean(maps) - fmean(randoms),
+                "error": standard_error(maps, randoms),
+                "p": permutation_p(maps, randoms),
+                "median_above": standing(median(maps), table, [SEED]).below,
+                "shared": shared_edges(genotypes),
+                "correlation": correlations(own) if all("probabilities" in one for one in own) else None,
+                "undecided": fmean(line["undecided"] for line in own),
+                "parameters": fmean(line["parameters"] for line in own),
+                "search_seconds": fmean(line["search_seconds"] for line in own),
+            }
+        )
+    return rows
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each variant."""
+    print(
+        f"{'variant':<18}{'n':>3}{'mAP':>7}{'range':>14}{'difference':>15}{'p':>8}{'median above':>14}"
+        f"{'shared edges':>14}{'correlation':>14}{'undecided':>11}{'search':>8}"
+    )
+    for row in rows:
+        shared, correlation = row["shared"].values(), row["correlation"].values()
+        print(
+            f"{row['variant']:<18}{row['searches']:>3}{row['map']:>7.1%}"
+            f"{row['lowest']:>8.1%}-{row['highest']:.1%}"
+            f"{100 * row['difference']:>+8.1f} ± {100 * row['error']:.1f} {row['p']:>8.4f}"
+            f"{row['median_above']:>12.0%}  {'/'.join(f'{value:.1f}' for value in shared):>12}"
+            f"{'/'.join(f'{value:.2f}' for value in correlation):>14}"
+            f"{row['undecided']:>10.1f}{row['search_seconds']:>7.0f} s"
+        )
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--folder", type=Path, required=True, help="folder of a table of genotypes")
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    add("--searches", type=int, default=8, help="searches of each variant; 0 only prints (default: 8)")
+    add("--threads", type=int, default=1, help="threads of a search or training (default: 1)")
+    add("--json", action="store_true", help="print a JSON object for each variant")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Search and train what is missing, and print."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    root = arguments.folder.resolve()
+    if not (root / genotype_table.TABLE).exists():
+        raise ConfigError(f"--folder {root}: no {genotype_table.TABLE} there; make it by genotype_table.py")
+    settings = argparse.Namespace(**json.loads((root / "settings.json").read_text()))
+    folder = ResultsFolder(root, vars(settings))
+    with distributed.setup("cpu") as world:
+        training = genotype_table.recipe(root, settings)
+        fill(folder, arguments.variants, arguments.searches, training, world)
+    rows = summary(folder.read(RESULTS), folder)
+    if arguments.json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        show(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
