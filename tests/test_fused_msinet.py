@@ -12,7 +12,7 @@ from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.msinet.cells import Cell
 from autoreid.spaces.msinet.interactions import MixedInteraction
 from autoreid.spaces.msinet.space import MsinetSpace
-from tests.helpers.msinet import PlainCell, fixture, of_supernet, plain
+from tests.helpers.msinet import PlainCell, fixture, of_supernet, plain_cells
 from tests.helpers.torchreid import formula_state, their_images
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -92,10 +92,12 @@ def test_the_plain_supernet_gives_the_authors_embedding():
     recorded = fixture()["supernet"]
     network = MsinetSpace(Search(space="msinet")).build_supernet(recorded["num_classes"])
     network.load_state_dict(of_supernet(formula_state(recorded["state_dict"])))
-    oracle = plain(network).eval()
+    plain_cells(network)
     mixing = torch.sin(1.7 * torch.arange(48, dtype=torch.float64)).view(12, 4).softmax(1)
     with torch.no_grad():
-        found = oracle.double()(their_images(recorded["input"]).double(), {"interactions": mixing})[:, :8]
+        found = network.eval().double()(their_images(recorded["input"]).double(), {"interactions": mixing})[
+            :, :8
+        ]
     expected = torch.tensor(recorded["embedding_first8"], dtype=torch.float64)
     torch.testing.assert_close(found, expected, **EXACT)
 

@@ -130,9 +130,8 @@ class PlainCell(nn.Module):
         return [sum(w * pair[side] for w, pair in zip(weights, outputs, strict=True)) for side in (0, 1)]
 
 
-def plain(supernet: nn.Module) -> nn.Module:
-    """Replace the fused cells of a supernet by plain ones; return the supernet."""
+def plain_cells(supernet: nn.Module) -> None:
+    """Replace the fused cells of a supernet by plain ones."""
     for place, cell in enumerate(supernet.cells):
         if isinstance(cell, Cell):
             supernet.cells[place] = PlainCell(cell)
-    return supernet
