@@ -22,7 +22,7 @@ class Model(Section):
     """The network that `task: train` trains."""
 
     name: str = "resnet50"
-    """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, msinet_x1_0, ..., or derived for one built from a genotype."""
+    """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, msinet_x1_0, ..., or derived, built from a genotype."""
     weights: Path | None = None
     """Checkpoint to start from: published weights (of torchvision, torchreid or MSINet), or weights of a run."""
     options: dict[str, int | float | bool | str | tuple[int, ...]] = {}  # noqa: RUF012 (pydantic copies it)
