@@ -145,7 +145,10 @@ def test_the_checkpoint_of_a_training_can_be_loaded_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "picture", "parameters"),
-    [(OSNET, "blocks", 0.17e6), (MSINET, "cells", 0.32e6)],
+    [
+        (OSNET, "blocks", 0.17e6),
+        pytest.param(MSINET, "cells", 0.32e6, marks=pytest.mark.slow),
+    ],
     ids=["osnet_ain", "msinet"],
 )
 def test_a_search_is_derived_and_trained_from_its_checkpoint(tmp_path, changes, picture, parameters):

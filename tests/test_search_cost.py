@@ -57,8 +57,8 @@ def real_cost(task, genotype):
 
 @pytest.mark.parametrize(
     "changes",
-    [PARAMETERS, PARTIAL | MACS, THREE_STAGES | MACS, MSINET | PARAMETERS, MSINET | MACS],
-    ids=["parameters", "partial macs", "stages macs", "msinet parameters", "msinet macs"],
+    [PARAMETERS, PARTIAL | MACS, THREE_STAGES | MACS, pytest.param(MSINET | MACS, marks=pytest.mark.slow)],
+    ids=["parameters", "partial macs", "stages macs", "msinet macs"],
 )
 def test_the_table_gives_the_costs_of_derived_networks(tmp_path, changes):
     task, cost = measured(tmp_path, **changes)
