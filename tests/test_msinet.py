@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import nn
 from autoreid.config import Msinet, Search
 from autoreid.errors import ConfigError, DataError
 from autoreid.models import count_macs, count_parameters, load_weights
+from autoreid.reporting.genotype_graph import as_graph
+from autoreid.reporting.network_graph import network_graph
 from autoreid.spaces import Genotype, build_model
 from autoreid.spaces.msinet.genotype import INTERACTIONS, PUBLISHED, MsinetGenotype
 from autoreid.spaces.msinet.space import MsinetSpace
@@ -239,3 +243,39 @@ def test_all_norms_keep_their_scale():
 def test_genotypes_are_stored_as_text(tmp_path):
     PUBLISHED.save(tmp_path / "msinet.json")
     assert Genotype.load(tmp_path / "msinet.json") == PUBLISHED
+
+
+def tables(source):
+    """The rows of each cell in a picture, as lists of texts: two for the branches, one for what spans both."""
+    found = re.findall(r"^\t+cell\d \[label=<<table(.*?)</table>>", source, re.MULTILINE)
+    rows = [re.findall(r"<tr>(.*?)</tr>", table) for table in found]
+    return [[re.findall(r">([^<>]+)</", row) for row in table] for table in rows]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from(INTERACTIONS), min_size=12, max_size=12))
+def test_pictures_show_two_branches_and_the_interactions_between_their_layers(names):
+    genotype = MsinetGenotype.of_interactions(names)
+    source = as_graph(genotype.drawings("a caption")["cells"]).source
+    cells = tables(source)
+    assert [rows[0] for rows in cells] == [[f"cell {number}"] for number in range(1, 7)]
+    for rows, (first, second) in zip(cells, genotype.cells, strict=True):
+        light = [place for place, row in enumerate(rows) if "light 3×3" in row]
+        assert [len(rows[place]) for place in light] == [2, 2], "a column for each branch"
+        for place, name in zip(light, (first, second), strict=True):
+            (text,) = rows[place + 1]
+            assert text.partition(":")[0] == name
+    count = sum(name in ("exc", "cross_att") for name in names)
+    assert f"at {count} of 12 places" in source
+
+
+def test_the_picture_of_a_network_has_the_shapes_of_its_maps():
+    network = build_model("derived", 3, genotype=PUBLISHED, width=0.25).eval()
+    shapes = []
+    for cell in network.cells:
+        cell.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape[1:])))
+    network(torch.randn(1, 3, 66, 34))
+    source = network_graph(network, 66, 34, "a run").source
+    found = [tuple(map(int, re.findall(r"\d+", rows[-1][0]))) for rows in tables(source)]
+    assert found == [shape for place, shape in enumerate(shapes[-8:]) if place not in (2, 5)]
+    assert f"{count_parameters(network) / 1e3:.0f} k parameters" in source
