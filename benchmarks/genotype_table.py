@@ -30,7 +30,7 @@ import torch
 
 from autoreid import distributed
 from autoreid.cli import run_command
-from autoreid.config import CELL_OPERATIONS, Config
+from autoreid.config import DEFAULT_CELL_OPERATIONS, Config
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
@@ -76,7 +76,7 @@ class Standing(NamedTuple):
 
 def extreme_genotypes(nodes: int = 4) -> Iterator[tuple[str, CellGenotype]]:
     """Yield genotypes with a single operation, each node fed by the two before it, by the operation's name."""
-    for operation in CELL_OPERATIONS[1:7]:
+    for operation in (*DEFAULT_CELL_OPERATIONS[1:], "part_aware"):
         cell = tuple((Edge(operation, node), Edge(operation, node + 1)) for node in range(nodes))
         yield operation, CellGenotype(normal=cell, reduce=cell)
 

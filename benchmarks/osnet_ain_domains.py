@@ -4,9 +4,10 @@
 
 For each search seed, `configs/osnet_ain_quickstart.yaml` searches on two synthetic domains of different style. The
 found network is then trained by `configs/osnet_ain_quickstart_train.yaml`, but for 40 epochs, on the same two domains.
-So are a random choice of blocks, OSNet without IN, OSNet with IN in the stem only (the space's own choice of no IN) and
-the published OSNet-AIN, all of one size and with the same seed. Each is measured on 160 test people of a domain that
-was trained on, and of a third one that was not. A block drawn at random has IN with a probability of 3/4.
+So are a random choice of blocks, OSNet without IN, OSNet with IN in the stem only and the published OSNet-AIN, all of
+one size and with the same seed. Each is measured on 160 test people of a domain that
+was trained on, and of a third one that was not. A block drawn at random has IN with a probability of 3/4. The stem
+has IN, unless `search.osnet_ain.stem=searched` makes it a choice; then a random network has it in half of the cases.
 
 `--searches 0` trains the fixed networks only: they show whether the domains reward IN at all. `--network NAME=BLOCKS`
 adds a fixed network, such as `after=in_after*6`. All runs share one process. The same command resumes in a `--folder`.
@@ -33,7 +34,9 @@ from autoreid.config import Config
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
+from autoreid.spaces import build_space
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
+from autoreid.spaces.osnet_ain.supernet import BLOCKS
 from benchmarks.results_folder import ResultsFolder
 from benchmarks.trainings import search_genotype, train_network
 
@@ -71,32 +74,41 @@ def search(config: Config, seed: int, world: World) -> dict[str, Any]:
     """Search once: the chosen blocks, and the share of the mixture that has IN at the end."""
     found = search_genotype(config.model_copy(update={"seed": seed}), world)
     assert isinstance(found.genotype, OsnetAinGenotype)
-    return {"search": seed, "blocks": found.genotype.blocks, "in_share": in_share(found.probabilities)}
+    line = {"search": seed, "blocks": found.genotype.blocks, "stem": found.genotype.stem}
+    return line | {"in_share": in_share(found.probabilities[BLOCKS])}
 
 
-def in_share(probabilities: Mapping[str, Tensor]) -> float:
-    """Return the mean share of all candidates but `plain`."""
-    plain = OSNET_BLOCKS.index("plain")
-    return 1 - fmean(rows[:, plain].mean().item() for rows in probabilities.values())
+def in_share(probabilities: Tensor) -> float:
+    """Return the mean share of all blocks but `plain`, given the probabilities (6, O)."""
+    return 1 - probabilities[:, OSNET_BLOCKS.index("plain")].mean().item()
 
 
 def networks_of(
-    seed: int, found: Sequence[str] | None, extra: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[str, ...] | None]:
-    """Return the blocks of the networks to train with a seed, by name."""
-    networks = {**FIXED, **extra}
+    seed: int, found: OsnetAinGenotype | None, config: Config, extra: Mapping[str, tuple[str, ...]]
+) -> dict[str, OsnetAinGenotype | None]:
+    """Return the genotypes of the networks to train with a seed, by name; None for OSNet without any IN.
+
+    Args:
+        found: what the search with this seed has found; None adds neither a found nor a random network.
+        config: of the search, for a random network of the same space.
+        extra: blocks of further networks.
+    """
+    networks = {
+        name: None if blocks is None else OsnetAinGenotype.of_blocks(blocks)
+        for name, blocks in (FIXED | dict(extra)).items()
+    }
     if found is not None:
-        like = OsnetAinGenotype.of_blocks(found)
-        networks["found"] = like.blocks
-        networks["random"] = like.sample_like(np.random.default_rng(seed)).blocks
+        random = build_space(config.search).random_genotype(np.random.default_rng(seed))
+        assert isinstance(random, OsnetAinGenotype)
+        networks |= {"found": found, "random": random}
     return networks
 
 
-def train(config: Config, blocks: Sequence[str] | None, seed: int, world: World) -> dict[str, float]:
+def train(config: Config, genotype: OsnetAinGenotype | None, seed: int, world: World) -> dict[str, float]:
     """Train a network; return its mAP on the domain that it saw and on the one that it did not see."""
     model = config.model.model_copy(update={"name": "osnet_x0_25", "options": {}})
-    if blocks is not None:
-        options = {**config.model.options, "genotype": str(OsnetAinGenotype.of_blocks(blocks))}
+    if genotype is not None:
+        options = {**config.model.options, "genotype": str(genotype)}
         model = config.model.model_copy(update={"options": options})
     trained = train_network(config.model_copy(update={"seed": seed, "model": model}), world)
     return {"seen": trained.maps[SEEN], "unseen": trained.maps[UNSEEN], "seconds": round(trained.seconds, 1)}
@@ -108,32 +120,44 @@ def fill(folder: ResultsFolder, arguments: argparse.Namespace, world: World) -> 
     Raises:
         ConfigError: the folder has a network of the same name with other blocks.
     """
-    found = {line["search"]: line["blocks"] for line in folder.read(SEARCHES)}
-    done = {(line["network"], line["seed"]): line["blocks"] for line in folder.read(TRAININGS)}
+    found = {line["search"]: genotype_of(line) for line in folder.read(SEARCHES)}
+    done = {(line["network"], line["seed"]): genotype_of(line) for line in folder.read(TRAININGS)}
     search_config = recipe(SEARCH, folder.root, arguments.search_epochs, arguments)
     training_config = recipe(TRAINING, folder.root, arguments.epochs, arguments)
     for seed in range(max(arguments.searches, arguments.trainings)):
         if seed < arguments.searches and seed not in found:
             line = search(search_config, seed, world)
             folder.append(SEARCHES, line)
-            found[seed] = line["blocks"]
-            print(f"search {seed}: {' '.join(line['blocks'])}", file=sys.stderr)
-        for network, blocks in networks_of(seed, found.get(seed), arguments.networks).items():
-            known = done.get((network, seed), blocks)
-            if (known and tuple(known)) != (blocks and tuple(blocks)):
+            found[seed] = genotype_of(line)
+            print(f"search {seed}: {line['stem']} {' '.join(line['blocks'])}", file=sys.stderr)
+        for network, genotype in networks_of(
+            seed, found.get(seed), search_config, arguments.networks
+        ).items():
+            known = done.get((network, seed), genotype)
+            if known != genotype:
                 raise ConfigError(
-                    f"--network {network}={','.join(blocks or ())}: the results in {folder.root} are from "
-                    f"{','.join(known or ())}; give the network another name"
+                    f"--network {network}={_blocks(genotype)}: the results in {folder.root} are from "
+                    f"{_blocks(known)}; give the network another name"
                 )
             if (network, seed) not in done:
-                line = {"network": network, "seed": seed, "blocks": blocks}
-                line |= train(training_config, blocks, seed, world)
+                line = {"network": network, "seed": seed}
+                line |= {"blocks": genotype and genotype.blocks, "stem": genotype and genotype.stem}
+                line |= train(training_config, genotype, seed, world)
                 folder.append(TRAININGS, line)
                 print(
                     f"{network}, seed {seed}: mAP seen {line['seen']:.1%}, unseen {line['unseen']:.1%} "
                     f"in {line['seconds']:.0f} s",
                     file=sys.stderr,
                 )
+
+
+def genotype_of(line: Mapping[str, Any]) -> OsnetAinGenotype | None:
+    """Return the genotype of a line of results; None for OSNet without any IN."""
+    return line["blocks"] and OsnetAinGenotype.of_blocks(line["blocks"], line["stem"])
+
+
+def _blocks(genotype: OsnetAinGenotype | None) -> str:
+    return "" if genotype is None else ",".join(genotype.blocks)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -161,6 +185,7 @@ def summary(searches: Sequence[Mapping[str, Any]], trainings: Sequence[Mapping[s
         report["blocks_with_in"] = spread(
             [sum(block != "plain" for block in line["blocks"]) for line in searches]
         )
+        report["stems_with_in"] = sum(line["stem"] == "instance_norm" for line in searches)
     return report
 
 
@@ -168,11 +193,13 @@ def show(report: dict[str, Any]) -> None:
     """Print the tables: mean ± standard error (number of searches or seeds)."""
     for line in report["searches"]:
         print(
-            f"search {line['search']}: IN in {line['in_share']:.3f} of the mixture; {' '.join(line['blocks'])}"
+            f"search {line['search']}: IN in {line['in_share']:.3f} of the blocks' mixture; "
+            f"{line['stem']} {' '.join(line['blocks'])}"
         )
     if report["searches"]:
         print(f"share of the mixture with IN {_shown(report['in_share'], 1, 3)} (chance 0.750)")
-        print(f"blocks with IN {_shown(report['blocks_with_in'], 1, 1)} of 6 (chance 4.5)\n")
+        print(f"blocks with IN {_shown(report['blocks_with_in'], 1, 1)} of 6 (chance 4.5)")
+        print(f"stems with IN: {report['stems_with_in']} of {len(report['searches'])}\n")
     columns = ("unseen", *(f"beyond {base}" for base in BASES), "seen")
     print(f"{'mAP in %':<18}" + "".join(f"{column:>24}" for column in columns))
     for network, row in report["networks"].items():

@@ -4,7 +4,7 @@
 
 `DIR` is the folder of a table of `benchmarks.genotype_table`, whose recipe trains each found network once, with the
 seed 0. A search has the seeds 0 to S-1. The table that is printed compares the found networks of each variant with the
-table's random genotypes and shows how far the searches of a variant agree with each other.
+table's random genotypes, also at equal cost, and shows how far the searches of a variant agree with each other.
 
 `DIR/variants.jsonl` has a line for each search. The same command resumes, and `--searches` may grow. Processes with
 other variants can fill the same folder at the same time.
@@ -33,9 +33,10 @@ from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.spaces import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
+from autoreid.trials.equal_cost import at_equal_cost, cost_curve
 from autoreid.trials.statistics import permutation_p, standard_error
 from benchmarks import genotype_table
-from benchmarks.genotype_table import random_means, read_table, standing
+from benchmarks.genotype_table import Row, random_means, read_table, standing
 from benchmarks.results_folder import ResultsFolder
 from benchmarks.trainings import search_genotype, train_network
 
@@ -45,13 +46,18 @@ RESULTS = "variants.jsonl"
 SEED = 0
 _OLD_OPERATIONS = "[none,max_pool_3x3,avg_pool_3x3,skip_connect,sep_conv_3x3,dil_conv_3x3,part_aware]"
 _EPOCHS = "training.epochs"
+_IDENTITIES = (
+    "search.alphas_see=identities",
+    "search.losses={classification_weight: 0.0, mine_across_ranks: true}",
+)
 #: Overrides of `configs/quickstart.yaml`.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "shipped": (),
     "raw": ("losses.normalise=false",),
     "part_aware": (f"search.reid_cell.operations={_OLD_OPERATIONS}",),
     "before": ("losses.normalise=false", f"search.reid_cell.operations={_OLD_OPERATIONS}"),
-    "identities": ("search.alphas_see=identities",),
+    "identities": _IDENTITIES,
+    "identities_long": (*_IDENTITIES, f"{_EPOCHS}=16"),
     "long": (f"{_EPOCHS}=16",),
     "second": ("search.order=second",),
     "fast": ("search.alpha_learning_rate=0.06", "search.alpha_schedule=cosine"),
@@ -125,23 +131,20 @@ def shared_edges(genotypes: Sequence[Genotype]) -> dict[str, float]:
 
 
 def correlations(searches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return for each kind of cell the correlation of the probabilities of two searches, the mean over all pairs.
-
-    The mean of each candidate over the rows is subtracted, so that only what differs between edges counts.
-    """
+    """Return for each kind of cell the correlation of the probabilities of two searches, the mean over all pairs."""
     found = {}
     for kind in ("normal", "reduce"):
-        tables = [np.array(search["probabilities"][kind]) for search in searches]
-        centred = [(table - table.mean(0)).ravel() for table in tables]
-        pairs = itertools.combinations(centred, 2)
+        tables = [np.ravel(search["probabilities"][kind]) for search in searches]
+        pairs = itertools.combinations(tables, 2)
         found[kind] = float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in pairs]))
     return found
 
 
-def summary(lines: Sequence[Mapping[str, Any]], folder: ResultsFolder) -> list[dict[str, Any]]:
-    """Return a row for each variant, in the order of their definition."""
-    table = read_table(folder)
+def summary(lines: Sequence[Mapping[str, Any]], table: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return a row for each variant of which there are two or more searches, in the order of their definition."""
     randoms = list(random_means(table, [SEED]).values())
+    seconds = fmean(row.seconds for row in table)
+    random_curve = cost_curve(randoms, [seconds] * len(randoms))
     rows = []
     for variant in VARIANTS:
         own = [line for line in lines if line["variant"] == variant]
@@ -149,6 +152,9 @@ def summary(lines: Sequence[Mapping[str, Any]], folder: ResultsFolder) -> list[d
             continue
         maps = [line["map"] for line in own]
         genotypes = [CellGenotype.parse(line["genotype"], RESULTS) for line in own]
+        learned = all(line["undecided"] is not None for line in own)
+        curve = cost_curve(maps, [line["search_seconds"] + seconds for line in own])
+        equal = at_equal_cost(curve, random_curve)
         rows.append(
             {
                 "variant": variant,
@@ -161,10 +167,11 @@ def summary(lines: Sequence[Mapping[str, Any]], folder: ResultsFolder) -> list[d
                 "p": permutation_p(maps, randoms),
                 "median_above": standing(median(maps), table, [SEED]).below,
                 "shared": shared_edges(genotypes),
-                "correlation": correlations(own) if all("probabilities" in one for one in own) else None,
-                "undecided": fmean(line["undecided"] for line in own),
+                "correlation": correlations(own) if learned else None,
+                "undecided": fmean(line["undecided"] for line in own) if learned else None,
                 "parameters": fmean(line["parameters"] for line in own),
                 "search_seconds": fmean(line["search_seconds"] for line in own),
+                "equal_cost": equal and [curve[equal[0] - 1][1], random_curve[equal[1] - 1][1], *equal],
             }
         )
     return rows
@@ -173,19 +180,29 @@ def summary(lines: Sequence[Mapping[str, Any]], folder: ResultsFolder) -> list[d
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a line for each variant."""
     print(
-        f"{'variant':<18}{'n':>3}{'mAP':>7}{'range':>14}{'difference':>15}{'p':>8}{'median above':>14}"
-        f"{'shared edges':>14}{'correlation':>14}{'undecided':>11}{'search':>8}"
+        f"{'variant':<14}{'n':>2}{'mAP':>7}{'lowest to highest':>19}{'difference':>13}{'p':>8}{'median above':>14}"
+        f"{'shared edges':>14}{'correlation':>14}{'undecided':>11}{'search':>8}  best at equal cost, found and random"
     )
     for row in rows:
-        shared, correlation = row["shared"].values(), row["correlation"].values()
         print(
-            f"{row['variant']:<18}{row['searches']:>3}{row['map']:>7.1%}"
-            f"{row['lowest']:>8.1%}-{row['highest']:.1%}"
-            f"{100 * row['difference']:>+8.1f} ± {100 * row['error']:.1f} {row['p']:>8.4f}"
-            f"{row['median_above']:>12.0%}  {'/'.join(f'{value:.1f}' for value in shared):>12}"
-            f"{'/'.join(f'{value:.2f}' for value in correlation):>14}"
-            f"{row['undecided']:>10.1f}{row['search_seconds']:>7.0f} s"
+            f"{row['variant']:<14}{row['searches']:>2}{row['map']:>7.1%}"
+            f"{row['lowest']:>11.1%} - {row['highest']:.1%}"
+            f"{100 * row['difference']:>+7.1f} ± {100 * row['error']:.1f}{row['p']:>8.4f}{row['median_above']:>14.0%}"
+            f"{_pair(row['shared'], 1):>14}{_pair(row['correlation'], 2):>14}"
+            f"{'-' if row['undecided'] is None else format(row['undecided'], '.1f'):>11}"
+            f"{row['search_seconds']:>6.0f} s  {_equal_cost(row['equal_cost'])}"
         )
+
+
+def _pair(of_cells: Mapping[str, float] | None, digits: int) -> str:
+    return "-" if of_cells is None else " / ".join(f"{value:.{digits}f}" for value in of_cells.values())
+
+
+def _equal_cost(equal: Sequence[float] | None) -> str:
+    if equal is None:
+        return "-"
+    found, random, num_found, num_random = equal
+    return f"{found:.1%} of {num_found}, {random:.1%} of {num_random}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -214,7 +231,7 @@ def main() -> int:
     with distributed.setup("cpu") as world:
         training = genotype_table.recipe(root, settings)
         fill(folder, arguments.variants, arguments.searches, training, world)
-    rows = summary(folder.read(RESULTS), folder)
+    rows = summary(folder.read(RESULTS), read_table(folder))
     if arguments.json:
         for row in rows:
             print(json.dumps(row))

@@ -59,13 +59,13 @@ class Found(NamedTuple):
     Attributes:
         genotype: the genotype that was found.
         probabilities: those of all candidates at the end, (E, O) for each group of choices.
-        undecided: number of undecided choices at the end.
+        undecided: number of undecided choices at the end; None if no alphas were trained.
         seconds: processor time of the search, with its read-out.
     """
 
     genotype: Genotype
     probabilities: Mapping[str, Tensor]
-    undecided: int
+    undecided: int | None
     seconds: float
 
 
@@ -76,7 +76,8 @@ def search_genotype(config: Config, world: World) -> Found:
     task = build_search(config, data, world)
     _run(task, config)
     probabilities = task.relaxation.probabilities(task.state.alphas)
-    undecided = sum(task.state.progress.undecided.values())
+    learned = task.relaxation.learns_alphas
+    undecided = sum(task.state.progress.undecided.values()) if learned else None
     return Found(task.genotype(), probabilities, undecided, time.process_time() - started)
 
 

@@ -245,7 +245,7 @@ PLACEMENTS = {
 @given(st.lists(st.sampled_from(OSNET_BLOCKS), min_size=6, max_size=6))
 def test_blocks_show_the_places_of_instance_norm(blocks):
     genotype = OsnetAinGenotype.of_blocks(blocks)
-    text = as_graph(blocks_drawing(genotype.stages, "a caption")).source
+    text = as_graph(blocks_drawing(genotype.stages, True, "a caption")).source
     tables = re.findall(r"^\t+block\d\d \[label=<<table(.*?)</table>>", text, re.MULTILINE)
     assert [re.search(r"<b>(\w+)</b>", table)[1] for table in tables] == blocks
     for block, table in zip(blocks, tables, strict=True):
@@ -256,7 +256,7 @@ def test_blocks_show_the_places_of_instance_norm(blocks):
         placement = (any(i < addition for i in highlighted), any(i > addition for i in highlighted))
         assert placement == PLACEMENTS[block]
     assert f"IN in {sum(block != 'plain' for block in blocks)} of 6 blocks" in text
-    assert text == as_graph(blocks_drawing(genotype.stages, "a caption")).source
+    assert text == as_graph(blocks_drawing(genotype.stages, True, "a caption")).source
 
 
 @needs_dot

@@ -46,7 +46,7 @@ def test_means_and_standard_errors_are_over_searches_and_gains_are_paired():
         }.items()
         for seed, value in enumerate(values)
     ]
-    searches = [{"search": 0, "blocks": ["plain"] * 6, "in_share": 0.4}]
+    searches = [{"search": 0, "blocks": ["plain"] * 6, "stem": "batch_norm", "in_share": 0.4}]
     report = summary(searches, lines)
     found = report["networks"]["found"]
     assert found["unseen"] == {"mean": pytest.approx(0.35), "error": pytest.approx(0.15), "n": 2}
@@ -59,6 +59,7 @@ def test_means_and_standard_errors_are_over_searches_and_gains_are_paired():
     assert found["seen"]["error"] == 0
     assert report["in_share"] == {"mean": 0.4, "error": None, "n": 1}
     assert report["blocks_with_in"]["mean"] == 0
+    assert report["stems_with_in"] == 0
 
 
 def test_searches_and_trainings_resume(tmp_path, monkeypatch):
@@ -66,7 +67,7 @@ def test_searches_and_trainings_resume(tmp_path, monkeypatch):
 
     def search(config, world):
         searched.append(config.seed)
-        return Found(OsnetAinGenotype.of_blocks(["in_after"] * 6), {}, 0, 1.0)
+        return Found(OsnetAinGenotype.of_blocks(["in_after"] * 6, "batch_norm"), {"blocks": None}, 0, 1.0)
 
     def train(config, world):
         trained.append((config.model.name, config.seed))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -133,14 +134,16 @@ def large_galleries(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(large_galleries())
-def test_given_distances_agree_with_the_definitions(problem):
+@given(large_galleries(), st.sampled_from([0, 10_000]))
+def test_given_distances_agree_with_the_definitions(problem, counted):
+    """Whether ranks are sorted or counted."""
     expected = brute_force(*problem)
     if expected is None:
         with pytest.raises(RunError, match="from another camera"):
             evaluate_distances(*problem)
         return
-    result = evaluate_distances(*problem, ranks=RANKS)
+    with mock.patch.multiple(ranking, COUNTED=counted, COUNTED_FROM=0):
+        result = evaluate_distances(*problem, ranks=RANKS)
     assert (result.map, result.minp) == pytest.approx((expected[0], expected[2]), abs=1e-12)
     assert result.cmc == pytest.approx(expected[1], abs=1e-12)
 

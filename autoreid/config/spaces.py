@@ -103,6 +103,9 @@ class OsnetAin(SpaceSection):
 
     width: Annotated[float, Field(ge=0.25)] = 1.0
     """Factor of the channels 64, 256, 384 and 512."""
+    stem: Literal["instance_norm", "searched"] = "instance_norm"
+    """Norm after the first convolution. instance_norm: as published; searched: batch norm or instance norm, which the
+    search chooses."""
 
     def check_images(self, height: int, width: int) -> None:
         """Check that the last blocks see more than one pixel, which their instance norm needs."""

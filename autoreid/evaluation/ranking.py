@@ -22,8 +22,9 @@ from autoreid.evaluation.protocol import Ints, Protocol
 
 Floats = npt.NDArray[np.floating]
 
-#: If at most 1 / NARROW of a row is as near as the farthest match, only these distances are sorted.
-NARROW = 16
+#: Many distances are not sorted but compared with those of each match, which is faster for up to COUNTED matches.
+COUNTED_FROM = 2_000
+COUNTED = 48
 
 
 @dataclass(frozen=True)
@@ -190,19 +191,18 @@ def _ranks_in(row: Floats, columns: Ints, ignored: Ints) -> Ints:
     distances = row[columns]
     near = row <= distances[-1]
     near[ignored] = False
-    if NARROW * np.count_nonzero(near) <= len(row):
-        ordered = row[near]
+    nearby = row[near]
+    if len(nearby) > COUNTED_FROM and len(columns) <= COUNTED:
+        ahead = np.array([np.count_nonzero(nearby < distance) for distance in distances])
+        equal = np.array([np.count_nonzero(nearby == distance) for distance in distances])
     else:
-        # Selecting this many is slower than replacing all others by one value, which sorts fast.
-        beyond = np.nextafter(distances[-1], np.inf, dtype=row.dtype)
-        ordered = np.minimum(row, beyond)
-        ordered[ignored] = beyond
-    ordered.sort()
-    ranks = ordered.searchsorted(distances) + 1
-    for tied in np.flatnonzero(ordered.searchsorted(distances, side="right") > ranks):
+        nearby.sort()
+        ahead = nearby.searchsorted(distances)
+        equal = nearby.searchsorted(distances, side="right") - ahead
+    for tied in np.flatnonzero(equal > 1):
         before = slice(columns[tied])
-        ranks[tied] += np.count_nonzero(near[before] & (row[before] == distances[tied]))
-    return ranks
+        ahead[tied] += np.count_nonzero(near[before] & (row[before] == distances[tied]))
+    return ahead + 1
 
 
 def _ranks_on_device(block: Block) -> Ints:

@@ -188,7 +188,7 @@ class OmniScaleFrame(Network):
             return conv_norm(channels, channels, nn.BatchNorm2d(channels, affine=affine))
 
         stem_norm = nn.InstanceNorm2d if stem_in else nn.BatchNorm2d
-        self.conv1 = conv_norm(3, c1, stem_norm(c1, affine=affine), kernel=7, stride=2)
+        self.conv1: nn.Module = conv_norm(3, c1, stem_norm(c1, affine=affine), kernel=7, stride=2)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.conv2 = stage(0, c1, c2)
         self.pool2 = nn.Sequential(pointwise(c2), nn.AvgPool2d(2))
@@ -201,13 +201,16 @@ class OmniScaleFrame(Network):
         self.classifier = nn.Linear(512, num_identities)
         initialise(self)
 
-    def feature_map(self, images: Tensor, inputs: Sequence[Sequence[Any]] = ((),) * 6) -> Tensor:
+    def feature_map(
+        self, images: Tensor, inputs: Sequence[Sequence[Any]] = ((),) * 6, stem: Sequence[Any] = ()
+    ) -> Tensor:
         """Images (B, 3, H, W) -> (B, C, H/16, W/16).
 
         Args:
             inputs: further inputs of each of the six blocks.
+            stem: further inputs of the first convolution.
         """
-        x = self.pool2(self.conv2(self.maxpool(self.conv1(images)), *inputs[:2]))
+        x = self.pool2(self.conv2(self.maxpool(self.conv1(images, *stem)), *inputs[:2]))
         x = self.pool3(self.conv3(x, *inputs[2:4]))
         result: Tensor = self.conv5(self.conv4(x, *inputs[4:]))
         return result

@@ -19,18 +19,21 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def figure_of(curves: Mapping[str, Curve], xlabel: str, ylabel: str) -> Figure:
-    """Return a figure with a curve for each label, and a legend below.
+    """Return a figure with a curve for each label, and a legend below. If all x are integers, so are the ticks.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # Each line of the legend needs 0.22 inches.
     figure = Figure(figsize=(6.4, 4.4 + 0.22 * len(curves)), layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     for label, (x, y) in curves.items():
         axes.plot(x, y, marker="o", markersize=4, label=label)
+    if all(isinstance(value, int) for x, _ in curves.values() for value in x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center")
     return figure
@@ -45,12 +48,8 @@ def cmc_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.ticker import MaxNLocator
-
     percent = {label: (list(cmc), [100 * share for share in cmc.values()]) for label, cmc in curves.items()}
-    figure = figure_of(percent, "rank", "queries with a match in %")
-    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
+    return figure_of(percent, "rank", "queries with a match in %")
 
 
 def picture_of(figure: Figure) -> Image.Image:

@@ -13,11 +13,11 @@ from autoreid.spaces.space import Derived
 
 
 class DerivedOSNet(OSNet, Derived):
-    """OSNet with the six blocks of a genotype, and instance norm after the first convolution.
+    """OSNet with the six blocks and the stem of a genotype.
 
     Args:
         num_identities: number of outputs of the classifier.
-        genotype: the six blocks.
+        genotype: the six blocks, and the norm after the first convolution.
         width: factor of all channels except those of the embedding.
 
     Raises:
@@ -27,9 +27,10 @@ class DerivedOSNet(OSNet, Derived):
     def __init__(self, num_identities: int, genotype: OsnetAinGenotype, width: float = 1.0) -> None:
         if not isinstance(width, int | float) or width < 0.25:
             raise ConfigError(f"derived: width = {width!r}: must be at least 0.25")
-        super().__init__(genotype.blocks, True, width, num_identities)
+        super().__init__(genotype.blocks, genotype.stem == "instance_norm", width, num_identities)
         self.genotype: OsnetAinGenotype = genotype
 
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
         """Return a drawing of all blocks."""
-        return blocks_drawing(self.genotype.stages, f"{caption}   {size}", shapes)
+        stem_in = self.genotype.stem == "instance_norm"
+        return blocks_drawing(self.genotype.stages, stem_in, f"{caption}   {size}", shapes)

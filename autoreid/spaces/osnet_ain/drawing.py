@@ -11,7 +11,7 @@ _INK = "#455a64"
 
 
 def blocks_drawing(
-    stages: Sequence[Sequence[str]], caption: str, shapes: Mapping[str, str] | None = None
+    stages: Sequence[Sequence[str]], stem_in: bool, caption: str, shapes: Mapping[str, str] | None = None
 ) -> Drawing:
     """Return the drawing of a whole OSNet, with the layers of its six blocks from top to bottom.
 
@@ -20,12 +20,13 @@ def blocks_drawing(
 
     Args:
         stages: names of the blocks of each stage.
+        stem_in: whether the norm after the first convolution is instance norm.
         caption: for example "quickstart · epoch 3 · mAP 41.2 %".
         shapes: output shape C × H × W of each module, by its name; None to omit them.
     """
     notes = shapes or {}
     items: list[Node | Arrow | Group] = [
-        Node("stem", _lines("7×7, IN\nmax pool", notes.get("maxpool")), INPUT)
+        Node("stem", _lines(f"7×7, {'IN' if stem_in else 'BN'}\nmax pool", notes.get("maxpool")), INPUT)
     ]
     chain = ["stem"]
     for number, stage in enumerate(stages, start=1):
