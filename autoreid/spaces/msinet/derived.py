@@ -104,8 +104,9 @@ class MSINet(MsinetBody, Derived):
         """
         middle, last = self.feature_maps(images)
         whole = last.mean(dim=(2, 3))
-        upper, lower = average_pool(self.local_conv(middle), 2, 1).squeeze(3).unbind(2)
-        halves = torch.cat([upper, lower], dim=1)
+        # The average of the convolution's output, as published, is the convolution of the average.
+        pooled = average_pool(middle, 2, 1).split(1, dim=2)
+        halves = torch.cat([self.local_conv(half).flatten(1) for half in pooled], dim=1)
         embedding = torch.cat([whole, halves], dim=1)
         if not self.training:
             return embedding
