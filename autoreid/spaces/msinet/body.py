@@ -54,18 +54,21 @@ class MsinetBody(Network):
             for conv in cast(Cell, self.cells[position]).stacked():
                 conv.weight.data.mul_(2**0.5)  # the fan out is that of one branch, not of both
 
-    def feature_maps(self, images: Tensor, inputs: Sequence[Sequence[Any]] = ((),) * CELLS) -> list[Tensor]:
+    def feature_maps(
+        self, images: Tensor, inputs: Sequence[Sequence[Any]] = ((),) * CELLS
+    ) -> tuple[Tensor, Tensor]:
         """Return the maps after the second and the third stage, (B, C, H/16, W/16).
 
         Args:
             images: (B, 3, H, W).
             inputs: further inputs of each cell.
         """
-        x, maps = self.maxpool(self.conv1(images)), []
         further = dict(zip(POSITIONS, inputs, strict=True))
         recomputes = self.recomputes and torch.is_grad_enabled()
+        x = middle = self.maxpool(self.conv1(images))
         for position, layer in enumerate(self.cells):
             others = further.get(position, ())
-            x = recompute(layer, x, *others) if recomputes and position in POSITIONS else layer(x, *others)
-            maps.append(x)
-        return [maps[5], maps[7]]
+            x = recompute(layer, x, *others) if recomputes and position in further else layer(x, *others)
+            if position == 5:
+                middle = x
+        return middle, x
