@@ -64,7 +64,9 @@ def recipe(path: Path, folder: Path, epochs: int | None, arguments: argparse.Nam
         changes += [f"{people}.shift={arguments.shift}", f"{people}.test_identities={arguments.test_people}"]
     if epochs is not None:
         changes += [f"training.epochs={epochs}", f"training.warmup_epochs={min(3, epochs // 4)}"]
-    config = load_config(path, changes + arguments.overrides)
+    # A training has no search space.
+    overrides = [text for text in arguments.overrides if path == SEARCH or not text.startswith("search.")]
+    config = load_config(path, changes + overrides)
     # Measured once, at the end.
     evaluation = config.evaluation.model_copy(update={"every_epochs": config.training.epochs})
     return config.model_copy(update={"evaluation": evaluation})
@@ -241,7 +243,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--quick", action="store_true", help="one search, one epoch each")
     add("--folder", type=Path, help="keep the results here (default: a temporary folder)")
     add("--json", action="store_true", help="print one JSON object")
-    add("overrides", nargs="*", metavar="section.key=value", help="replace values of both recipes")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="replace values of both recipes; those of search, of the search's only",
+    )
     parsed = parser.parse_intermixed_args(arguments)
     parsed.networks = dict(parsed.networks)
     if parsed.quick:

@@ -86,6 +86,49 @@ def market_like(identities=60, seed=0):
     return np.repeat(np.arange(identities), counts)
 
 
+@st.composite
+def cameras_of_training_sets(draw):
+    """A training set, and the camera of each image: few or many, evenly or unevenly used."""
+    problem = draw(training_sets())
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    cameras = draw(st.sampled_from([1, 2, 3, 8]))
+    shares = rng.dirichlet(np.full(cameras, draw(st.sampled_from([0.3, 100.0]))))
+    return problem, rng.choice(cameras, len(problem[0]), p=shares) * 5
+
+
+@settings(max_examples=200, deadline=None)
+@given(cameras_of_training_sets())
+def test_cameras_are_mixed_as_far_as_possible_and_every_rule_holds(arguments):
+    (identities, batch_size, K, seed), cameras = arguments
+    sampler = IdentityBalancedSampler(identities, batch_size, K, seed, cameras=cameras)
+    plain = IdentityBalancedSampler(identities, batch_size, K, seed)
+    for _ in range(2):
+        batches, others = (np.array(finish_epoch(one)) for one in (sampler, plain))
+        assert batches.shape == others.shape
+        groups, others = batches.reshape(-1, K), others.reshape(-1, K)
+        assert (identities[groups] == identities[groups[:, :1]]).all()
+        for identity in np.unique(identities):
+            count = np.sum(identities == identity)
+            own, plain_own = (every[identities[every[:, 0]] == identity] for every in (groups, others))
+            assert all(len(set(group)) == min(K, count) for group in own)
+            used, plain_used = (np.unique(every, return_counts=True)[1] for every in (own, plain_own))
+            assert len(used) == count
+            assert sorted(used) == sorted(plain_used), "every image is used as often as without the cameras"
+            if K > 1:
+                rare = count - np.bincount(cameras[identities == identity]).max()
+                mixed = sum(len(set(cameras[group])) > 1 for group in own)
+                assert mixed >= min(rare, -(-count // K)), "no other order mixes more groups"
+
+
+def test_every_group_gets_one_of_the_rare_images():
+    """12 images of one camera and 4 of others: each of the four groups gets one of the four."""
+    cameras = np.tile([7] * 12 + [1, 2, 3, 3], 2)
+    for seed in range(20):
+        sampler = IdentityBalancedSampler(np.repeat([4, 9], 16), 8, 4, seed, cameras=cameras)
+        groups = np.array(finish_epoch(sampler)).reshape(-1, 4)
+        assert (np.sum(cameras[groups] != 7, axis=1) == 1).all()
+
+
 def test_iterating_does_not_move_the_position():
     sampler = IdentityBalancedSampler(market_like(), 16, 4, seed=3)
     assert list(sampler) == list(sampler)

@@ -71,6 +71,9 @@ class Data(Section):
     """Images in a global batch; each rank takes an equal share."""
     images_per_identity: Count = 4
     """K: images of each identity in a batch."""
+    mix_cameras: bool = False
+    """Take the K images of an identity from several cameras where that is possible, so that a triplet loss has
+    positives from other cameras; false chooses them at random. Every image is used equally often in both cases."""
     alpha_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Fraction of each identity's training images that train the alphas; the others train the weights."""
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1

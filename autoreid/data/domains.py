@@ -32,11 +32,13 @@ class RotatingSampler(IdentityBalancedSampler):
         rank: int = 0,
         world_size: int = 1,
         batches: int = 0,
+        cameras: IntArray | None = None,
     ) -> None:
         """Take `identities` (N,), the indices of each part's images by its name, and the global batch size.
 
         Args:
             batches: number of batches in an epoch; 0 for as many as it takes to use all images of every part.
+            cameras: as in `IdentityBalancedSampler`.
         """
         super().__init__(identities, batch_size, images_per_identity, seed, rank, world_size)
         build = partial(
@@ -53,7 +55,17 @@ class RotatingSampler(IdentityBalancedSampler):
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from None
         self._length = batches or max(len(build(identities[images])) for images in parts.values())
-        self._turns = [(images, build(identities[images], batches=self._length)) for images in parts.values()]
+        self._turns = [
+            (
+                images,
+                build(
+                    identities[images],
+                    batches=self._length,
+                    cameras=None if cameras is None else cameras[images],
+                ),
+            )
+            for images in parts.values()
+        ]
 
     def global_batches(self) -> IntArray:
         """The current epoch's image indices, (batches, batch_size), all of one part."""

@@ -90,6 +90,7 @@ def _batches(config: Config, split: Split, world: World) -> dict[str, Any]:
         "batch_size": config.data.batch_size,
         "images_per_identity": config.data.images_per_identity,
         "seed": derive_seed(config.seed, split.name),
+        "cameras": split.cameras if config.data.mix_cameras else None,
         "rank": world.rank,
         "world_size": world.size,
     }

@@ -44,11 +44,14 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         batches: int = 0,
+        cameras: IntArray | None = None,
     ) -> None:
         """Take `identities` (N,), the identity of each image, and the global batch size.
 
         Args:
             batches: fewest batches in an epoch; images are repeated if need be.
+            cameras: (N,), the camera of each image: the K images of an identity are then from several cameras where
+                that is possible. None chooses them at random.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not one of {world_size} ranks")
@@ -56,6 +59,7 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         _check(counts, batch_size, images_per_identity, world_size)
         self._counts: IntArray = counts.astype(np.int64)
         self._groups = -(-self._counts // images_per_identity)
+        self._cameras = cameras
         self.batch_size, self.images_per_identity, self.seed = batch_size, images_per_identity, seed
         self._slots = batch_size // images_per_identity
         self._length = max(-(-int(self._groups.sum()) // self._slots), int(self._groups.max()), batches)
@@ -124,6 +128,8 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         shuffled = rng.permutation(len(self._labels))
         shuffled = shuffled[np.argsort(self._labels[shuffled], kind="stable")]
         first_image = np.cumsum(self._counts) - self._counts
+        if self._cameras is not None:
+            shuffled = _spread_cameras(shuffled, self._labels[shuffled], self._cameras[shuffled], rng)
         position = (number[:, None] * K + np.arange(K)) % self._counts[identity, None]
         images = shuffled[first_image[identity, None] + position]
 
@@ -131,6 +137,58 @@ class IdentityBalancedSampler(Sampler[list[int]]):
             np.arange(T * P).reshape(P, T), _columns_to_positions(identity.reshape(P, T), rng), axis=1
         )
         return images[rng.permuted(dealt.T, axis=1)].reshape(T, P * K)
+
+
+def _spread_cameras(
+    images: IntArray, labels: IntArray, cameras: IntArray, rng: np.random.Generator
+) -> IntArray:
+    """Reorder the images of each identity so that consecutive ones are from different cameras as far as possible.
+
+    The images that are not from the identity's most frequent camera are placed at equal distances, so that as many
+    groups as possible get one of them. Among each other, their cameras take turns.
+
+    Args:
+        images: (N,), sorted by identity, in random order within each.
+        labels: (N,) identity of each image, 0 to P - 1.
+        cameras: (N,) camera of each image.
+    """
+    _, camera = np.unique(cameras, return_inverse=True)
+    pair = labels * (camera.max() + 1) + camera
+    pairs, of_pair, sizes = np.unique(pair, return_inverse=True, return_counts=True)
+    # The pairs of an identity, the largest last, at random among equal ones.
+    identity = pairs // (camera.max() + 1)
+    order = np.lexsort((rng.random(len(pairs)), sizes, identity))
+    main = np.zeros(len(pairs), dtype=bool)
+    main[order[np.append(identity[order][1:] != identity[order][:-1], True)]] = True
+
+    number = _running_number(of_pair)
+    turn = (number + rng.random(len(pairs))[of_pair]) / sizes[of_pair]
+    others = np.flatnonzero(~main[of_pair])
+    others = others[np.lexsort((turn[others], labels[others]))]
+
+    counts = np.bincount(labels)
+    fewer = np.bincount(labels[others], minlength=len(counts))
+    place = (_running_number(labels[others]) + rng.random(len(counts))[labels[others]]) / fewer[
+        labels[others]
+    ]
+    slots = (np.cumsum(counts) - counts)[labels[others]] + (place * counts[labels[others]]).astype(np.int64)
+    result = np.empty_like(images)
+    free = np.ones(len(images), dtype=bool)
+    free[slots] = False
+    result[slots] = images[others]
+    result[free] = images[main[of_pair]]
+    return result
+
+
+def _running_number(values: IntArray) -> IntArray:
+    """Return how often each value has occurred before, (N,)."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(values) else order
+    lengths = np.diff(np.append(starts, len(values)))
+    result = np.empty_like(order)
+    result[order] = np.arange(len(values)) - np.repeat(starts, lengths)
+    return result
 
 
 def _extra_groups(groups: IntArray, missing: int, rng: np.random.Generator) -> IntArray:
