@@ -4,7 +4,9 @@
 
 `DIR` is the folder of a table of `benchmarks.genotype_table`, whose recipe trains each found network once, with the
 seed 0. A search has the seeds 0 to S-1. The table that is printed compares the found networks of each variant with the
-table's random genotypes, also at equal cost, and shows how far the searches of a variant agree with each other.
+table's random genotypes, also at equal size and at equal cost, and shows how far the searches of a variant agree with
+each other. Larger networks are better here: "at equal size", the mAP is compared with a line that is fitted to the mAP
+and the number of parameters of the random genotypes.
 
 `DIR/variants.jsonl` has a line for each search. The same command resumes, and `--searches` may grow. Processes with
 other variants can fill the same folder at the same time.
@@ -140,20 +142,33 @@ def correlations(searches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
+def beyond_size(
+    maps: Sequence[float], parameters: Sequence[int], line: np.polynomial.Polynomial
+) -> list[float]:
+    """Return how far each mAP is above the line at the network's number of parameters."""
+    return (np.array(maps) - line(np.array(parameters, dtype=float))).tolist()
+
+
 def summary(lines: Sequence[Mapping[str, Any]], table: Sequence[Row]) -> list[dict[str, Any]]:
     """Return a row for each variant of which there are two or more searches, in the order of their definition."""
-    randoms = list(random_means(table, [SEED]).values())
+    by_genotype = random_means(table, [SEED])
+    randoms = list(by_genotype.values())
+    sizes = {row.genotype: row.parameters for row in table}
+    random_sizes = [sizes[genotype] for genotype in by_genotype]
+    line = np.polynomial.Polynomial.fit(random_sizes, randoms, 1)
+    random_beyond = beyond_size(randoms, random_sizes, line)
     seconds = fmean(row.seconds for row in table)
     random_curve = cost_curve(randoms, [seconds] * len(randoms))
     rows = []
     for variant in VARIANTS:
-        own = [line for line in lines if line["variant"] == variant]
+        own = [one for one in lines if one["variant"] == variant]
         if len(own) < 2:
             continue
-        maps = [line["map"] for line in own]
-        genotypes = [CellGenotype.parse(line["genotype"], RESULTS) for line in own]
-        learned = all(line["undecided"] is not None for line in own)
-        curve = cost_curve(maps, [line["search_seconds"] + seconds for line in own])
+        maps = [one["map"] for one in own]
+        beyond = beyond_size(maps, [one["parameters"] for one in own], line)
+        genotypes = [CellGenotype.parse(one["genotype"], RESULTS) for one in own]
+        learned = all(one["undecided"] is not None for one in own)
+        curve = cost_curve(maps, [one["search_seconds"] + seconds for one in own])
         equal = at_equal_cost(curve, random_curve)
         rows.append(
             {
@@ -165,12 +180,15 @@ def summary(lines: Sequence[Mapping[str, Any]], table: Sequence[Row]) -> list[di
                 "difference": fmean(maps) - fmean(randoms),
                 "error": standard_error(maps, randoms),
                 "p": permutation_p(maps, randoms),
+                "difference_at_equal_size": fmean(beyond),
+                "error_at_equal_size": standard_error(beyond, random_beyond),
+                "p_at_equal_size": permutation_p(beyond, random_beyond),
                 "median_above": standing(median(maps), table, [SEED]).below,
                 "shared": shared_edges(genotypes),
                 "correlation": correlations(own) if learned else None,
-                "undecided": fmean(line["undecided"] for line in own) if learned else None,
-                "parameters": fmean(line["parameters"] for line in own),
-                "search_seconds": fmean(line["search_seconds"] for line in own),
+                "undecided": fmean(one["undecided"] for one in own) if learned else None,
+                "parameters": fmean(one["parameters"] for one in own),
+                "search_seconds": fmean(one["search_seconds"] for one in own),
                 "equal_cost": equal and [curve[equal[0] - 1][1], random_curve[equal[1] - 1][1], *equal],
             }
         )
@@ -180,18 +198,25 @@ def summary(lines: Sequence[Mapping[str, Any]], table: Sequence[Row]) -> list[di
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a line for each variant."""
     print(
-        f"{'variant':<14}{'n':>2}{'mAP':>7}{'lowest to highest':>19}{'difference':>13}{'p':>8}{'median above':>14}"
-        f"{'shared edges':>14}{'correlation':>14}{'undecided':>11}{'search':>8}  best at equal cost, found and random"
+        f"{'variant':<16}{'n':>2}{'mAP':>7}{'lowest to highest':>19}{'difference, p':>21}{'at equal size, p':>21}"
+        f"{'parameters':>12}{'median above':>14}{'shared edges':>14}{'correlation':>14}{'undecided':>11}{'search':>8}"
+        f"  best at equal cost, found and random"
     )
     for row in rows:
+        equal_size = [row[f"{key}_at_equal_size"] for key in ("difference", "error", "p")]
         print(
-            f"{row['variant']:<14}{row['searches']:>2}{row['map']:>7.1%}"
+            f"{row['variant']:<16}{row['searches']:>2}{row['map']:>7.1%}"
             f"{row['lowest']:>11.1%} - {row['highest']:.1%}"
-            f"{100 * row['difference']:>+7.1f} ± {100 * row['error']:.1f}{row['p']:>8.4f}{row['median_above']:>14.0%}"
+            f"{_difference(row['difference'], row['error'], row['p']):>21}{_difference(*equal_size):>21}"
+            f"{row['parameters']:>12,.0f}{row['median_above']:>14.0%}"
             f"{_pair(row['shared'], 1):>14}{_pair(row['correlation'], 2):>14}"
             f"{'-' if row['undecided'] is None else format(row['undecided'], '.1f'):>11}"
             f"{row['search_seconds']:>6.0f} s  {_equal_cost(row['equal_cost'])}"
         )
+
+
+def _difference(mean: float, error: float, p: float) -> str:
+    return f"{100 * mean:+.1f} ± {100 * error:.1f}, {p:.4f}"
 
 
 def _pair(of_cells: Mapping[str, float] | None, digits: int) -> str:

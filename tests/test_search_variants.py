@@ -33,7 +33,7 @@ def test_correlations_are_means_over_pairs():
 
 def test_the_summary_compares_with_the_table(capsys):
     rng = np.random.default_rng(0)
-    table = [Row(RANDOM, str(n), f"random{n}", 0, 0.2 + 0.001 * n, 1000, 10.0) for n in range(101)]
+    table = [Row(RANDOM, str(n), f"random{n}", 0, 0.2 + 0.001 * n, 1000 + 10 * n, 10.0) for n in range(101)]
     uniform = [[1 / 7] * 7] * 13 + [[0.4, *[0.1] * 6]]
     lines = [
         {
@@ -41,7 +41,7 @@ def test_the_summary_compares_with_the_table(capsys):
             "search": seed,
             "genotype": str(random_genotype(rng)),
             "map": 0.28 + 0.01 * seed,
-            "parameters": 1000,
+            "parameters": 1500,
             "undecided": 20,
             "search_seconds": 40.0,
             "probabilities": {"normal": uniform, "reduce": uniform},
@@ -52,6 +52,9 @@ def test_the_summary_compares_with_the_table(capsys):
     (row,) = summary(lines, table)
     assert (row["variant"], row["searches"]) == ("shipped", 3)
     assert row["difference"] == pytest.approx(0.29 - 0.25)
+    # The line gives 0.25 at 1,500 parameters.
+    assert row["difference_at_equal_size"] == pytest.approx(0.29 - 0.25)
+    assert row["error_at_equal_size"] == pytest.approx(0.01 / 3**0.5)
     assert row["median_above"] == pytest.approx(90.5 / 101)
     found, random, num_found, num_random = row["equal_cost"]
     assert (num_found, num_random) == (3, 15), "a search with its training costs five trainings"
