@@ -2,7 +2,7 @@
 
     python benchmarks/search_step.py [--quick] [--threads N] [--compile] [--json]
 
-The baselines are the references of the tests (tests/helpers/per_edge.py, tests/helpers/per_block.py) with the same
+The baselines are the references of the tests (per_edge.py, per_block.py and msinet.py in tests/helpers) with the same
 weights. All run interleaved in one process, on a GPU if there is one. With --compile, compiled supernets are
 measured as well; each takes minutes to compile. Memory is that of tensors kept for the backward pass. At the end,
 whole steps of the quickstart's search are measured, including data loading.
@@ -27,16 +27,18 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from autoreid.config import OsnetAin, ReidCell, Search
+from autoreid.config import Msinet, OsnetAin, ReidCell, Search
 from autoreid.data.images import Images
 from autoreid.data.training_data import build_search_data, generate_people
 from autoreid.distributed import StopSignal, World
+from autoreid.layers.batch_norm import share_batch_statistics
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
 from autoreid.spaces import build_space
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
 from autoreid.spaces.reid_cell.space import ReidCellSpace
+from tests.helpers.msinet import plain_cells
 from tests.helpers.per_block import PerBlock
 from tests.helpers.per_edge import per_edge_cell
 
@@ -64,6 +66,8 @@ SIZES = {
         Search(space="osnet_ain", osnet_ain=OsnetAin(width=0.25)), 32, 64, 32
     ),
     "OSNet (width 1)": Size(Search(space="osnet_ain"), 4, 256, 128),
+    "MSINet quickstart (width 0.25)": Size(Search(space="msinet", msinet=Msinet(width=0.25)), 32, 96, 48),
+    "MSINet (width 1)": Size(Search(space="msinet"), 4, 256, 128),
 }
 
 
@@ -75,6 +79,9 @@ def one_by_one(supernet: nn.Module, search: Search) -> nn.Module:
             if isinstance(block, MixedBlock):
                 parent, _, place = name.rpartition(".")
                 setattr(oracle.get_submodule(parent), place, PerBlock(block))
+        return oracle
+    if search.space == "msinet":
+        plain_cells(oracle)
         return oracle
     plans, settings = ReidCellSpace(search)._plans(), search.reid_cell
     oracle.cells = nn.ModuleList(
@@ -127,6 +134,8 @@ def variants(size: Size, compiled: bool) -> dict[str, tuple[nn.Module, dict[str,
         found["partial channels, K 4"] = build(
             reid_cell=size.search.reid_cell.model_copy(update={"partial_channels": 4})
         )
+    for name in found.keys() - {ORACLE}:
+        share_batch_statistics(found[name][0])  # as in searches; norms are then faster on CPUs
     return found
 
 
@@ -197,13 +206,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="only the first size, with two rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="only the sizes of the quickstarts, with two rounds"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--compile", action="store_true", help="also measure compiled supernets")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    sizes = dict(list(SIZES.items())[:1]) if arguments.quick else SIZES
+    sizes = {name: size for name, size in SIZES.items() if not arguments.quick or "quickstart" in name}
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for name, size in sizes.items():
         rows[name] = measure(size, 2 if arguments.quick else 7, arguments.compile)

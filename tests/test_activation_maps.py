@@ -39,6 +39,14 @@ def test_every_network_shows_the_map_that_it_pools(name):
     torch.testing.assert_close(activation_maps(network, images), expected)
 
 
+def test_msinet_shows_the_map_of_its_last_cell():
+    """And not what its second head makes of an earlier map, although that is computed later."""
+    network, images = build_model("msinet_x1_0", 3).eval(), torch.randn(1, 3, 64, 32)
+    with torch.inference_mode():
+        expected = network.feature_maps(images)[-1].square().sum(1)
+    torch.testing.assert_close(activation_maps(network, images), expected)
+
+
 def test_a_derived_network_shows_its_last_cell():
     torch.manual_seed(0)
     network, images = build_model("derived", 7, **OPTIONS).eval(), torch.randn(2, 3, HEIGHT, WIDTH)

@@ -86,6 +86,19 @@ def test_recipes_hold_the_papers_numbers():
     assert (classification.losses.classification_weight, classification.data.alpha_fraction) == (1.0, 0.5)
 
 
+def test_msinets_search_has_the_papers_numbers():
+    config = load_config(RECIPES / "msinet_search.yaml")
+    search, training, data = config.search, config.training, config.data
+    assert (search.order, search.alphas_see, search.msinet.width) == ("first", "identities", 1.0)
+    assert (search.alpha_learning_rate, search.alpha_weight_decay) == (2e-3, 1e-3)
+    assert search.alpha_betas == (0.5, 0.999)
+    assert (training.epochs, training.milestones, training.decay) == (350, (150, 225, 300), 0.1)
+    assert (training.learning_rate, training.warmup_epochs, training.weight_decay) == (0.025, 10, 5e-4)
+    assert (data.batch_size, data.images_per_identity, data.height, data.width) == (64, 4, 256, 128)
+    assert (data.flip, data.padding, data.erasing) == (0.5, 10, 0.5)
+    assert load_config(RECIPES / "msinet_train.yaml").training.learning_rate == 0.065
+
+
 def test_defaults_and_types(recipe):
     config = load_config(recipe())
     assert (config.task, config.seed, config.output_dir) == ("search", 0, Path("runs"))
@@ -270,7 +283,10 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
             "search.osnet_ain.width=0.2",
             "search.osnet_ain.width = 0.2: input should be greater than or equal to 0.25",
         ),
-        ("search.space=darts", "search.space = \"darts\": input should be 'reid_cell' or 'osnet_ain'"),
+        (
+            "search.space=darts",
+            "search.space = \"darts\": input should be 'reid_cell', 'osnet_ain' or 'msinet'",
+        ),
         ("search.temperature.schedule=exp", 'search.temperature.schedule = "exp": input should be '),
         ("data.flip=1.5", "data.flip = 1.5: input should be less than or equal to 1"),
         ("data.synthetic.a.cameras=1", "data.synthetic.a.cameras = 1: "),
@@ -365,6 +381,14 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         (
             ["search.space=osnet_ain", "data.height=16", "data.width=28"],
             "data.height: images of 16×28 leave 1×1 pixels to the last blocks",
+        ),
+        (
+            ["search.space=msinet", "data.width=12"],
+            "data.width: images of 256×12 leave no pixel to the last cells; use a data.width of 13 or more",
+        ),
+        (
+            ["search.msinet.width=0.2"],
+            "search.msinet.width = 0.2: input should be greater than or equal to 0.25",
         ),
         (["search.temperature.end=11"], "search.temperature.end: must not exceed start"),
         (["data.height=96"], "search.reid_cell.parts: 4 parts do not fit into the last cell's 3 rows"),

@@ -117,7 +117,11 @@ PLAIN = ["plain", "plain"]
         (broken(normal="two\nlines"), "normal", ""),
         (json.dumps({"space": "reid_cell", "normal": [NODE]}), "reduce", "required"),
         (broken(concat=[2]), "concat", "not permitted"),
-        (json.dumps({"normal": [NODE], "reduce": [NODE]}), "space", "expected one of reid_cell, osnet_ain"),
+        (
+            json.dumps({"normal": [NODE], "reduce": [NODE]}),
+            "space",
+            "expected one of reid_cell, osnet_ain, msinet",
+        ),
         (json.dumps({"space": "osnet_ain", "normal": [NODE]}), "stages", "required"),
         (json.dumps({"space": "osnet_ain", "stages": [PLAIN, PLAIN]}), "stages.2", "required"),
         (json.dumps({"space": "osnet_ain", "stages": [PLAIN, ["plain"], PLAIN]}), "stages.1.1", "required"),

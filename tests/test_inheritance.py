@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from autoreid import derive, train
-from autoreid.config import DEFAULT_CELL_OPERATIONS
+from autoreid.config import DEFAULT_CELL_OPERATIONS, Search
 from autoreid.errors import DataError
 from autoreid.recipes import load_config
 from autoreid.spaces import Genotype, build_model, build_space
 from autoreid.spaces.inheritance import load_start
+from autoreid.spaces.msinet.genotype import MsinetGenotype
 from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, random_genotype
-from tests.helpers.tiny import OSNET, write_tiny
+from tests.helpers.tiny import MSINET, OSNET, write_tiny
 from tests.helpers.trained import small_network, write_checkpoint
 
 BLOCKS = OsnetAinGenotype.of_blocks(["in_both", "in_after", "plain", "in_inside", "plain", "plain"])
+MSINET_GENOTYPE = MsinetGenotype.of_interactions(["exc", "cross_att", "ag", "none"] * 3)
 CELLS = random_genotype(np.random.default_rng(1), nodes=2)
 LAYOUT = {"channels": 2, "cells_per_stage": (1, 1), "stem": "darts", "parts": 2}
 
@@ -63,6 +65,17 @@ def test_osnet_inherits_the_weights_of_its_supernet(tmp_path):
         expected = supernet(images, sample={"blocks": columns})
         torch.testing.assert_close(network.eval()(images), expected)
         torch.testing.assert_close(network.classifier(expected), supernet.classifier(expected))
+
+
+def test_msinet_inherits_all_but_its_heads(tmp_path):
+    path, supernet = search_checkpoint(tmp_path, **MSINET)
+    network = build_model("derived", 7, genotype=str(MSINET_GENOTYPE), width=0.25)
+    report = load_start(network, path)
+    assert {name.partition(".")[0] for name in report.missing} == {"global_head", "local_conv", "local_head"}
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        path = build_space(Search(space="msinet")).path(MSINET_GENOTYPE)
+        torch.testing.assert_close(network.eval()(images)[:, :128], supernet(images, sample=path))
 
 
 def test_cells_inherit_the_weights_of_their_supernet(tmp_path):
@@ -130,9 +143,17 @@ def test_the_checkpoint_of_a_training_can_be_loaded_too(tmp_path):
         assert torch.equal(other.state_dict()[name], value)
 
 
-def test_a_search_is_derived_and_trained_from_its_checkpoint(tmp_path):
-    """With the commands that a user runs. --random samples another of the 4,096 genotypes."""
-    recipe = write_tiny(tmp_path, **OSNET, training__epochs=1)
+@pytest.mark.parametrize(
+    ("changes", "picture", "parameters"),
+    [
+        (OSNET, "blocks", 0.17e6),
+        pytest.param(MSINET, "cells", 0.32e6, marks=pytest.mark.slow),
+    ],
+    ids=["osnet_ain", "msinet"],
+)
+def test_a_search_is_derived_and_trained_from_its_checkpoint(tmp_path, changes, picture, parameters):
+    """With the commands that a user runs. --random samples another genotype."""
+    recipe = write_tiny(tmp_path, **changes, training__epochs=1)
     assert train.main(["--config", str(recipe)]) == 0
     training = write_tiny(
         tmp_path,
@@ -151,7 +172,7 @@ def test_a_search_is_derived_and_trained_from_its_checkpoint(tmp_path):
     assert genotype == Genotype.load(tmp_path / "genotypes/tiny/EP01.json")
     assert Genotype.load(tmp_path / "derived/random/genotype.json") != genotype
     pictures = {path.name for path in (tmp_path / "derived/found").glob("*.png")}
-    assert pictures == {"genotype-blocks.png", "network.png"}
+    assert pictures == {f"genotype-{picture}.png", "network.png"}
     assert train.main(["--config", str(tmp_path / "derived/found/config.yaml")]) == 0
     result = json.loads((tmp_path / "runs/found/result.json").read_text())
-    assert result["parameters"] == pytest.approx(0.17e6, rel=0.3)
+    assert result["parameters"] == pytest.approx(parameters, rel=0.3)

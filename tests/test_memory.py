@@ -22,7 +22,7 @@ from tests.helpers.image_folder import ALONE
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import assert_equal
 from tests.helpers.tasks import build_search_task, build_training_task, search_task_of
-from tests.helpers.tiny import OSNET, OSNET_HARD, OSNET_TRAINING, tiny_config, write_tiny
+from tests.helpers.tiny import MSINET, OSNET, OSNET_HARD, OSNET_TRAINING, tiny_config, write_tiny
 from tests.helpers.trained import OPTIONS
 
 pytestmark = pytest.mark.slow
@@ -46,6 +46,7 @@ SHAPES = {
     "osnet_ain": OSNET,
     "osnet_ain hard": OSNET_HARD,
     "osnet_ain recomputed": OSNET | {"search__activation_checkpointing": "cell"},
+    "msinet": MSINET,
     "pcb, amsgrad, average": TRAIN
     | {"model": {"name": "pcb"}, "training__optimizer": "amsgrad", "training__ema_decay": 0.9},
 }

@@ -18,7 +18,9 @@ _CELL = (
     (Edge("max_pool_3x3", 0), Edge("skip_connect", 1)),
 ) * 2
 OPTIONS = {"derived": {"genotype": str(CellGenotype(normal=_CELL, reduce=_CELL)), "parts": 2}}
-WIDTHS = {"resnet50": 2048, "pcb": 6 * 2048}
+WIDTHS = {"resnet50": 2048, "pcb": 6 * 2048, "msinet_x1_0": 512 + 256}
+#: Networks with several classifiers.
+CLASSIFIERS = {"pcb": 6, "msinet_x1_0": 2}
 # From the papers and torchreid's model zoo, at 256×128, in millions and billions.
 PUBLISHED = {
     "resnet50": (23.5, 2.7),
@@ -42,9 +44,10 @@ def test_training_gives_embedding_and_logits_and_evaluation_what_is_ranked(name)
     width = WIDTHS.get(name, 512)
     embedding, logits = network(images(2, 64, 32))
     assert embedding.shape == (2, width)
-    assert logits.shape == ((2, 5, 6) if name == "pcb" else (2, 5))
+    several = (CLASSIFIERS[name],) if name in CLASSIFIERS else ()
+    assert logits.shape == (2, 5, *several)
     labels = torch.tensor([0, 4])
-    F.cross_entropy(logits, labels[:, None].expand(2, 6) if name == "pcb" else labels).backward()
+    F.cross_entropy(logits, labels[:, None].expand(2, *several) if several else labels).backward()
     silent = [
         key
         for key, value in network.named_parameters()
@@ -59,7 +62,9 @@ def test_training_gives_embedding_and_logits_and_evaluation_what_is_ranked(name)
     torch.testing.assert_close(alone, ranked[:1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "pcb", "osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x0_25"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "pcb", "osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x0_25", "msinet_x1_0"]
+)
 @pytest.mark.parametrize("size", [(97, 51), (128, 64)])
 def test_any_image_size_is_embedded(name, size):
     network = build_model(name, 3).eval()

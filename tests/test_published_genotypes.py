@@ -14,11 +14,12 @@ from autoreid.spaces import Genotype
 
 SHIPPED = Path(__file__).parents[1] / "searched_genotypes/published"
 TORCHREID = json.loads((Path(__file__).parent / "data/torchreid_models.json").read_text())
+MSINET = json.loads((Path(__file__).parent / "data/msinet.json").read_text())
 PUBLISHED = json.loads((Path(__file__).parent / "data/published_genotypes.json").read_text())["reid_cell"]
 
 
 def test_every_published_genotype_ships_and_no_other():
-    assert {path.stem for path in SHIPPED.glob("*.json")} == {*PUBLISHED, "osnet_ain"}
+    assert {path.stem for path in SHIPPED.glob("*.json")} == {*PUBLISHED, "osnet_ain", "msinet"}
 
 
 def test_osnet_ain_ships_with_its_picture():
@@ -31,6 +32,16 @@ def test_osnet_ain_ships_with_its_picture():
     text = (SHIPPED / "osnet_ain-blocks.gv").read_text()
     assert re.findall(r"<b>(in_inside|plain)</b>", text) == list(genotype.blocks)
     with Image.open(SHIPPED / "osnet_ain-blocks.png") as picture:
+        assert picture.width > picture.height > 100
+
+
+def test_msinet_ships_with_its_picture():
+    names = MSINET["child"]["genotype"]
+    genotype = Genotype.load(SHIPPED / "msinet.json")
+    assert [*genotype.interactions] == names
+    text = (SHIPPED / "msinet-cells.gv").read_text()
+    assert re.findall(r">(none|ag|cross_att|exc)\b", text) == names
+    with Image.open(SHIPPED / "msinet-cells.png") as picture:
         assert picture.width > picture.height > 100
 
 

@@ -62,9 +62,11 @@ SMALL = [
     "search.reid_cell.parts=2",
     "evaluation.every_epochs=1",
 ]
-#: The same for a search in the osnet_ain space, which has no cells.
+#: The same for a search in the msinet space.
+SMALL_MSINET = [key for key in SMALL if not key.startswith("search.reid_cell.")]
+#: The same for a search in the osnet_ain space.
 SMALL_OSNET = [
-    *(key for key in SMALL if not key.startswith("search.") and key != "data.width=16"),
+    *(key for key in SMALL_MSINET if key not in ("search.warmup_epochs=0", "data.width=16")),
     "data.width=32",
     *(
         f"data.synthetic.people_{name}={{domain: {domain}, train_identities: 6, test_identities: 4}}"
@@ -234,7 +236,11 @@ def test_a_study_on_a_folder_of_images(place):
 def test_other_trainings(place, prepared, command):
     words = the_command(command)
     name = f"readme{COMMANDS.index(command)}"
-    small = SMALL_OSNET if "configs/osnet_ain_quickstart.yaml" in words else SMALL
+    of_recipe = {
+        "configs/osnet_ain_quickstart.yaml": SMALL_OSNET,
+        "configs/msinet_quickstart.yaml": SMALL_MSINET,
+    }
+    small = next((changes for recipe, changes in of_recipe.items() if recipe in words), SMALL)
     run([*words, *small, f"task_name={name}", "distributed.device=cpu"], place)
     assert "--print-config" in words or (place / "runs" / name / "result.json").exists()
 

@@ -18,11 +18,12 @@ from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.models import count_macs, count_parameters
 from autoreid.search import cost_table, read_out
+from autoreid.spaces.msinet.derived import MSINet
 from autoreid.spaces.osnet_ain.derived import DerivedOSNet
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tasks import Measured, build_search_task, read_out_of, search_in_float64, search_task_of
-from tests.helpers.tiny import OSNET, tiny_config, write_tiny
+from tests.helpers.tiny import MSINET, OSNET, tiny_config, write_tiny
 
 MACS, PARAMETERS = {"search__cost__measure": "macs"}, {"search__cost__measure": "parameters"}
 LATENCY = {"search__cost__measure": "latency"}
@@ -38,8 +39,11 @@ def measured(tmp_path, **changes):
 
 def real_network(task, genotype):
     """The derived network, with its options given by hand."""
-    if "width" in task.config.search.space_section.model_dump():
-        return DerivedOSNet(1, genotype, width=task.config.search.osnet_ain.width)
+    match task.config.search.space:
+        case "osnet_ain":
+            return DerivedOSNet(1, genotype, width=task.config.search.osnet_ain.width)
+        case "msinet":
+            return MSINet(1, genotype, width=task.config.search.msinet.width)
     cell = task.config.search.reid_cell
     return DerivedNetwork(1, genotype, cell.channels, cell.cells_per_stage, cell.stem, cell.parts)
 
@@ -53,8 +57,8 @@ def real_cost(task, genotype):
 
 @pytest.mark.parametrize(
     "changes",
-    [PARAMETERS, PARTIAL | MACS, THREE_STAGES | MACS],
-    ids=["parameters", "partial macs", "stages macs"],
+    [PARAMETERS, PARTIAL | MACS, THREE_STAGES | MACS, pytest.param(MSINET | MACS, marks=pytest.mark.slow)],
+    ids=["parameters", "partial macs", "stages macs", "msinet macs"],
 )
 def test_the_table_gives_the_costs_of_derived_networks(tmp_path, changes):
     task, cost = measured(tmp_path, **changes)

@@ -12,7 +12,7 @@ from autoreid.distributed import StopSignal
 from autoreid.errors import DataError, RunError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tasks import count_collectives, search_in_float64, search_task_of
-from tests.helpers.tiny import OSNET, tiny_config, write_tiny
+from tests.helpers.tiny import MSINET, OSNET, tiny_config, write_tiny
 
 
 @pytest.mark.parametrize("order", ["first", "second", "exact"])
@@ -39,6 +39,7 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
     [
         OSNET,
         OSNET | {"search__level": "bilevel", "search__order": "first", "search__relaxation": "gumbel_hard"},
+        MSINET,
         # Of seed 0, a triplet's margin is met by a rounding error.
         {"search__relaxation": "gumbel_hard", "search__temperature": {"schedule": "linear"}, "seed": 1},
         {"search__relaxation": "gumbel", "search__order": "exact"},
@@ -48,6 +49,7 @@ def test_ranks_compute_what_one_process_computes(tmp_path, order):
     ids=[
         "osnet_ain",
         "osnet_ain hard bilevel",
+        "msinet",
         "reid_cell hard",
         "reid_cell gumbel exact",
         "reid_cell single",

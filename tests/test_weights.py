@@ -82,15 +82,15 @@ def test_a_checkpoint_of_wrapped_weights_and_another_number_of_identities(tmp_pa
     )
     report = load_weights(network, tmp_path / "model.pth.tar-3")
     assert report.skipped == {
-        "module.classifier.weight": "shape (7, 512), not (10, 512)",
-        "module.classifier.bias": "shape (7,), not (10,)",
+        "classifier.weight": "shape (7, 512), not (10, 512)",
+        "classifier.bias": "shape (7,), not (10,)",
     }
     assert report.missing == ("classifier.weight", "classifier.bias")
     state = network.state_dict()
     assert set(report.loaded) == set(state) - set(report.missing)
     assert all(torch.equal(state[key], other[key]) for key in report.loaded)
     assert all(torch.equal(network.classifier.state_dict()[key], value) for key, value in classifier.items())
-    assert "module.classifier.bias (shape (7,), not (10,))" in str(report)
+    assert "classifier.bias (shape (7,), not (10,))" in str(report)
     assert (
         f"model.pth.tar-3 (state_dict): {len(report.loaded)} entries loaded; 2 missing in the file: "
         in str(report)

@@ -9,7 +9,14 @@ from autoreid.config.data import Data, SyntheticPeople
 from autoreid.config.run import Checkpoint, Config, Distributed, Evaluation, Reporting
 from autoreid.config.search import Cost, OneShot, Search, Temperature
 from autoreid.config.section import Precision, Section, expand
-from autoreid.config.spaces import CELL_OPERATIONS, DEFAULT_CELL_OPERATIONS, OsnetAin, ReidCell, SpaceSection
+from autoreid.config.spaces import (
+    CELL_OPERATIONS,
+    DEFAULT_CELL_OPERATIONS,
+    Msinet,
+    OsnetAin,
+    ReidCell,
+    SpaceSection,
+)
 from autoreid.config.training import Losses, Model, Training
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "Evaluation",
     "Losses",
     "Model",
+    "Msinet",
     "OneShot",
     "OsnetAin",
     "Precision",

@@ -117,13 +117,30 @@ class OsnetAin(SpaceSection):
             )
 
 
+class Msinet(SpaceSection):
+    """How the two branches of MSINet's cells interact (MSINet)."""
+
+    width: Annotated[float, Field(ge=0.25)] = 1.0
+    """Factor of the channels 64, 256, 384 and 512."""
+
+    def check_images(self, height: int, width: int) -> None:
+        """Check that a pixel remains after both average pools."""
+        for name, pixels in (("height", height), ("width", width)):
+            if -(-pixels // 4) < 4:
+                raise ValueError(
+                    f"data.{name}: images of {height}×{width} leave no pixel to the last cells; "
+                    f"use a data.{name} of 13 or more"
+                )
+
+
 class SpaceChoice(Section):
     """The space to search, and the settings of every space under its name."""
 
-    space: Literal["reid_cell", "osnet_ain"] = "reid_cell"
+    space: Literal["reid_cell", "osnet_ain", "msinet"] = "reid_cell"
     """Search space; the section of the same name holds its settings."""
     reid_cell: ReidCell = ReidCell()
     osnet_ain: OsnetAin = OsnetAin()
+    msinet: Msinet = Msinet()
 
     @property
     def space_section(self) -> SpaceSection:

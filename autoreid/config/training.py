@@ -22,9 +22,9 @@ class Model(Section):
     """The network that `task: train` trains."""
 
     name: str = "resnet50"
-    """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, ..., or derived for one built from a genotype."""
+    """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, msinet_x1_0, ..., or derived, built from a genotype."""
     weights: ExpandedPath | None = None
-    """Checkpoint to start from: ImageNet weights of torchvision or torchreid, or weights of a run."""
+    """Checkpoint to start from: published weights (of torchvision, torchreid or MSINet), or weights of a run."""
     options: dict[str, int | float | bool | str | tuple[int, ...]] = {}  # noqa: RUF012 (pydantic copies it)
     """Options of the network, such as {last_stride: 1}; for derived {genotype: FILE, channels: 48, ...}."""
 

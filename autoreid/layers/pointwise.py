@@ -30,8 +30,8 @@ def pointwise(x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1×1 convolution with stride 1 and no bias."""
+    """A 1×1 convolution with stride 1 and no bias, in one or several groups."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W)."""
-        return pointwise(x, self.weight)
+        return pointwise(x, self.weight, self.groups)

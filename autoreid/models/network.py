@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Network(nn.Module, ABC):
@@ -32,6 +33,10 @@ class Network(nn.Module, ABC):
         Terms of the loss that compare feature maps need it.
         """
         return None
+
+    def renamed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return published weights by their names in this network; those that it does not know keep their names."""
+        return dict(weights)
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Tell the network the progress of the training; called before each step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from autoreid.errors import ConfigError
 from autoreid.layers.initialisation import initialise
 from autoreid.layers.recompute import recompute
 from autoreid.models.network import Network
+from autoreid.models.weights import rename
 
 #: The candidate blocks in OSNet-AIN's search, as OSBlock's flags (in_inside, in_after).
 OSBLOCKS: dict[str, tuple[bool, bool]] = {
@@ -22,6 +23,18 @@ OSBLOCKS: dict[str, tuple[bool, bool]] = {
     "in_after": (False, True),
     "in_both": (True, True),
 }
+
+#: Names in torchreid and the names here; see `rename`.
+_TORCHREIDS_NAMES = (
+    (r"^conv([23])\.2\.", r"pool\1."),  # in OSNet, the transition is part of the stage
+    (r"\.conv2a\.", ".streams.0.0."),  # in OSNet, the stream of one light convolution has no index
+    (r"\.conv2b\.", ".streams.1."),
+    (r"\.conv2c\.", ".streams.2."),
+    (r"\.conv2d\.", ".streams.3."),
+    (r"\.conv2\.(\d)\.layers\.", r".streams.\1."),  # the streams of OSNet-AIN
+    (r"\.IN\.", ".norm_inside."),
+    (r"\.IN\.", ".norm_after."),
+)
 
 #: Number of streams in a block; they have one to four light convolutions.
 STREAMS = 4
@@ -58,10 +71,14 @@ class ChannelGate(nn.Module):
         self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
         self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
 
+    def scales(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the factor of each channel, (B, C, 1, 1)."""
+        factors: Tensor = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))).sigmoid()
+        return factors
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        pooled = x.mean(dim=(2, 3), keepdim=True)
-        return x * self.fc2(F.relu(self.fc1(pooled))).sigmoid()
+        return x * self.scales(x)
 
 
 class OSBlock(nn.Module):
@@ -206,6 +223,10 @@ class OmniScaleFrame(Network):
     def last_map(self) -> nn.Module:
         """Return the last convolution."""
         return self.conv5
+
+    def renamed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return torchreid's weights by their names in this network."""
+        return rename(self, weights, _TORCHREIDS_NAMES)
 
 
 class OSNet(OmniScaleFrame):

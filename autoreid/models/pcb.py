@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from autoreid.errors import ConfigError
 from autoreid.layers.initialisation import initialise
 from autoreid.layers.pooling import average_pool
 from autoreid.models.resnet import ResNetBackbone
+from autoreid.models.weights import rename
 
 
 class PCB(ResNetBackbone):
@@ -43,6 +46,10 @@ class PCB(ResNetBackbone):
     def head(self) -> list[nn.Module]:
         """Return the parts' shared convolution and their classifiers."""
         return [self.reduce, self.classifier]
+
+    def renamed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return torchreid's weights by their names in this network."""
+        return rename(self, weights, [(r"^conv5\.layers\.", "reduce.")])
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Embed images (B, 3, H, W).

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoreid.errors import DataError
 from autoreid.models.network import Network
 from autoreid.models.weights_file import find_weights, read_weights
 
-# Names in other programs -> names here, where they differ. A renaming applies if the network has the resulting name.
-_RENAMED = (
-    (
-        r"^conv([23])\.2\.",
-        r"pool\1.",
-    ),  # in OSNet, the transition is part of the stage; in OSNet-AIN, it is not
-    (r"\.conv2a\.", ".streams.0.0."),  # in OSNet, the stream of one light convolution has no index
-    (r"\.conv2b\.", ".streams.1."),
-    (r"\.conv2c\.", ".streams.2."),
-    (r"\.conv2d\.", ".streams.3."),
-    (r"\.conv2\.(\d)\.layers\.", r".streams.\1."),  # the streams of OSNet-AIN
-    (r"\.IN\.", ".norm_inside."),
-    (r"\.IN\.", ".norm_after."),
-    (r"^conv5\.layers\.", "reduce."),  # PCB
-    (r"^(heads\.)?bottleneck\.(0\.)?", "neck.norm."),  # the bag of tricks (arXiv 1903.07071), and fast-reid
-)
+#: Names of the neck in other programs, for `rename`: the bag of tricks (arXiv 1903.07071) and fast-reid.
+_NECKS = ((r"^(heads\.)?bottleneck\.(0\.)?", "neck.norm."),)
 #: Parts of names that come from wrappers: DDP, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 #: Entries of a file that have no effect on embeddings: classifiers, and constants of the normalisation of images.
@@ -48,7 +34,7 @@ class LoadReport:
         path: the file.
         place: where in the file the weights are, such as "state_dict: backbone."; empty if directly.
         loaded: the network's entries that were loaded from the file.
-        skipped: the file's entries that were not loaded -> the reason.
+        skipped: the file's entries that were not loaded, by their names in the network -> the reason.
         missing: the network's entries that the file does not have; they keep their values.
     """
 
@@ -112,26 +98,21 @@ def fill(
         DataError: as `load_weights`; the network is not changed.
     """
     ours = network.state_dict()
-    prefix = _prefix(weights, ours)
+    prefix = _prefix(network, weights)
+    plain, skipped = _without_prefix(weights, prefix)
     found: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
-    # Names outside of the prefix come last: they must not replace others.
-    for key in sorted(weights, key=lambda key: not _unwrapped(key).startswith(prefix)):
-        name = _our_name(_without(prefix, key), ours)
-        value = weights[key]
-        if name is None:
-            skipped[key] = _UNKNOWN
-        elif name in found:
-            skipped[key] = f"{name} is in the file twice"
+    for name, value in _renamed(network, plain).items():
+        if name not in ours:
+            skipped[name] = _UNKNOWN
         elif name.endswith(_COUNTER) and value.numel() == 1:  # of shape (1,) in some files
             found[name] = value.reshape(())
         elif value.shape == ours[name].shape:
-            found[name] = _checked(value, ours[name], key, path)
+            found[name] = _checked(value, ours[name], name, path)
         elif "classifier" in name.split("."):
-            skipped[key] = f"shape {tuple(value.shape)}, not {tuple(ours[name].shape)}"
+            skipped[name] = f"shape {tuple(value.shape)}, not {tuple(ours[name].shape)}"
         else:
             raise DataError(
-                f"{path}: {key} has shape {tuple(value.shape)}, but {name} of this network has "
+                f"{path}: {name} has shape {tuple(value.shape)}, but that of this network has "
                 f"{tuple(ours[name].shape)}: the weights are for another network"
             )
     # A matching classifier or batch counter alone does not mean that the weights are for this network.
@@ -143,8 +124,8 @@ def fill(
     found = {name: found[name] for name in ours if name in found}
     missing = tuple(name for name in ours if name not in found)
     if whole_trunk:
-        unknown = [key for key, reason in skipped.items() if reason == _UNKNOWN]
-        _check_trunk(network, missing, [_without(prefix, key) for key in unknown], path)
+        unknown = [name for name, reason in skipped.items() if reason == _UNKNOWN]
+        _check_trunk(network, missing, unknown, path)
     network.load_state_dict(found, strict=False)
     where = ": ".join(filter(None, [place, prefix]))
     return LoadReport(path, where, tuple(found), skipped, missing)
@@ -221,23 +202,52 @@ def _without(prefix: str, key: str) -> str:
     )
 
 
-def _prefix(keys: Collection[str], ours: Collection[str]) -> str:
+def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's weights by their names without the prefix, and the entries that lose their names to others."""
+    plain: dict[str, Tensor] = {}
+    skipped = {}
+    # Names outside of the prefix come last: they must not replace others.
+    for key in sorted(weights, key=lambda key: not _unwrapped(key).startswith(prefix)):
+        name = _without(prefix, key)
+        if name in plain:
+            skipped[key] = f"{name} is in the file twice"
+        else:
+            plain[name] = weights[key]
+    return plain, skipped
+
+
+def _prefix(network: Network, weights: Mapping[str, Tensor]) -> str:
     """Return the prefix, such as "backbone.", without which most names of a file are the network's."""
-    unwrapped = [_unwrapped(key) for key in keys]
+    ours = network.state_dict().keys()
+    unwrapped = {_unwrapped(key): value for key, value in weights.items()}
     counts = Counter(prefix for key in unwrapped for prefix in _prefixes(key))
-    enough = min(len(ours), len(keys)) / 2
+    enough = min(len(ours), len(unwrapped)) / 2
     candidates = ["", *(prefix for prefix, count in counts.items() if count >= enough)]
 
     def matches(prefix: str) -> int:
-        inside = (key.removeprefix(prefix) for key in unwrapped if key.startswith(prefix))
-        return sum(_our_name(key, ours) is not None for key in inside)
+        inside = {
+            key.removeprefix(prefix): value for key, value in unwrapped.items() if key.startswith(prefix)
+        }
+        return len(ours & _renamed(network, inside).keys())
 
     return max(candidates, key=matches)
 
 
-def _our_name(key: str, ours: Collection[str]) -> str | None:
-    """Return the network's name for the entry `key` of a file, or None."""
-    if key in ours:
-        return key
-    renamed = (re.sub(pattern, name, key) for pattern, name in _RENAMED)
-    return next((name for name in renamed if name in ours), None)
+def _renamed(network: Network, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return rename(network, network.renamed(weights), _NECKS)
+
+
+def rename(
+    network: nn.Module, weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]
+) -> dict[str, Tensor]:
+    """Rename weights by the first rule (pattern, replacement) that gives the name of one of a network's entries.
+
+    Entries that have such a name already keep it; others do not take it from them.
+    """
+    ours = network.state_dict().keys()
+    found = {name: value for name, value in weights.items() if name in ours}
+    for key, value in weights.items():
+        if key not in ours:
+            names = (re.sub(pattern, new, key) for pattern, new in rules)
+            found[next((name for name in names if name in ours and name not in found), key)] = value
+    return found

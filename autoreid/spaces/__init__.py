@@ -12,6 +12,8 @@ from autoreid import models
 from autoreid.config import Search
 from autoreid.models import Network
 from autoreid.spaces.genotype import Genotype, read_genotype
+from autoreid.spaces.msinet.derived import msinet_x1_0
+from autoreid.spaces.msinet.space import MsinetSpace
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 from autoreid.spaces.reid_cell.space import ReidCellSpace
 from autoreid.spaces.space import Choices, Derived, Space
@@ -31,7 +33,11 @@ __all__ = [
 ]
 
 #: All spaces by name.
-SPACES: dict[str, type[Space]] = {"reid_cell": ReidCellSpace, "osnet_ain": OsnetAinSpace}
+SPACES: dict[str, type[Space]] = {
+    "reid_cell": ReidCellSpace,
+    "osnet_ain": OsnetAinSpace,
+    "msinet": MsinetSpace,
+}
 
 
 def build_space(search: Search) -> Space:
@@ -58,7 +64,11 @@ def build_derived(num_identities: int, genotype: str | Genotype, **options: Any)
 
 
 #: All networks by name: the fixed networks, and `derived`.
-NETWORKS: dict[str, Callable[..., Network]] = {**models.NETWORKS, "derived": build_derived}
+NETWORKS: dict[str, Callable[..., Network]] = {
+    **models.NETWORKS,
+    "msinet_x1_0": msinet_x1_0,
+    "derived": build_derived,
+}
 
 
 def build_model(name: str, num_identities: int, **options: Any) -> Network:

@@ -17,8 +17,8 @@ def load_start(network: Network, path: Path) -> LoadReport:
     """Load the initial weights of a training, from a file of weights like `load_weights` or from a search's checkpoint.
 
     From a search's checkpoint, a derived network inherits the weights of the candidates in its genotype and all
-    weights that the candidates share. The norms of a supernet have no scale and shift, so those of the network start at
-    1 and 0.
+    weights that the candidates share. The norms of most supernets have no scale and shift; those of the network then
+    start at 1 and 0.
 
     Raises:
         DataError: as `load_weights`; or the checkpoint is that of a search and the network is not derived, or differs
@@ -41,9 +41,9 @@ def load_start(network: Network, path: Path) -> LoadReport:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     report = fill(network, weights, path, "the supernet")
-    heads = ("classifier", "auxiliary")
-    layers = {name for name, value in network.named_parameters() if value.dim() > 1}
-    absent = [name for name in report.missing if name in layers and not {*name.split(".")} & {*heads}]
+    head = {value for module in network.head() for value in module.parameters()}
+    layers = {name for name, value in network.named_parameters() if value.dim() > 1 and value not in head}
+    absent = [name for name in report.missing if name in layers]
     if absent:
         raise DataError(
             f"{path}: the search's supernet has no {absent[0]}: its layout or operations differ from the network's"

@@ -17,10 +17,10 @@ class PerBlock(nn.ModuleDict):
         super().__init__({name: copy.deepcopy(fused[name]) for name in OSNET_BLOCKS})
         self.train(fused.training)
 
-    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
-        """(B, in_channels, H, W) and (O,) weights, or () a column -> (B, out_channels, H, W)."""
-        if not mixing.dim():
-            chosen: Tensor = self[OSNET_BLOCKS[int(mixing)]](x)
-            return chosen
+    def forward(self, x: Tensor, mixing: Tensor, column: int | None = None) -> Tensor:
+        """(B, in_channels, H, W) and (O,) weights -> (B, out_channels, H, W); computes all blocks or one column's."""
+        if column is not None:
+            chosen: Tensor = self[OSNET_BLOCKS[column]](x)
+            return mixing[column] * chosen
         total: Tensor = sum(weight * block(x) for weight, block in zip(mixing, self.values(), strict=True))
         return total

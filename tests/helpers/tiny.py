@@ -70,6 +70,16 @@ OSNET_HARD: dict[str, Any] = OSNET | {
     "search__relaxation": "gumbel_hard",
 }
 
+#: Changes for a search in MSINet's space.
+MSINET: dict[str, Any] = {
+    "search": {
+        "space": "msinet",
+        "msinet": {"width": 0.25},
+        "order": "first",
+        "alpha_learning_rate": 0.02,
+    },
+}
+
 #: Changes for a training of the smallest fixed network.
 OSNET_TRAINING: dict[str, Any] = {
     "task": "train",

@@ -20,8 +20,13 @@ def fixtures():
 
 def their_state(name):
     """Return a state dict with torchreid's names and the fixture's formula."""
+    return formula_state(fixtures()[name]["state_dict"])
+
+
+def formula_state(entries):
+    """Return a state dict of named shapes, with the values that recorded features of all code bases belong to."""
     state = {}
-    for place, (key, shape) in enumerate(fixtures()[name]["state_dict"]):
+    for place, (key, shape) in enumerate(entries):
         if key.endswith("num_batches_tracked"):
             state[key] = torch.tensor(0)
             continue

@@ -132,6 +132,10 @@ class DerivedNetwork(Derived):
         if auxiliary:
             self.auxiliary = AuxiliaryHead(self.plans[self.auxiliary_after].out_channels, num_identities)
 
+    def last_map(self) -> nn.Module:
+        """Return the last cell."""
+        return self.cells[-1]
+
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Embed images (B, 3, H, W).
 
