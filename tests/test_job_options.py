@@ -109,7 +109,7 @@ def test_one_value_is_a_list_of_one(users_file):
             ["--time", "0:10"],
             r"command line: --time: the stop signal comes 20 s before the time limit of 10 s",
         ),
-        ("slurm: reservation", [], r"slurm\.yaml: --slurm reservation: expected key=value"),
+        ("slurm: --hold", [], r"slurm\.yaml: --slurm --hold: expected an option of sbatch without dashes"),
         ("mem: lots", [], r"slurm\.yaml: mem = 'lots'"),
     ],
 )

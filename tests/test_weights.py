@@ -393,7 +393,7 @@ OTHERS = {
     "resnet18": (
         "resnet50",
         lambda: imagenet("resnet18"),
-        "layer1.0.conv1.weight has shape (64, 64, 3, 3), but layer1.0.conv1.weight of this network has (64, 64, 1, 1)",
+        "layer1.0.conv1.weight has shape (64, 64, 3, 3), but that of this network has (64, 64, 1, 1)",
     ),
     "osnet_ain": (
         "osnet_x1_0",
