@@ -468,7 +468,7 @@ def test_a_training_says_what_it_loaded(tmp_path):
     )
     weights = json.loads((tmp_path / "runs/tiny/environment.json").read_text())["weights"]
     unused = {
-        f"module.classifier.{part}": f"shape ({size}), not ("
+        f"classifier.{part}": f"shape ({size}), not ("
         for part, size in (("weight", "7, 512"), ("bias", "7,"))
     }
     assert all(weights["unused"].pop(key).startswith(reason) for key, reason in unused.items())
