@@ -3,12 +3,10 @@
     python -m benchmarks.osnet_ain_domains [--quick] [--folder DIR] [--searches N] [--trainings N] [--json]
 
 For each search seed, `configs/osnet_ain_quickstart.yaml` searches on two synthetic domains of different style. The
-found network is then trained by `configs/osnet_ain_quickstart_train.yaml`, but for 40 epochs, on the same two domains.
-So are a random choice of blocks, OSNet without IN, OSNet with IN in the stem only and the published OSNet-AIN, all of
-one size and with the same seed. Each is measured on 160 test people of a domain that
-was trained on, and of a third one that was not. A block drawn at random has IN with a probability of 3/4. The stem
-has IN, unless `search.osnet_ain.stem_norm=searched` makes it a choice; a random network then has it in half of the
-cases.
+found network is then trained by `configs/osnet_ain_quickstart_train.yaml` on the same two domains. So are a random
+network of the space, OSNet without IN, OSNet with IN in the stem only and the published OSNet-AIN, all of one size and
+with the same seed. Each is measured on 160 test people of a domain that was trained on, and of a third one that was
+not. In a random network, a block has IN with a probability of 3/4, and the stem with one of 1/2.
 
 `--searches 0` trains the fixed networks only: they show whether the domains reward IN at all. `--network NAME=BLOCKS`
 adds a fixed network, such as `after=in_after*6`. All runs share one process. The same command resumes in a `--folder`.
@@ -236,10 +234,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--searches", type=int, default=3, help="searches, with seeds 0 to N - 1 (default: 3)")
     add("--trainings", type=int, default=0, help="trainings of the fixed networks, if more than searches")
     add("--network", dest="networks", type=_network, action="append", default=[], metavar="NAME=BLOCKS")
-    add("--epochs", type=int, default=40, help="epochs of a training (default: 40; 15 are too few here)")
+    add("--epochs", type=int, help="epochs of a training (default: the recipe's; --shift local needs 40)")
     add("--search-epochs", type=int, help="epochs of a search (default: the recipe's)")
     add("--test-people", type=int, default=160, help="people in query and gallery of a domain (default: 160)")
-    add("--shift", choices=("colour", "local"), default="local", help="how domains differ (default: local)")
+    add("--shift", choices=("colour", "local"), default="colour", help="how domains differ (default: colour)")
     add("--threads", type=int, default=1, help="threads of a run (default: 1)")
     add("--quick", action="store_true", help="one search, one epoch each")
     add("--folder", type=Path, help="keep the results here (default: a temporary folder)")
