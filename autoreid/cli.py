@@ -39,11 +39,15 @@ def run_command(command: Callable[[], int]) -> int:
         try:
             return _run_command(command)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None if the shell has closed it, as in `>&-`
+                sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return _BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        complain(f"standard output: cannot write: {error.strerror}")
+        return 1
 
 
 def _run_command(command: Callable[[], int]) -> int:
@@ -66,6 +70,11 @@ def _run_command(command: Callable[[], int]) -> int:
         return 1
 
 
+def _drop_output() -> None:
+    """Discard what was not written yet, because Python flushes again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _print_any_character() -> None:
     """Make stdout write characters that the locale's encoding does not have as escapes instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -77,7 +86,7 @@ def _reader_is_gone() -> bool:
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
-    except (OSError, ValueError):  # it is no file, or closed
+    except (AttributeError, OSError, ValueError):  # it is no file, or closed
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 

@@ -243,6 +243,8 @@ class TrainedNetwork:
         network, config, report = load_network(path, architecture_of(context.options), may_be_trained=True)
         if report is not None and context.world.is_main:
             _log.warning("%s", report)
+        if report is None and context.options.model is not None and context.world.is_main:
+            _log.warning("%s: --model is ignored: the checkpoint of a training names its own network", name)
         if report is not None and context.report is not None:
             context.report.weights[name] = report.as_plain()
         training = config.training

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,17 @@ def test_help_can_be_printed_in_any_locale(monkeypatch, encoding):
     assert end.value.code == 0
     out.flush()
     assert b"losses.classification_weight (0.5): \\u03bb." in out.buffer.getvalue()
+
+
+def test_a_closed_output_is_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run_command(lambda: 0) == 0
+    assert not capsys.readouterr().err
+
+
+def test_an_output_on_a_full_disk_is_an_error(monkeypatch, capsys):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run_command(lambda: print("result") or 0) == 1
+    said = capsys.readouterr().err
+    assert said == "autoreid: standard output: cannot write: No space left on device\n"

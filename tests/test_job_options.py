@@ -110,6 +110,11 @@ def test_one_value_is_a_list_of_one(users_file):
             r"command line: --time: the stop signal comes 20 s before the time limit of 10 s",
         ),
         ("slurm: --hold", [], r"slurm\.yaml: --slurm --hold: expected an option of sbatch without dashes"),
+        (
+            "slurm: {--hold: true}",
+            [],
+            r"slurm\.yaml: --slurm --hold=: expected an option of sbatch without dashes",
+        ),
         ("mem: lots", [], r"slurm\.yaml: mem = 'lots'"),
     ],
 )

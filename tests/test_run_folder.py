@@ -286,3 +286,9 @@ def test_metrics_on_a_full_disk_fail_with_the_path(tmp_path):
         pytest.raises(RunError, match=r"metrics\.jsonl: cannot write the metrics: File too large"),
     ):
         folder.append_metrics({"text": "x" * 200})
+
+
+def test_file_names_that_are_not_utf_8_can_be_written(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_environment({"weights": os.fsdecode(b"caf\xe9.pth")})
+    assert os.fsencode(json.loads(folder.environment.read_text())["weights"]) == b"caf\xe9.pth"

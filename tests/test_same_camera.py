@@ -128,6 +128,10 @@ def test_an_image_is_no_match_of_itself():
     assert note.endswith("such as a")
 
 
+def test_feature_files_without_paths_may_have_single_matches():
+    assert check_target(target([("", 1, 1)], [("", 1, 1), ("", 2, 1)]), True) == ()
+
+
 @pytest.mark.parametrize(
     ("query", "gallery", "what"), [([], [("a", 1, 1)], "queries"), ([("a", 1, 1)], [], "gallery images")]
 )

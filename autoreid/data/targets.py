@@ -107,7 +107,7 @@ def _without_match(query: Split, gallery: Split, keep_same_camera: bool) -> list
     searched = gallery.select(np.isin(gallery.identities, query.identities))
     images = Counter(searched.identities.tolist())
     if keep_same_camera:
-        own = set(searched.paths)
+        own = set(searched.paths) - {""}  # feature files may have no paths
         ignored = [int(path in own) for path in query.paths]
     else:
         views = Counter(zip(searched.identities.tolist(), searched.cameras.tolist(), strict=True))

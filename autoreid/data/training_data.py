@@ -93,11 +93,11 @@ def people_seen_in_training(data: Data, targets: Sequence[ReidDataset]) -> list[
     """Return warnings about targets that show people on whom a network was trained.
 
     Args:
-        data: the section of the training's config. Sources that are no longer there are not compared.
+        data: the section of the training's config. Sources that cannot be read any more are not compared.
     """
     sources = []
     for name in data.sources:
-        with suppress(DataError):
+        with suppress(DataError, OSError):  # OSError: another user's folder
             sources.append((name, _images_for_training(data, read_dataset(data.root, name))))
     return seen_people(sources, targets)
 

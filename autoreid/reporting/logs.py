@@ -31,7 +31,7 @@ def start_logging(folder: Path, rank: int) -> None:
     make_folder(folder, "set output_dir to a writable folder")
     path = folder / f"rank{rank}.log"
     try:
-        file: logging.Handler = logging.FileHandler(path, encoding="utf-8")
+        file: logging.Handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(f"{path}: cannot write the log: {error.strerror}; set output_dir") from error
     file.setFormatter(_FORMAT)

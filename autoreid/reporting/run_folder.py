@@ -200,7 +200,8 @@ def _git_commit(checkout: Path) -> str | None:
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    # A file name that is not UTF-8 has lone surrogates; as backslash escapes, they are valid JSON.
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _record(line: str) -> dict[str, Any] | None:

@@ -246,8 +246,9 @@ def _from_environment() -> dict[str, Any]:
 def _as_mapping(value: Any, where: str) -> dict[str, str]:
     """Return the options of --slurm, given as key=value or key, or as the file's mapping; flags have an empty text."""
     if isinstance(value, Mapping):  # YAML's "exclusive: true" is a flag
-        return {str(key): "" if item == "true" else str(item) for key, item in value.items()}
-    pairs = [str(item).partition("=") for item in value]
+        pairs = [(str(key), "=", "" if item == "true" else str(item)) for key, item in value.items()]
+    else:
+        pairs = [str(item).partition("=") for item in value]
     wrong = next(("".join(pair) for pair in pairs if not re.fullmatch(r"[a-zA-Z][\w-]*", pair[0])), None)
     if wrong is not None:
         raise ConfigError(
