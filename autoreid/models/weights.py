@@ -22,7 +22,8 @@ _NECKS = ((r"^(heads\.)?bottleneck\.(0\.)?", "neck.norm."),)
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 #: Entries of a file that have no effect on embeddings: classifiers, and constants of the normalisation of images.
 _NO_PART_OF_EMBEDDING = re.compile(r"(^|\.)(classifiers?\b.*|(fc|heads?)\.(weight|bias)|pixel_(mean|std))$")
-_COUNTER = "num_batches_tracked"
+#: End of the names of batch norms' counters.
+COUNTER = "num_batches_tracked"
 _UNKNOWN = "not in the network"
 
 
@@ -104,7 +105,7 @@ def fill(
     for name, value in _renamed(network, plain).items():
         if name not in ours:
             skipped[name] = _UNKNOWN
-        elif name.endswith(_COUNTER) and value.numel() == 1:  # of shape (1,) in some files
+        elif name.endswith(COUNTER) and value.numel() == 1:  # of shape (1,) in some files
             found[name] = value.reshape(())
         elif value.shape == ours[name].shape:
             found[name] = _checked(value, ours[name], name, path)
@@ -145,7 +146,7 @@ def _check_trunk(network: Network, missing: Collection[str], unused: Collection[
     """Raise DataError if the trunk's layers in the network and in the file are not the same."""
     heads = {*network.head()}
     head = tuple(f"{name}." for name, module in network.named_modules() if module in heads)
-    absent = [name for name in missing if not name.startswith(head) and not name.endswith(_COUNTER)]
+    absent = [name for name in missing if not name.startswith(head) and not name.endswith(COUNTER)]
     if absent:
         raise DataError(
             f"{path}: the weights are for another network: the file has no {_first_of(_layers(absent))}, which would "
