@@ -16,6 +16,7 @@ from autoreid.config import Msinet, Search
 from autoreid.errors import ConfigError, DataError
 from autoreid.models import count_macs, count_parameters, load_weights
 from autoreid.models.weights import fill
+from autoreid.networks import Architecture, load_network
 from autoreid.reporting.genotype_graph import as_graph
 from autoreid.reporting.network_graph import network_graph
 from autoreid.spaces import Genotype, build_model
@@ -131,6 +132,20 @@ def test_names_of_both_kinds_and_branches_of_different_size_are_refused():
     theirs["cells.0.conv1b.conv.weight"] = torch.zeros(64, 32, 1, 1)
     with pytest.raises(DataError, match=r"cells\.0\.reduce\.conv\.weight has shape \(64, 64, 1, 1\)"):
         fill(network, theirs, Path("other.pth"))
+
+
+def test_an_embedding_of_random_weights_is_refused(theirs, tmp_path):
+    """Weights of ImageNet, for example, may lack the layers of the second part."""
+    weights = torch.load(theirs, weights_only=True)
+    body = {
+        name: value for name, value in weights.items() if not name.startswith(("f_", "fc.", "classifier."))
+    }
+    torch.save(body, tmp_path / "body.pth")
+    with pytest.raises(DataError, match=r"body\.pth: the file has no local_conv; embeddings would depend on"):
+        load_network(tmp_path / "body.pth", Architecture("msinet_x1_0"))
+    with_part = body | {name: value for name, value in weights.items() if name.startswith("f_conv.")}
+    torch.save(with_part, tmp_path / "both.pth")
+    assert load_network(tmp_path / "both.pth", Architecture("msinet_x1_0")).report is not None
 
 
 def test_each_branch_starts_as_if_it_were_alone():
