@@ -97,7 +97,7 @@ def load_network(
     network = build_model(config.model.name, 1, **config.model.options)
     check_input_size(network, config.data.height, config.data.width)
     report = load_trunk(network, content, path)
-    check_embedding(report)
+    check_embedding(network, report, config.data.height, config.data.width)
     return LoadedNetwork(network.eval(), config, report)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +151,28 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(write_tiny(tmp_path, **changes))
     assert "\n" not in str(caught.value)
+
+
+PUBLISHED = Path(__file__).parents[1] / "searched_genotypes/published"
+CELLS = {"channels": 2, "cells_per_stage": (1, 1), "parts": 2, "stem": "darts"}
+
+
+@pytest.mark.parametrize(
+    ("genotype", "options", "channels"), [("msinet", {"width": 0.25}, 128), ("auto_reid", CELLS, 16)]
+)
+def test_derived_networks_are_trained_with_it(tmp_path, genotype, options, channels):
+    options = {"genotype": str(PUBLISHED / f"{genotype}.json")} | options
+    changes = {"model": {"name": "derived", "options": options}, "training__gradient_clip": None}
+    task = build_training_task(tmp_path, **(TRAINING | changes))
+    assert task.state.loss.terms["alignment"].query.in_features == channels
+    before = copy.deepcopy(task.state.loss.state_dict())
+    _, metrics = task.step(StopSignal())
+    assert metrics.isfinite().all()
+    assert all(
+        not torch.equal(task.state.loss.state_dict()[name], value)
+        for name, value in before.items()
+        if name.endswith("query.weight")
+    )
 
 
 def test_a_network_that_names_no_map_is_refused_with_status_2(tmp_path, monkeypatch, capsys):

@@ -90,6 +90,9 @@ def test_msinets_search_has_the_papers_numbers():
     config = load_config(RECIPES / "msinet_search.yaml")
     search, training, data = config.search, config.training, config.data
     assert (search.order, search.alphas_see, search.msinet.width) == ("first", "identities", 1.0)
+    assert config.losses.own_weights() == {"classification": 0.0, "triplet": 0.0}
+    assert (config.losses.terms, search.losses) == ({"memory": 1.0}, None)
+    assert (config.losses.memory_temperature, config.losses.memory_momentum) == (0.05, 0.2)
     assert (search.alpha_learning_rate, search.alpha_weight_decay) == (2e-3, 1e-3)
     assert search.alpha_betas == (0.5, 0.999)
     assert (training.epochs, training.milestones, training.decay) == (350, (150, 225, 300), 0.1)
@@ -145,6 +148,11 @@ def test_one_image_an_identity_suffices_for_classification(recipe):
     assert load_config(recipe(), changes).losses.classification_weight == 1
     training = [*changes, "task=train", "search.losses.classification_weight=0"]
     assert load_config(recipe(), training).task == "train"
+
+
+def test_one_image_an_identity_suffices_without_the_triplet_loss(recipe):
+    changes = ["data.images_per_identity=1", "losses.triplet_weight=0", "data.batch_size=2"]
+    assert load_config(recipe(), changes).losses.own_weights() == {"classification": 0.5, "triplet": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -331,7 +339,7 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
                 "losses.classification_weight=1",
                 "search.losses.classification_weight=0",
             ],
-            "use 2 or more, or search.losses.classification_weight: 1, without the triplet loss",
+            "use 2 or more, or search.losses.triplet_weight: 0, without the triplet loss",
         ),
         (
             ["data.batch_size=4"],
@@ -340,6 +348,10 @@ def test_wrong_values_name_key_value_and_what_would_be_right(recipe, override, e
         (
             ["data.batch_size=16", "training.accumulation=4", "losses.classification_weight=0"],
             "training.accumulation 4 leaves no negatives to the triplet loss",
+        ),
+        (
+            ["data.batch_size=4", "losses.classification_weight=1", "losses.triplet_weight=0.1"],
+            "leaves no negatives to the triplet loss",
         ),
         (["search.warmup_epochs=50"], "search.warmup_epochs: 50 must be less than training.epochs (50)"),
         (["data.held_out_fraction=0"], "held_out needs data.held_out_fraction above 0; or use test"),

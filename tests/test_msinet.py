@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from torch import nn
 from autoreid.config import Msinet, Search
 from autoreid.errors import ConfigError, DataError
 from autoreid.models import count_macs, count_parameters, load_weights
+from autoreid.models.weights import fill
+from autoreid.networks import Architecture, load_network
 from autoreid.reporting.genotype_graph import as_graph
 from autoreid.reporting.network_graph import network_graph
 from autoreid.spaces import Genotype, build_model
+from autoreid.spaces.msinet.derived import from_authors
 from autoreid.spaces.msinet.genotype import INTERACTIONS, PUBLISHED, MsinetGenotype
 from autoreid.spaces.msinet.space import MsinetSpace
 from tests.helpers.msinet import fixture, of_supernet
@@ -105,6 +109,43 @@ def test_weights_of_another_width_are_refused(theirs):
     network = build_model("derived", 751, genotype=PUBLISHED, width=0.5)
     with pytest.raises(DataError, match=r"theirs\.pth: cells\.\S+ has shape .*: the weights are for another"):
         load_weights(network, theirs)
+
+
+def test_counters_of_the_authors_may_have_shape_1():
+    names = [f"cells.0.conv2{branch}.bn.num_batches_tracked" for branch in ("a", "b.0")]
+    network = build_model("msinet_x1_0", 2)
+    weights = dict.fromkeys(names, torch.tensor([7])) | {"conv1.conv.weight": torch.zeros(64, 3, 7, 7)}
+    fill(network, weights, Path("theirs.pth"))
+    assert network.state_dict()["cells.0.scales1.0.bn.num_batches_tracked"] == 7
+
+
+def test_names_of_both_kinds_and_branches_of_different_size_are_refused():
+    ours = build_model("msinet_x1_0", 2).state_dict()
+    part = torch.zeros(64, 64, 1, 1)
+    theirs = {f"cells.0.conv1{branch}.conv.weight": part for branch in "ab"}
+    both = from_authors(ours | theirs)
+    assert both.keys() == {*ours, *theirs}
+    assert all(value is ours[name] for name, value in both.items() if name in ours)
+    network = build_model("msinet_x1_0", 2)
+    with pytest.raises(DataError, match=r"it has no cells\.0\.conv1a\.conv, cells\.0\.conv1b\.conv"):
+        fill(network, ours | theirs, Path("both.pth"), whole_trunk=True)
+    theirs["cells.0.conv1b.conv.weight"] = torch.zeros(64, 32, 1, 1)
+    with pytest.raises(DataError, match=r"cells\.0\.reduce\.conv\.weight has shape \(64, 64, 1, 1\)"):
+        fill(network, theirs, Path("other.pth"))
+
+
+def test_an_embedding_of_random_weights_is_refused(theirs, tmp_path):
+    """Weights of ImageNet, for example, may lack the layers of the second part."""
+    weights = torch.load(theirs, weights_only=True)
+    body = {
+        name: value for name, value in weights.items() if not name.startswith(("f_", "fc.", "classifier."))
+    }
+    torch.save(body, tmp_path / "body.pth")
+    with pytest.raises(DataError, match=r"body\.pth: the file has no local_conv; embeddings would depend on"):
+        load_network(tmp_path / "body.pth", Architecture("msinet_x1_0"))
+    with_part = body | {name: value for name, value in weights.items() if name.startswith("f_conv.")}
+    torch.save(with_part, tmp_path / "both.pth")
+    assert load_network(tmp_path / "both.pth", Architecture("msinet_x1_0")).report is not None
 
 
 def test_each_branch_starts_as_if_it_were_alone():

@@ -140,11 +140,11 @@ class Config(Section):
         weighted = [
             key
             for key, losses in (("losses", self.losses), ("search.losses", of_alphas))
-            if losses is not None and losses.classification_weight < 1
+            if losses is not None and losses.has_triplets
         ]
         if not weighted:
             return
-        without = f"{weighted[0]}.classification_weight: 1, without the triplet loss"
+        without = f"{weighted[0]}.triplet_weight: 0, without the triplet loss"
         if data.images_per_identity < 2:
             raise ValueError(
                 f"data.images_per_identity: 1 leaves no positives to the triplet loss, which is always 0 then; use 2 "

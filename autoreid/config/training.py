@@ -73,6 +73,11 @@ class Losses(Section):
         share, triplet = self.classification_weight, self.triplet_weight
         return {"classification": share, "triplet": 1 - share if triplet is None else triplet}
 
+    @property
+    def has_triplets(self) -> bool:
+        """Whether the triplet loss has a weight."""
+        return self.own_weights()["triplet"] > 0
+
     def in_search(self) -> Losses:
         """The settings with the defaults of a search."""
         return self.model_copy(update={"normalise": True}) if self.normalise is None else self

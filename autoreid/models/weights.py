@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autoreid.errors import DataError
@@ -22,7 +24,8 @@ _NECKS = ((r"^(heads\.)?bottleneck\.(0\.)?", "neck.norm."),)
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 #: Entries of a file that have no effect on embeddings: classifiers, and constants of the normalisation of images.
 _NO_PART_OF_EMBEDDING = re.compile(r"(^|\.)(classifiers?\b.*|(fc|heads?)\.(weight|bias)|pixel_(mean|std))$")
-_COUNTER = "num_batches_tracked"
+#: End of the names of batch norms' counters.
+COUNTER = "num_batches_tracked"
 _UNKNOWN = "not in the network"
 
 
@@ -104,7 +107,7 @@ def fill(
     for name, value in _renamed(network, plain).items():
         if name not in ours:
             skipped[name] = _UNKNOWN
-        elif name.endswith(_COUNTER) and value.numel() == 1:  # of shape (1,) in some files
+        elif name.endswith(COUNTER) and value.numel() == 1:  # of shape (1,) in some files
             found[name] = value.reshape(())
         elif value.shape == ours[name].shape:
             found[name] = _checked(value, ours[name], name, path)
@@ -131,21 +134,42 @@ def fill(
     return LoadReport(path, where, tuple(found), skipped, missing)
 
 
-def check_embedding(report: LoadReport) -> None:
-    """Raise DataError if entries of the file that may belong to the embedding were not loaded."""
+def check_embedding(network: Network, report: LoadReport, height: int, width: int) -> None:
+    """Check that a file has everything that embeddings of images of height × width pixels depend on.
+
+    Raises:
+        DataError: entries of the file that may belong to the embedding were not loaded, or the file lacks weights of
+            the head that the embedding depends on.
+    """
     unused = [key for key in report.skipped if not _NO_PART_OF_EMBEDDING.search(key)]
     if unused:
         raise DataError(
             f"{report.path}: the network has no {_first_of(unused)}; without it, embeddings would differ from those "
             f"of the network that the file was written for"
         )
+    absent = [name for name in _embedding_weights(network, height, width) if name in report.missing]
+    if absent:
+        raise DataError(
+            f"{report.path}: the file has no {_first_of(_layers(absent))}; embeddings would depend on random weights"
+        )
+
+
+def _embedding_weights(network: Network, height: int, width: int) -> list[str]:
+    """Return the names of the matrices and kernels that embeddings depend on; computes only shapes.
+
+    Norms are not among them: one that the file lacks keeps its scale of 1 and shift of 0.
+    """
+    shapes_only = copy.deepcopy(network).to("meta").eval()
+    shapes_only(torch.empty(1, 3, height, width, device="meta")).sum().backward()
+    weights = shapes_only.named_parameters()
+    return [name for name, value in weights if value.dim() > 1 and value.grad is not None]
 
 
 def _check_trunk(network: Network, missing: Collection[str], unused: Collection[str], path: Path) -> None:
     """Raise DataError if the trunk's layers in the network and in the file are not the same."""
     heads = {*network.head()}
     head = tuple(f"{name}." for name, module in network.named_modules() if module in heads)
-    absent = [name for name in missing if not name.startswith(head) and not name.endswith(_COUNTER)]
+    absent = [name for name in missing if not name.startswith(head) and not name.endswith(COUNTER)]
     if absent:
         raise DataError(
             f"{path}: the weights are for another network: the file has no {_first_of(_layers(absent))}, which would "

@@ -109,7 +109,7 @@ def _check_negatives(config: Config, world: World) -> None:
     identities = config.data.batch_size // config.data.images_per_identity
     of_alphas = config.search.losses if config.task == "search" else None
     for key, losses in (("losses", config.losses), ("search.losses", of_alphas)):
-        if losses is None or losses.classification_weight == 1 or losses.mine_across_ranks:
+        if losses is None or not losses.has_triplets or losses.mine_across_ranks:
             continue
         if identities // config.training.accumulation // world.size < 2:
             raise ConfigError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoreid.errors import ConfigError
 from autoreid.layers.pooling import average_pool
+from autoreid.models.weights import COUNTER
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.msinet.body import MsinetBody
 from autoreid.spaces.msinet.drawing import cells_drawing
@@ -37,11 +38,21 @@ _AUTHORS_NAMES = (
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate the names of the authors' weights, and stack those of the two branches."""
+    """Translate the names of the authors' weights, and stack those of the two branches.
+
+    Entries that have a name of this network already keep it; others do not take it from them.
+    """
     branches: dict[str, list[Tensor]] = defaultdict(list)
     for name in sorted(weights):  # a before b
-        branches[_our_name(name)].append(weights[name])
-    return {name: torch.cat(parts) if parts[0].dim() else parts[0] for name, parts in branches.items()}
+        ours = _our_name(name)
+        branches[name if ours in weights else ours].append(weights[name])
+    return {name: _stacked(name, parts) for name, parts in branches.items()}
+
+
+def _stacked(name: str, parts: list[Tensor]) -> Tensor:
+    """Stack the weights of the branches. Both have the same counter of batches."""
+    alike = len({part.shape for part in parts}) == 1  # otherwise, loading refuses the shape of the first
+    return torch.cat(parts) if alike and len(parts) > 1 and not name.endswith(COUNTER) else parts[0]
 
 
 def _our_name(name: str) -> str:
