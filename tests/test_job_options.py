@@ -135,7 +135,8 @@ def test_an_impossible_combination_names_where_it_was_set(users_file, text, line
         (["--gres", "gpu:a100:8"], "--gres gpu:a100:8: 8 GPUs per node, but --gpus is 1.*; add --gpus 8"),
         (["--gpus", "8", "--gres", "gpu:4"], "--gres gpu:4: 4 GPUs per node, but --gpus is 8"),
         (["--gpus", "0", "--gres", "gpu:a100:4"], "4 GPUs per node, but --gpus is 0"),
-        (["--slurm", "gpus-per-node=8"], "--slurm gpus-per-node: use --nodes, --gpus, --gres and --tasks"),
+        (["--slurm", "gpus-per-node=8"], "--slurm gpus-per-node: use --nodes, --gpus, --gres, --tasks and"),
+        (["--slurm", "cpus-per-task=4"], "--slurm cpus-per-task: use"),
         (["--slurm", "ntasks_per_node=8"], "--slurm ntasks-per-node: use"),
         (["--slurm", "gres=gpu:8"], "--slurm gres: use"),
         (["--gpus", "2", "--tasks", "4"], "--tasks: only allowed with --gpus 0"),
@@ -192,7 +193,7 @@ def test_flags_of_sbatch(monkeypatch, tmp_path):
     monkeypatch.setenv("AUTOREID_SLURM_SLURM", "contiguous;exclusive=user")
     file = tmp_path / "autoreid" / "slurm.yaml"
     file.parent.mkdir()
-    file.write_text("slurm: {exclusive: true, oversubscribe: }\n")
+    file.write_text("partition: null\nslurm: {exclusive: true, oversubscribe: , hold: false}\n")
     assert parse().slurm == {"exclusive": "user", "oversubscribe": "", "contiguous": ""}
 
 

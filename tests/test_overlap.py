@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from autoreid.data import overlap
-from autoreid.data.datasets import read_dataset
-from autoreid.data.overlap import check_overlap, copied_queries
+from autoreid.data.datasets import read_dataset, read_folder
+from autoreid.data.overlap import check_overlap, copied_queries, seen_people
 from autoreid.errors import DataError
 from tests.helpers import miniatures
 
@@ -92,6 +92,16 @@ def test_within_a_data_set_it_is_a_warning(tmp_path):
     (note,) = check(tmp_path, ["two"], ["two"])["two"]
     assert note.startswith("two: 1 of its 2 people are also trained on in two, as in ")
     assert note.endswith("query/anna/a/1.png")
+
+
+def test_people_of_own_folders_are_compared_by_folder_and_not_by_name(tmp_path):
+    """As `evaluate` names targets: another folder of the same name is another data set, and a new name is not."""
+    people = {"train": ("anna", "bo"), "query": ("anna", "di"), "gallery": ("anna", "di")}
+    ours, others = write(tmp_path / "ours", "shop", 1, people), write(tmp_path / "others", "shop", 2, people)
+    trained = [("shop", read_dataset(ours.parent, "shop").train)]
+    assert seen_people(trained, [read_folder(others, "shop")]) == []
+    (note,) = seen_people(trained, [read_folder(ours, "alias")])
+    assert note.startswith("alias: 1 of its 2 people are also trained on in shop, as in ")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -102,7 +103,7 @@ _TWICE = "show the same people, who would be trained as different identities: tr
 
 def _people_in(train: Split, source: str, test: Split) -> list[str]:
     """Say how many people of a test set are trained on, if both data sets number them alike."""
-    if _numbering(source) != _numbering(test.name):
+    if not _number_alike(source, train, test):
         return []
     people = np.setdiff1d(test.identities, (DISTRACTOR, JUNK))
     seen = np.intersect1d(people, train.identities)
@@ -129,6 +130,15 @@ def _images_in(train: _Contents, source: str, test: Split) -> list[str]:
 def _numbering(name: str) -> str:
     """Return the name of a data set's numbering of people, which several published ones may share."""
     return (BENCHMARKS[name].people or name) if name in BENCHMARKS else name
+
+
+def _number_alike(source: str, train: Split, test: Split) -> bool:
+    """Return whether an identity number means the same person in both splits."""
+    if source in BENCHMARKS or test.name in BENCHMARKS:
+        return _numbering(source) == _numbering(test.name)
+    # Other folders number their people by themselves, whatever they are called.
+    ends = [end for split in (train, test) if len(split) for end in (min(split.paths), max(split.paths))]
+    return bool(ends) and source in Path(os.path.commonpath(map(os.path.abspath, ends))).parts
 
 
 def _sample(split: Split) -> list[str]:

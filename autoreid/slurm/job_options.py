@@ -180,6 +180,7 @@ _SIZES = frozenset(
         "ntasks-per-node",
         "tasks-per-node",
         "ntasks-per-gpu",
+        "cpus-per-task",
     )
 )
 
@@ -199,8 +200,8 @@ def _check_combination(options: JobOptions, origin: Mapping[str, str]) -> None:
     sizes = sorted(_SIZES & {key.replace("_", "-") for key in options.slurm})
     if sizes:
         raise ConfigError(
-            f"{_named('slurm', origin)} {sizes[0]}: use --nodes, --gpus, --gres and --tasks, which start one Slurm "
-            f"task for each GPU"
+            f"{_named('slurm', origin)} {sizes[0]}: use --nodes, --gpus, --gres, --tasks and --cpus-per-task, "
+            f"which start one Slurm task for each GPU"
         )
     if options.seconds is not None and options.lead_seconds >= options.seconds:
         # Without signal_lead, the limit itself is too short for the default.
@@ -229,7 +230,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping, with lines such as 'partition: gpu'")
-    given = {name: value for name, value in content.items() if value != ""}
+    given = {name: value for name, value in content.items() if value not in ("", "null", "~")}
     alone = [name for name in _REPEATABLE if isinstance(given.get(name), str)]
     return given | {name: [given[name]] for name in alone}
 
@@ -245,8 +246,9 @@ def _from_environment() -> dict[str, Any]:
 
 def _as_mapping(value: Any, where: str) -> dict[str, str]:
     """Return the options of --slurm, given as key=value or key, or as the file's mapping; flags have an empty text."""
-    if isinstance(value, Mapping):  # YAML's "exclusive: true" is a flag
-        pairs = [(str(key), "=", "" if item == "true" else str(item)) for key, item in value.items()]
+    if isinstance(value, Mapping):  # YAML's "exclusive: true" is a flag; false leaves it out
+        items = [(str(key), str(item)) for key, item in value.items() if item != "false"]
+        pairs = [(key, "=", "" if item == "true" else item) for key, item in items]
     else:
         pairs = [str(item).partition("=") for item in value]
     wrong = next(("".join(pair) for pair in pairs if not re.fullmatch(r"[a-zA-Z][\w-]*", pair[0])), None)
