@@ -178,7 +178,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 
         (b"\n <!DOCTYPE html><html><title>Google Drive - Virus scan warning", "a web page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "a web page"),
         (b'{"error": "Repository not found"}', "JSON text"),
-        (gzip.compress(b"weights"), "a compressed archive"),
+        (gzip.compress(b"weights", mtime=0), "a compressed archive"),
         (b"no weights at all", "not a file of torch.save or safetensors"),
         (bytes(range(256)), "not a file of torch.save or safetensors"),
         (pickle.dumps({"conv1.weight": np.zeros(3)}, protocol=2), "not a file of torch.save or safetensors"),
