@@ -206,7 +206,9 @@ def test_a_console_that_is_gone_does_not_stop_a_run(tmp_path, monkeypatch):
     assert (tmp_path / "rank0.log").read_text().count("a step") == 3
 
 
-def test_names_that_are_not_utf_8_are_logged(tmp_path, capsys):
+def test_names_that_are_not_utf_8_are_logged(tmp_path, capsys, monkeypatch):
+    # pytest-xdist cannot send what pytest itself would capture.
+    monkeypatch.setattr(logging.getLogger("autoreid"), "propagate", False)
     start_logging(tmp_path, 1)
     log.warning("%s: broken", os.fsdecode(b"caf\xe9.jpg"))
     assert "caf\\udce9.jpg: broken" in (tmp_path / "rank1.log").read_text()
