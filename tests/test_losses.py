@@ -209,7 +209,9 @@ def test_a_further_term_needs_only_a_name_and_a_weight(monkeypatch):
 @pytest.mark.parametrize("name", ["sprad", "triplet", "auxiliary"])
 def test_unknown_terms_and_those_with_a_separate_key_are_refused(monkeypatch, name):
     monkeypatch.setitem(TERMS, "spread", SpreadTerm)
-    with pytest.raises(ConfigError, match=rf"losses\.terms: unknown term '{name}'; known are memory, spread"):
+    with pytest.raises(
+        ConfigError, match=rf"losses\.terms: unknown term '{name}'; known are alignment, memory, spread"
+    ):
         build_loss(Losses(terms={name: 1.0}))
 
 

@@ -94,14 +94,14 @@ def test_within_a_data_set_it_is_a_warning(tmp_path):
     assert note.endswith("query/anna/a/1.png")
 
 
-def test_people_of_own_folders_are_compared_by_folder_and_not_by_name(tmp_path):
-    """As `evaluate` names targets: another folder of the same name is another data set, and a new name is not."""
+def test_people_of_own_folders_of_the_same_name_are_compared_within_a_folder_only(tmp_path):
+    """`evaluate` may get another folder with the name of the source."""
     people = {"train": ("anna", "bo"), "query": ("anna", "di"), "gallery": ("anna", "di")}
     ours, others = write(tmp_path / "ours", "shop", 1, people), write(tmp_path / "others", "shop", 2, people)
     trained = [("shop", read_dataset(ours.parent, "shop").train)]
     assert seen_people(trained, [read_folder(others, "shop")]) == []
-    (note,) = seen_people(trained, [read_folder(ours, "alias")])
-    assert note.startswith("alias: 1 of its 2 people are also trained on in shop, as in ")
+    (note,) = seen_people(trained, [read_folder(ours, "shop")])
+    assert note.startswith("shop: 1 of its 2 people are also trained on in shop, as in ")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ import torch
 from autoreid import train
 from autoreid.config import Training
 from autoreid.distributed import StopSignal
+from autoreid.recipes import load_config
+from autoreid.reporting.history import read_history
+from autoreid.reporting.run_folder import RunFolder
 from autoreid.training.schedules import learning_rate
 from autoreid.training.task import TrainTask
 from tests.helpers.ranks import run_ranks
@@ -135,4 +138,6 @@ def test_an_invalid_network_is_reported_in_one_line_with_status_2(tmp_path, caps
     path = write_tiny(tmp_path, **OSNET_TRAINING)
     assert train.main(["--config", str(path), "model.name=resnet50", override]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "runs").exists()
+    folder = RunFolder(tmp_path / "runs/tiny")
+    assert [event.kind for event in read_history(folder.root)] == ["started", "failed"]
+    folder.check_claim(load_config(path))  # the corrected config may take the name

@@ -136,9 +136,10 @@ def _number_alike(source: str, train: Split, test: Split) -> bool:
     """Return whether an identity number means the same person in both splits."""
     if source in BENCHMARKS or test.name in BENCHMARKS:
         return _numbering(source) == _numbering(test.name)
-    # Other folders number their people by themselves, whatever they are called.
+    # Other folders number their people by themselves, also those with the same name in another place.
     ends = [end for split in (train, test) if len(split) for end in (min(split.paths), max(split.paths))]
-    return bool(ends) and source in Path(os.path.commonpath(map(os.path.abspath, ends))).parts
+    common = Path(os.path.commonpath(map(os.path.abspath, ends))) if ends else Path()
+    return source == test.name and source in common.parts
 
 
 def _sample(split: Split) -> list[str]:
