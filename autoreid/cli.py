@@ -32,7 +32,7 @@ def run_command(command: Callable[[], int]) -> int:
 
     An error is printed as one line on rank 0, and on any rank that has no log yet. The traceback goes to the rank's
     log; if logging has not started and the error is not an `AutoreidError`, it is printed. If the reader of the
-    output has gone, as in `... | head`, the command ends without a word.
+    output has gone, as in `... | head`, the command ends silently.
     """
     _print_any_character()
     try:

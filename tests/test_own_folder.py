@@ -56,7 +56,7 @@ def test_what_is_passed_over_is_told_in_one_note(tmp_path):
     assert found(dataset.train, tmp_path) == people("anna", "bo")
     (note,) = dataset.notes
     example = re.escape(str(tmp_path / "lost.jpg")) + r" \(not in a folder of a person and a camera\)"
-    assert re.fullmatch(f"6 files and folders are passed over, such as {example}", note)
+    assert re.fullmatch(f"6 files and folders are skipped, such as {example}", note)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_folders_beside_the_splits_are_told(tmp_path):
     write(tmp_path, *people("anna", "bo", inside="train/"), *people("cy", inside="more/"))
     (note,) = read_folder(tmp_path, "x").notes
     assert note == (
-        f"1 file or folder is passed over, such as {tmp_path / 'more'} (beside the folders of the splits)"
+        f"1 file or folder is skipped, such as {tmp_path / 'more'} (beside the folders of the splits)"
     )
 
 
@@ -226,14 +226,14 @@ def test_archives_as_people_make_them(tmp_path, top, layout):
     if layout != "list":
         (note,) = findings.dataset.notes
         empty = tmp_path / "data/mine" / top / inside / "bo/nobody came"
-        assert note == f"1 file or folder is passed over, such as {empty} (a camera without images)"
+        assert note == f"1 file or folder is skipped, such as {empty} (a camera without images)"
 
 
 def test_what_is_beside_the_top_folder_is_told(tmp_path):
     write(tmp_path, *people("anna", "bo", inside="people/train/"), "more/anna/c/1.jpg")
     dataset = read_folder(tmp_path, "x")
     assert len(dataset.train) == 4
-    assert "1 file or folder is passed over" in dataset.notes[0]
+    assert "1 file or folder is skipped" in dataset.notes[0]
     assert "more (beside the folder of the data set)" in dataset.notes[0]
 
 
@@ -254,5 +254,5 @@ def test_a_market_layout_of_ones_own_tells_what_is_passed_over(tmp_path):
     dataset = read_folder(tmp_path, "x")
     assert [len(split) for split in (dataset.train, dataset.query, dataset.gallery)] == [1, 1, 1]
     (note,) = dataset.notes
-    assert note.startswith("1 file or folder is passed over, such as ")
+    assert note.startswith("1 file or folder is skipped, such as ")
     assert note.endswith("query/0003_c1_1.heic (no image that can be read)")

@@ -90,10 +90,10 @@ class PassedOver:
         return False
 
     def notes(self) -> Iterator[str]:
-        """Yield one note, if anything was passed over."""
+        """Yield one note, if anything was skipped."""
         if self.count:
             what = "file or folder is" if self.count == 1 else "files and folders are"
-            yield f"{self.count:,} {what} passed over, such as {self.example}"
+            yield f"{self.count:,} {what} skipped, such as {self.example}"
 
 
 def passed_over_in(folders: Iterable[Path]) -> PassedOver:

@@ -37,7 +37,7 @@ class _SplitFolder(NamedTuple):
 def read_own_folder(folder: Path) -> ReidDataset:
     """Read the list of images; opens no image.
 
-    Identities and cameras are numbered in alphabetical order, over all splits. Notes say what was passed over, which
+    Identities and cameras are numbered in alphabetical order, over all splits. Notes say what was skipped, which
     identities were not taken for people, and whether the layout seems to be another one.
 
     Raises:
