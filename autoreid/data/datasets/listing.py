@@ -159,6 +159,14 @@ def numbers_in(pattern: re.Pattern[str], example: str) -> Callable[[Path, str], 
     return parse
 
 
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a data set's list; raises DataError, naming the file, if it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot read the list: {error}") from error
+
+
 def split_of(name: str, folder: Path, files: Sequence[str], numbers: Sequence[tuple[int, int]]) -> Split:
     """Return a split of files in one folder, with their (identity, camera) numbers."""
     pairs = np.array(numbers, dtype=np.int64).reshape(-1, 2)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from autoreid.data.datasets.benchmark import Benchmark, Counts
-from autoreid.data.datasets.listing import locate, split_of
+from autoreid.data.datasets.listing import locate, read_lines, split_of
 from autoreid.data.records import ReidDataset, Split, join
 from autoreid.errors import DataError
 
@@ -40,12 +40,8 @@ def _read(train: str, test: str, folder: Path) -> ReidDataset:
 
 def _read_list(name: str, file: Path, images: Path, first: int) -> Split:
     """Read the images of a list; person 0 gets the number `first`."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot read the list: {error}") from error
     paths, numbers = [], []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise DataError(

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from autoreid.data.datasets.benchmark import Benchmark, Counts
+from autoreid.data.datasets.listing import read_lines
 from autoreid.data.datasets.market1501 import FOLDERS, read_market1501
 from autoreid.errors import DataError
 
@@ -27,11 +28,7 @@ def divide_duke(unpacked: Path, target: Path) -> None:
     for split, part in FOLDERS.items():
         (target / part).mkdir(parents=True, exist_ok=True)
         file = lists / f"{split}.list"
-        try:
-            names = file.read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: cannot read the list: {error}") from error
-        for name in names:
+        for name in " ".join(read_lines(file)).split():
             # Some gallery images of DukeMTMC-reID are queries here.
             places = [duke / folder / name for folder in (part, FOLDERS["gallery"])]
             found = next((place for place in places if place.is_file()), None)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from autoreid.data.datasets.benchmark import Benchmark, Counts
-from autoreid.data.datasets.listing import locate, split_of
+from autoreid.data.datasets.listing import locate, read_lines, split_of
 from autoreid.data.records import ReidDataset, Split
 from autoreid.errors import DataError
 
@@ -47,12 +47,8 @@ def _read(vehicles: int, choice: int, folder: Path) -> ReidDataset:
 
 def _read_list(name: str, folder: Path, list_name: str) -> Split:
     file = folder / _LISTS / list_name
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot read the list: {error}") from error
     names, numbers = [], []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise DataError(
