@@ -90,7 +90,7 @@ def read_datasets(config: Config) -> dict[str, ReidDataset]:
 
 
 def people_seen_in_training(data: Data, targets: Sequence[ReidDataset]) -> list[str]:
-    """Return warnings about targets that show people whom a network was trained on.
+    """Return warnings about targets that show the same people as the training images of a network.
 
     Args:
         data: the section of the training's config. Sources that cannot be read any more are not compared.
