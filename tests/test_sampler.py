@@ -120,6 +120,31 @@ def test_cameras_are_mixed_as_far_as_possible_and_every_rule_holds(arguments):
                 assert mixed >= min(rare, -(-count // K)), "no other order mixes more groups"
 
 
+def numbers_per_camera(images, cameras):
+    """All ways to divide images among at most this many cameras, the largest number first."""
+    if not images:
+        yield ()
+    elif cameras:
+        for largest in range(images, 0, -1):
+            rest = numbers_per_camera(images - largest, cameras - 1)
+            yield from ((largest, *others) for others in rest if not others or others[0] <= largest)
+
+
+@pytest.mark.parametrize("K", [2, 3, 4, 5])
+def test_cameras_are_mixed_for_all_small_numbers_of_images(K):
+    """One identity with up to 16 images from up to three cameras, also if its images are used again in an epoch."""
+    for images in range(K, 17):
+        for numbers in numbers_per_camera(images, 3):
+            cameras = np.repeat(np.arange(len(numbers)), numbers)
+            least = min(images - max(numbers), -(-images // K))
+            for batches in (0, 2 * images // K):
+                sampler = IdentityBalancedSampler(
+                    np.zeros(images, int), K, K, 0, batches=batches, cameras=cameras
+                )
+                mixed = [len(set(cameras[group])) > 1 for group in finish_epoch(sampler)]
+                assert sum(mixed) >= least, (numbers, batches)
+
+
 def test_every_group_gets_one_of_the_rare_images():
     """12 images of one camera and 4 of others: each of the four groups gets one of the four."""
     cameras = np.tile([7] * 12 + [1, 2, 3, 3], 2)

@@ -129,7 +129,7 @@ class IdentityBalancedSampler(Sampler[list[int]]):
         shuffled = shuffled[np.argsort(self._labels[shuffled], kind="stable")]
         first_image = np.cumsum(self._counts) - self._counts
         if self._cameras is not None:
-            shuffled = _spread_cameras(shuffled, self._labels[shuffled], self._cameras[shuffled], rng)
+            shuffled = _spread_cameras(shuffled, self._labels[shuffled], self._cameras[shuffled], K, rng)
         position = (number[:, None] * K + np.arange(K)) % self._counts[identity, None]
         images = shuffled[first_image[identity, None] + position]
 
@@ -140,54 +140,39 @@ class IdentityBalancedSampler(Sampler[list[int]]):
 
 
 def _spread_cameras(
-    images: IntArray, labels: IntArray, cameras: IntArray, rng: np.random.Generator
+    images: IntArray, labels: IntArray, cameras: IntArray, K: int, rng: np.random.Generator
 ) -> IntArray:
-    """Reorder the images of each identity so that consecutive ones are from different cameras as far as possible.
+    """Reorder the images of each identity so that each K in a row are from different cameras as far as possible.
 
-    The images that are not from the identity's most frequent camera are placed at equal distances, so that as many
-    groups as possible get one of them. Among each other, their cameras take turns.
+    The images of an identity are sorted by camera, with the most frequent camera last and the others in random
+    order. They are then dealt to the identity's groups of K like cards: one to each group, then a second one to each.
+    So a group is from a single camera only if the others have too few images.
 
     Args:
         images: (N,), sorted by identity, in random order within each.
         labels: (N,) identity of each image, 0 to P - 1.
         cameras: (N,) camera of each image.
+        K: images in a group.
     """
     _, camera = np.unique(cameras, return_inverse=True)
     pair = labels * (camera.max() + 1) + camera
     pairs, of_pair, sizes = np.unique(pair, return_inverse=True, return_counts=True)
-    # The pairs of an identity, the largest last, at random among equal ones.
     identity = pairs // (camera.max() + 1)
     order = np.lexsort((rng.random(len(pairs)), sizes, identity))
-    main = np.zeros(len(pairs), dtype=bool)
-    main[order[np.append(identity[order][1:] != identity[order][:-1], True)]] = True
-
-    number = _running_number(of_pair)
-    turn = (number + rng.random(len(pairs))[of_pair]) / sizes[of_pair]
-    others = np.flatnonzero(~main[of_pair])
-    others = others[np.lexsort((turn[others], labels[others]))]
+    is_last = np.append(identity[order][1:] != identity[order][:-1], True)
+    order = order[np.lexsort((rng.random(len(pairs)), is_last, identity[order]))]
+    turn = np.empty(len(pairs), np.int64)
+    turn[order] = np.arange(len(pairs))
 
     counts = np.bincount(labels)
-    fewer = np.bincount(labels[others], minlength=len(counts))
-    place = (_running_number(labels[others]) + rng.random(len(counts))[labels[others]]) / fewer[
-        labels[others]
-    ]
-    slots = (np.cumsum(counts) - counts)[labels[others]] + (place * counts[labels[others]]).astype(np.int64)
+    start = (np.cumsum(counts) - counts)[labels]
+    place = np.arange(len(images)) - start
+    dealt = np.lexsort((place // K, place % K, labels))
+    # The last group may be short and then repeats the first images: beginning with one image of the most frequent
+    # camera keeps it mixed.
+    dealt = dealt[start + (place + 1) % counts[labels]]
     result = np.empty_like(images)
-    free = np.ones(len(images), dtype=bool)
-    free[slots] = False
-    result[slots] = images[others]
-    result[free] = images[main[of_pair]]
-    return result
-
-
-def _running_number(values: IntArray) -> IntArray:
-    """Return how often each value has occurred before, (N,)."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(values) else order
-    lengths = np.diff(np.append(starts, len(values)))
-    result = np.empty_like(order)
-    result[order] = np.arange(len(values)) - np.repeat(starts, lengths)
+    result[dealt] = images[np.argsort(turn[of_pair], kind="stable")]
     return result
 
 
