@@ -38,7 +38,7 @@ from autoreid.spaces import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge, random_genotype
 from autoreid.trials.genotypes import read_found
 from benchmarks.results_folder import ResultsFolder
-from benchmarks.trainings import train_network
+from benchmarks.trainings import Trained, train_network
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "quickstart_train.yaml"
 #: Kinds of rows: only the random genotypes are a sample of the space.
@@ -89,6 +89,22 @@ def genotypes_of_table(count: int, seed: int) -> list[tuple[str, str, CellGenoty
     rng = np.random.default_rng(seed)
     randoms = [(RANDOM, str(number), random_genotype(rng)) for number in range(count)]
     return randoms + [(EXTREME, name, genotype) for name, genotype in extreme_genotypes()]
+
+
+def open_table(folder: Path) -> tuple[ResultsFolder, argparse.Namespace]:
+    """Open the folder of a table that exists, to add other results.
+
+    Returns:
+        The folder, and the settings of the table's trainings.
+
+    Raises:
+        ConfigError: there is no table.
+    """
+    root = folder.resolve()
+    if not (root / TABLE).exists():
+        raise ConfigError(f"--folder {root}: no {TABLE} there; make it by genotype_table.py")
+    settings = json.loads((root / "settings.json").read_text())
+    return ResultsFolder(root, settings), argparse.Namespace(**settings)
 
 
 def read_table(folder: ResultsFolder) -> list[Row]:
@@ -157,18 +173,20 @@ def fill(
     for seed in seeds:
         for kind, name, genotype in wanted:
             if (str(genotype), seed) not in done:
-                row = _train(kind, name, genotype, seed, config, world)
+                trained = train_genotype(genotype, seed, config, world)
+                seconds = round(trained.seconds, 1)
+                row = Row(kind, name, str(genotype), seed, trained.map, trained.parameters, seconds)
                 folder.append(TABLE, asdict(row))
                 print(
                     f"{kind} {name}, seed {seed}: mAP {row.map:.1%} in {row.seconds:.0f} s", file=sys.stderr
                 )
 
 
-def _train(kind: str, name: str, genotype: Genotype, seed: int, config: Config, world: World) -> Row:
-    text = str(genotype)
-    model = config.model.model_copy(update={"options": {**config.model.options, "genotype": text}})
-    trained = train_network(config.model_copy(update={"seed": seed, "model": model}), world)
-    return Row(kind, name, text, seed, trained.map, trained.parameters, round(trained.seconds, 1))
+def train_genotype(genotype: Genotype, seed: int, config: Config, world: World) -> Trained:
+    """Train the network of a genotype to the end by the table's recipe, and measure it."""
+    options = {**config.model.options, "genotype": str(genotype)}
+    model = config.model.model_copy(update={"options": options})
+    return train_network(config.model_copy(update={"seed": seed, "model": model}), world)
 
 
 def summary(rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:

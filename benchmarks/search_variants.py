@@ -31,16 +31,15 @@ from autoreid import distributed
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.distributed import World
-from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.spaces import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 from autoreid.trials.equal_cost import at_equal_cost, cost_curve
 from autoreid.trials.statistics import permutation_p, standard_error
 from benchmarks import genotype_table
-from benchmarks.genotype_table import Row, random_means, read_table, standing
+from benchmarks.genotype_table import Row, open_table, random_means, read_table, standing, train_genotype
 from benchmarks.results_folder import ResultsFolder
-from benchmarks.trainings import search_genotype, train_network
+from benchmarks.trainings import search_genotype
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 RESULTS = "variants.jsonl"
@@ -94,9 +93,7 @@ def fill(
         if (variant, seed) in done:
             continue
         found = search_genotype(recipe(folder.root, variant, seed), world)
-        options = {**training.model.options, "genotype": str(found.genotype)}
-        model = training.model.model_copy(update={"options": options})
-        trained = train_network(training.model_copy(update={"seed": SEED, "model": model}), world)
+        trained = train_genotype(found.genotype, SEED, training, world)
         line = {
             "variant": variant,
             "search": seed,
@@ -248,13 +245,9 @@ def main() -> int:
     """Search and train what is missing, and print."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    root = arguments.folder.resolve()
-    if not (root / genotype_table.TABLE).exists():
-        raise ConfigError(f"--folder {root}: no {genotype_table.TABLE} there; make it by genotype_table.py")
-    settings = argparse.Namespace(**json.loads((root / "settings.json").read_text()))
-    folder = ResultsFolder(root, vars(settings))
+    folder, settings = open_table(arguments.folder)
     with distributed.setup("cpu") as world:
-        training = genotype_table.recipe(root, settings)
+        training = genotype_table.recipe(folder.root, settings)
         fill(folder, arguments.variants, arguments.searches, training, world)
     rows = summary(folder.read(RESULTS), read_table(folder))
     if arguments.json:
