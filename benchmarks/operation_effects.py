@@ -13,6 +13,9 @@ Each genotype is predicted by a model that is fitted to all others. The share of
 this way can be compared with the share that is not noise, which is known if there are several trainings for each
 genotype. The table of effects has the change of mAP if a `skip_connect` of a cell is replaced by another operation.
 
+If the folder has results of `benchmarks.search_variants`, the searches are compared with these effects: by the
+correlation, over the operations of a cell, of the effects and of the probabilities, averaged over the cell's edges.
+
 No network is trained.
 """
 
@@ -24,6 +27,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +38,7 @@ from autoreid.config import DEFAULT_CELL_OPERATIONS
 from autoreid.errors import ConfigError
 from autoreid.spaces.reid_cell.genotype import CellGenotype
 from benchmarks.genotype_table import RANDOM, TABLE, Row, open_table, read_table
+from benchmarks.search_variants import RESULTS as SEARCHES
 
 CELLS = ("normal", "reduce")
 #: The operation that the others are compared with: the numbers of all operations of a cell have a fixed sum.
@@ -146,11 +151,36 @@ def effects(genotypes: Sequence[CellGenotype], values: FloatArray) -> list[Effec
     ]
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the shares of the variance that the models explain, and the effects of the operations."""
+def agreement(
+    searches: Sequence[Mapping[str, Any]], of_operations: Sequence[Effect]
+) -> dict[str, dict[str, list[float]]]:
+    """Return for each variant and cell how the probabilities of each search correlate with the effects.
+
+    Searches whose operations are others, or that learn no probabilities, are left out.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for search in searches:
+        if search["undecided"] is None or "part_aware" in search["genotype"]:
+            continue
+        for cell in CELLS:
+            # The candidates are none and the default operations, in their order.
+            means = np.mean(search["probabilities"][cell], 0)
+            probabilities = dict(zip(DEFAULT_CELL_OPERATIONS, means, strict=True))
+            changes = {one.operation: one.change for one in of_operations if one.cell == cell} | {
+                REFERENCE: 0.0
+            }
+            pairs = np.array([(change, probabilities[name]) for name, change in changes.items()])
+            of_variant = found.setdefault(search["variant"], {name: [] for name in CELLS})
+            of_variant[cell].append(float(np.corrcoef(pairs.T)[0, 1]))
+    return found
+
+
+def summary(rows: Sequence[Row], searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the shares of the variance that the models explain, the effects of the operations, and the agreement."""
     genotypes, maps, sizes = maps_of(rows)
     values = maps.mean(1)
     counts = np.array([numbers(genotype) for genotype in genotypes], dtype=float)
+    of_operations = effects(genotypes, values)
     at_nodes = np.array([numbers_at_nodes(genotype) for genotype in genotypes], dtype=float)
     return {
         "genotypes": len(genotypes),
@@ -164,7 +194,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
             "operations of each node": explained(at_nodes, values),
             "parameters": explained(sizes[:, None], values),
         },
-        "effects": [effect._asdict() for effect in effects(genotypes, values)],
+        "effects": [effect._asdict() for effect in of_operations],
+        "agreement": agreement(searches, of_operations),
     }
 
 
@@ -179,11 +210,15 @@ def show(report: Mapping[str, Any]) -> None:
     for model, share in report["explained"].items():
         print(f"{model:<34}{share:.0%} of the variance explained")
     print(f"{'points of mAP per operation':<34}{'normal cell':>14}{'reduction cell':>16}")
-    of_cells = {(effect["cell"], effect["operation"]): effect for effect in report["effects"]}
+    of_pairs = {(effect["cell"], effect["operation"]): effect for effect in report["effects"]}
     for operation in OPERATIONS:
-        pair = [of_cells[cell, operation] for cell in CELLS]
+        pair = [of_pairs[cell, operation] for cell in CELLS]
         texts = [f"{100 * effect['change']:+.1f} ± {100 * effect['error']:.1f}" for effect in pair]
         print(f"{operation:<34}{texts[0]:>14}{texts[1]:>16}")
+    for variant, of_cells in report["agreement"].items():
+        texts = [f"{fmean(of_cells[cell]):.2f}" for cell in CELLS]
+        label = f"correlation with {len(of_cells[CELLS[0]])} searches, {variant}"
+        print(f"{label:<34}{texts[0]:>14}{texts[1]:>16}")
 
 
 def main() -> int:
@@ -195,7 +230,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     folder, _ = open_table(arguments.folder)
-    report = summary(read_table(folder))
+    report = summary(read_table(folder), folder.read(SEARCHES))
     if arguments.json:
         print(json.dumps(report))
     else:

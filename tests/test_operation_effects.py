@@ -3,10 +3,22 @@
 import numpy as np
 import pytest
 
+from autoreid.config import DEFAULT_CELL_OPERATIONS
 from autoreid.errors import ConfigError
 from autoreid.spaces.reid_cell.genotype import random_genotype
 from benchmarks.genotype_table import RANDOM, Row
-from benchmarks.operation_effects import effects, explained, maps_of, reproducible, show, summary
+from benchmarks.operation_effects import (
+    CELLS,
+    OPERATIONS,
+    Effect,
+    agreement,
+    effects,
+    explained,
+    maps_of,
+    reproducible,
+    show,
+    summary,
+)
 
 
 def table(value, genotypes=150, seeds=1, noise=0.0, seed=0):
@@ -29,7 +41,7 @@ def test_the_effects_of_operations_are_found():
             lambda one: 0.3 + 0.02 * count(one.reduce, "part_conv") - 0.01 * count(one.normal, "dil_conv_3x3")
         )
     )
-    report = summary(rows)
+    report = summary(rows, [])
     found = {(effect["cell"], effect["operation"]): effect["change"] for effect in report["effects"]}
     wanted = {("reduce", "part_conv"): 0.02, ("normal", "dil_conv_3x3"): -0.01}
     assert found == pytest.approx({key: wanted.get(key, 0.0) for key in found}, abs=1e-9)
@@ -42,9 +54,28 @@ def test_places_are_told_from_numbers():
     def first_node(genotype):
         return 0.1 * sum(edge.operation == "sep_conv_3x3" for edge in genotype.normal[0])
 
-    shares = summary(list(table(first_node)))["explained"]
+    shares = summary(list(table(first_node)), [])["explained"]
     assert shares["operations of each node"] > 0.98
     assert shares["operations of both cells"] < 0.5
+
+
+def test_searches_are_compared_with_the_effects():
+    names = [*OPERATIONS, "skip_connect"]
+    good = dict(zip(names, [0.3, 0.1, 0.2, 0.15, 0.05, 0.0], strict=True))
+    of_operations = [Effect(cell, name, good[name], 0.01) for cell in CELLS for name in OPERATIONS]
+
+    def search(variant, sign, undecided=28, genotype="part_conv"):
+        row = [0.4, *(0.1 + sign * 0.2 * good.get(name, 0) for name in DEFAULT_CELL_OPERATIONS[1:])]
+        of_cells = {"normal": [row, row], "reduce": [row]}
+        return {
+            "variant": variant,
+            "undecided": undecided,
+            "genotype": genotype,
+            "probabilities": of_cells,
+        }
+
+    searches = [search("a", 1), search("a", -1), search("b", 1, None), search("c", 1, 28, "part_aware")]
+    assert agreement(searches, of_operations) == {"a": {cell: pytest.approx([1, -1]) for cell in CELLS}}
 
 
 def test_standard_errors_cover_the_truth():
@@ -82,10 +113,10 @@ def test_a_value_is_predicted_from_the_others():
 
 def test_all_genotypes_need_the_same_seeds(capsys):
     rows = [row for row in table(lambda _: 0.3, seeds=2, noise=0.1) if row.seed == 0 or int(row.name) < 100]
-    assert summary(rows)["seeds"] == 1
-    report = summary(list(table(lambda _: 0.3, seeds=2, noise=0.1)))
+    assert summary(rows, [])["seeds"] == 1
+    report = summary(list(table(lambda _: 0.3, seeds=2, noise=0.1)), [])
     assert report["seeds"] == 2
     show(report)
     assert "not noise" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="has 10 random genotypes with seed 0"):
-        summary(rows[:20])
+        summary(rows[:20], [])
