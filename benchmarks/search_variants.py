@@ -60,6 +60,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "identities": _IDENTITIES,
     "identities_long": (*_IDENTITIES, f"{_EPOCHS}=16"),
     "long": (f"{_EPOCHS}=16",),
+    "longest": (f"{_EPOCHS}=48",),
     "second": ("search.order=second",),
     "fast": ("search.alpha_learning_rate=0.06", "search.alpha_schedule=cosine"),
     "drnas": ("search.relaxation=drnas",),
