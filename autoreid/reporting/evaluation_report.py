@@ -17,6 +17,7 @@ from autoreid.evaluation.ranking import RetrievalResult
 from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.board import Board
 from autoreid.reporting.curves import cmc_figure, picture_of
+from autoreid.reporting.environment import describe_environment
 from autoreid.reporting.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class EvaluationReport:
     def finish(self, cells: Sequence[TableCell]) -> None:
         """Write result.json, and add the table and the CMC curves to TensorBoard."""
         self.folder.write_result(as_json(cells))
-        self.folder.write_environment({"weights": self.weights})
+        self.folder.write_environment(describe_environment() | {"weights": self.weights})
         curves = {}
         for cell in cells:
             label = f"{cell.source} on {cell.target}: mAP {100 * cell.result.map:.1f} %"

@@ -21,7 +21,8 @@ from autoreid.config import Config
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.models import Network, check_input_size, count_macs, count_parameters
-from autoreid.spaces import Genotype, build_derived
+from autoreid.spaces.build import build_derived
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import NOTHING, Choices, Sample, Space
 from autoreid.training.precision import PassPrecision
 
