@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -29,13 +28,16 @@ STUDY = [
 GENOTYPE = "searched_genotypes/published/auto_reid.json"
 #: A mistake in the config or the command line, for each command that can see one, and what it is told.
 MISTAKES = {
-    "autoreid.train": (["--config", "configs/quickstart.yaml", "training.epoch=3"], "training.epochs?"),
-    "autoreid.derive": ([GENOTYPE, *DERIVE, "--output", "none", "data.width=x"], "data.width"),
-    "autoreid.tournament": ([GENOTYPE, *DERIVE, "--output", "none", "data.width=x"], "data.width"),
-    "autoreid.study": ([*STUDY, "search.order=third"], "search.order"),
-    "autoreid.slurm.study_part": ([*STUDY, "--table", "search.order=third"], "search.order"),
-    "autoreid.evaluate": (["--checkpoint", "none", "--data", "tests"], "--checkpoint none: no such file"),
-    "autoreid.export": (["none", "--output", "none", "--model", "pcb", "--option", "x"], "KEY=VALUE"),
+    "autoreid/train.py": (
+        ["--config", "configs/quickstart.yaml", "training.epoch=3"],
+        "did you mean training.epochs?",
+    ),
+    "autoreid/derive.py": ([GENOTYPE, *DERIVE, "--output", "none", "data.width=x"], "data.width"),
+    "autoreid/tournament.py": ([GENOTYPE, *DERIVE, "--output", "none", "data.width=x"], "data.width"),
+    "autoreid/study.py": ([*STUDY, "search.order=third"], "search.order"),
+    "autoreid/slurm/study_part.py": ([*STUDY, "--table", "search.order=third"], "search.order"),
+    "autoreid/evaluate.py": (["--checkpoint", "none", "--data", "tests"], "--checkpoint none: no such file"),
+    "autoreid/export.py": (["none", "--output", "none", "--model", "pcb", "--option", "x"], "KEY=VALUE"),
     "jobs/submit_search.py": (["--config", "configs/quickstart.yaml", "seed=x"], "seed"),
     "jobs/submit_train.py": (["--config", "configs/quickstart.yaml"], "submit it with jobs/submit_search.py"),
     "jobs/submit_study.py": ([*STUDY, "search.order=third"], "search.order"),
@@ -47,7 +49,7 @@ MISTAKES = {
 }
 #: Calls that print a config, with its recipe and overrides.
 PRINTED = [
-    ("configs/darts_triplet.yaml", "training.epochs=3"),
+    ("configs/darts_triplet.yaml", "training.epochs=300"),
     ("configs/retrain.yaml", f"model.options.genotype={GENOTYPE}"),
 ]
 
@@ -64,10 +66,7 @@ def run(command, arguments):
     sys.argv, out, err = [command, *arguments], io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            if command.endswith(".py"):
-                runpy.run_path(command, run_name="__main__")
-            else:
-                runpy.run_module(command, run_name="__main__")
+            runpy.run_path(command, run_name="__main__")
         except SystemExit as end:
             return [end.code, out.getvalue(), err.getvalue()]
         except ImportError as error:
@@ -82,14 +81,10 @@ print(json.dumps(results))
 
 
 def commands() -> list[str]:
-    """All commands, as `python -m` or as files; tests cannot forget a new one."""
+    """The files of all commands; tests cannot forget a new one."""
     files = [*ROOT.glob("autoreid/**/*.py"), *ROOT.glob("jobs/*.py"), *ROOT.glob("scripts/*.py")]
     paths = [path.relative_to(ROOT) for path in files if '__name__ == "__main__"' in path.read_text()]
-    return sorted(_name(path) for path in paths)
-
-
-def _name(path: Path) -> str:
-    return ".".join(path.with_suffix("").parts) if path.parts[0] == "autoreid" else str(path)
+    return sorted(map(str, paths))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +93,8 @@ def results():
     calls = [(command, ["--help"]) for command in commands()]
     calls += [(command, arguments) for command, (arguments, _) in MISTAKES.items()]
     calls += [
-        ("autoreid.train", ["--config", recipe, override, "--print-config"]) for recipe, override in PRINTED
+        ("autoreid/train.py", ["--config", recipe, override, "--print-config"])
+        for recipe, override in PRINTED
     ]
     line = [sys.executable, "-c", SCRIPT, json.dumps([HEAVY, calls])]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -109,7 +105,7 @@ def results():
 
 
 def test_there_are_commands():
-    assert {"autoreid.train", "autoreid.slurm.resume", "jobs/submit_study.py"} < {*commands()}
+    assert {"autoreid/train.py", "autoreid/slurm/resume.py", "jobs/submit_study.py"} < {*commands()}
 
 
 @pytest.mark.parametrize("command", commands())
@@ -131,7 +127,7 @@ def test_a_mistake_is_named_in_one_line_without_a_heavy_package(results, command
 
 @pytest.mark.parametrize(("recipe", "override"), PRINTED)
 def test_a_config_is_printed_without_a_heavy_package(results, recipe, override):
-    status, out, err = results["autoreid.train", "--config", recipe, override, "--print-config"]
+    status, out, err = results["autoreid/train.py", "--config", recipe, override, "--print-config"]
     assert (status, err) == (0, "")
     printed, loaded = parse_config(out, "printed"), load_config(ROOT / recipe, [override])
     assert printed.training == loaded.training
