@@ -24,6 +24,7 @@ examples:
   python -m autoreid.evaluate --checkpoint ours=runs/retrain --checkpoint runs/resnet50/checkpoints/best.pt \\
       --data market=/data/market1501 --data msmt=/data/msmt17 --flip --output evaluations/cross-domain
   python -m autoreid.evaluate --checkpoint osnet_x1_0_market.pth --model osnet_x1_0 --data /data/market1501
+  python -m autoreid.evaluate --checkpoint ours=runs/retrain --data /data/market1501 --latency --onnx ours=retrain.onnx
   python -m autoreid.evaluate --query q.npz --gallery g.npz --metric cosine --rerank --json
   torchrun --nproc-per-node 4 -m autoreid.evaluate --checkpoint runs/retrain --data /data/msmt17
 
@@ -105,11 +106,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="number of queries in the pictures, hardest first (default: 10)",
     )
     add("--json", action="store_true", help="print a JSON object instead of the table")
+    add(
+        "--latency",
+        action="store_true",
+        help="also print parameters, multiply-accumulates and latency of each network: median and 95th percentile for "
+        "batches of 1 and 32 images on this device",
+    )
+    add(
+        "--onnx",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="exported file of the checkpoint NAME, whose latency in ONNX Runtime is printed as well; may be repeated",
+    )
     add_architecture_options(parser)
     options = parser.parse_args(arguments)
     _check(options)
     options.checkpoint = named_paths("--checkpoint", options.checkpoint)
     options.data = named_paths("--data", options.data)
+    options.onnx = named_paths("--onnx", options.onnx)
+    for name, path in options.onnx.items():
+        if name not in options.checkpoint:
+            raise ConfigError(f"--onnx {path}: no --checkpoint has the name {name}; give NAME={path}")
     return options
 
 
@@ -117,9 +135,11 @@ def _check(options: argparse.Namespace) -> None:
     files, networks = (options.query, options.gallery), (options.checkpoint, options.data)
     if any(files) == any(networks) or not (all(files) or all(networks)):
         raise ConfigError("give either --checkpoint with --data, or --query with --gallery")
-    for option in ("--flip", "--precision"):
+    for option in ("--flip", "--precision", "--latency"):
         if getattr(options, option[2:]) and all(files):
             raise ConfigError(f"{option}: requires --checkpoint; features in files cannot be changed")
+    if options.onnx and not options.latency:
+        raise ConfigError("--onnx: requires --latency")
     if architecture_of(options) is not None and all(files):
         raise ConfigError("--model: requires --checkpoint")
     workers = options.workers or 0

@@ -19,6 +19,7 @@ from torch import nn
 
 from autoreid import distributed
 from autoreid.architecture import architecture_of
+from autoreid.commands.cost import cost_of, cost_of_onnx
 from autoreid.config import Config, Metric, Precision
 from autoreid.data.images import Images
 from autoreid.data.loaders import Batch, embedding_batches
@@ -31,6 +32,7 @@ from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
 from autoreid.networks import load_network
 from autoreid.reporting.activation_maps import draw_activation_maps
+from autoreid.reporting.cost_report import NetworkCost
 from autoreid.reporting.evaluation_report import EvaluationReport, TableCell, as_json, as_table
 from autoreid.reporting.logs import progress_bar
 from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
@@ -120,6 +122,22 @@ class TrainedNetwork:
         precision = context.options.precision or training.precision
         return cls(context, name, network, config, precision, report is not None)
 
+    @property
+    def forward(self) -> EmbeddingPass:
+        """The pass that embeds images, in the network's precision and memory format."""
+        precision = PassPrecision(self.precision, self.context.world.device)
+        return EmbeddingPass(self.network, precision, memory_format(self.config.training))
+
+    def costs(self) -> list[NetworkCost]:
+        """Measure the network on rank 0, and its exported file if the command line names one."""
+        data, onnx = self.config.data, self.context.options.onnx.get(self.name)
+
+        def measure() -> list[NetworkCost]:
+            cost = cost_of(self.name, self.forward, data.height, data.width)
+            return [cost] if onnx is None else [cost, cost_of_onnx(onnx, cost)]
+
+        return on_main(measure)
+
     def warn_of_seen_people(self, targets: Sequence[ReidDataset]) -> None:
         """Warn if the network was trained on people of a data set, as far as its training images are still there."""
         if self.foreign:
@@ -136,11 +154,9 @@ class TrainedNetwork:
 
     def embed(self, split: Split) -> FeatureSet:
         """Return the features of a split's images; each rank computes its share."""
-        world, layout = self.context.world, memory_format(self.config.training)
-        embed: Embed = EmbeddingPass(self.network, PassPrecision(self.precision, world.device), layout)
-        embed = flip_test(embed) if self.context.options.flip else embed
+        embed: Embed = flip_test(self.forward) if self.context.options.flip else self.forward
         try:
-            return FeatureSet.of(split, extract_features(embed, split, self.batches, world))
+            return FeatureSet.of(split, extract_features(embed, split, self.batches, self.context.world))
         except DataError as error:
             raise DataError(f"{error}; --on-broken-image skip leaves broken images out") from error
 
@@ -216,22 +232,25 @@ def evaluate(options: argparse.Namespace, world: World) -> list[TableCell]:
     if options.output is not None:
         on_main(lambda: reports.append(EvaluationReport(options.output)))
     cells: list[TableCell] = []
+    costs: list[NetworkCost] = []
     with reports[0] if reports else nullcontext() as report:
         context = Context(options, world, report)
         try:
             if options.query is not None:
                 cells.append(on_main(lambda: evaluate_files(context)))
             else:
-                evaluate_networks(context, cells)
+                evaluate_networks(context, cells, costs)
         finally:
             # Without waiting for the other ranks, because one of them may have failed.
             if world.is_main and cells:
-                finish(context, cells)
+                finish(context, cells, costs)
     return cells
 
 
-def evaluate_networks(context: Context, cells: list[TableCell]) -> None:
-    """Add the cells of all checkpoints and data sets; a cell that fails does not stop the others.
+def evaluate_networks(context: Context, cells: list[TableCell], costs: list[NetworkCost]) -> None:
+    """Add the cells of all checkpoints and data sets, and with --latency the costs of all checkpoints.
+
+    A cell that fails does not stop the others.
 
     Raises:
         DataError, DivergedError: the first failure, when all other cells are there.
@@ -244,6 +263,8 @@ def evaluate_networks(context: Context, cells: list[TableCell]) -> None:
     for name, path in options.checkpoint.items():
         network = TrainedNetwork.load(context, name, path)
         network.warn_of_seen_people(list(targets.values()))
+        if options.latency:
+            costs += network.costs()
         for target, data in targets.items():
             try:
                 cells.append(network.evaluate(target, data))
@@ -255,8 +276,8 @@ def evaluate_networks(context: Context, cells: list[TableCell]) -> None:
         raise failures[0]
 
 
-def finish(context: Context, cells: list[TableCell]) -> None:
+def finish(context: Context, cells: Sequence[TableCell], costs: Sequence[NetworkCost]) -> None:
     """Print the table, or JSON, and write the report."""
-    print(json.dumps(as_json(cells)) if context.options.json else as_table(cells))
+    print(json.dumps(as_json(cells, costs)) if context.options.json else as_table(cells, costs))
     if context.report is not None:
-        context.report.finish(cells)
+        context.report.finish(cells, costs)
