@@ -176,17 +176,19 @@ def test_the_table_has_a_row_for_each_network():
     assert rows[2][0] == "large, ONNX"
 
 
-def test_the_picture_has_a_labelled_point_for_each_network_at_its_cost():
+def test_the_picture_has_a_point_for_each_network_at_its_cost_in_each_data_set():
     pytest.importorskip("matplotlib")
     maps = {("small", "a"): 0.3, ("large", "a"): 0.5, ("small", "b"): 0.2}
-    panels = cost_figure(COSTS, maps).axes
-    assert [axes.get_xlabel() for axes in panels[:2]] == ["M parameters", "GMACs"]
-    assert panels[0].get_ylabel() == "mAP in %"
+    figure = cost_figure(COSTS, maps)
+    panels = figure.axes
+    assert [axes.get_xlabel() for axes in panels[3:5]] == ["M parameters", "GMACs"]
+    assert [axes.get_ylabel() for axes in panels[::3]] == ["mAP in % on a", "mAP in % on b"]
 
     def points(axes):
-        return sorted((*line.get_xdata(), *line.get_ydata()) for line in axes.lines if len(line.get_xdata()))
+        return {line.get_label(): (*line.get_xdata(), *line.get_ydata()) for line in axes.lines}
 
-    assert points(panels[0]) == [(2.0, 20.0), (2.0, 30.0), (24.0, 50.0)]
-    assert points(panels[2]) == [(5.0, 20.0), (5.0, 30.0), (9.0, 50.0), (40.0, 50.0)]
-    labels = [text.get_text() for text in panels[2].texts]
-    assert sorted(labels) == ["large", "large, ONNX", "small", "small"]
+    assert points(panels[0]) == {"small": (2.0, 30.0), "large": (24.0, 50.0)}
+    assert points(panels[2]) == {"small": (5.0, 30.0), "large": (40.0, 50.0), "large, ONNX": (9.0, 50.0)}
+    assert points(panels[5]) == {"small": (5.0, 20.0)}
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.texts} == {"small", "large", "large, ONNX"}

@@ -10,6 +10,13 @@ from autoreid.evaluation.latency import Latency
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+
+#: Markers of networks in the picture, in turn. Their number differs from that of the colours, which repeat after ten.
+_MARKERS = ("o", "^", "D", "v", "P", "X", "p")
+#: Names in a line of the picture's legend.
+_LEGEND_COLUMNS = 4
 
 
 class NetworkCost(NamedTuple):
@@ -89,9 +96,10 @@ def _panels(cost: NetworkCost) -> dict[str, float]:
 
 
 def cost_figure(costs: Sequence[NetworkCost], maps: Mapping[tuple[str, str], float]) -> Figure:
-    """Return a figure of mAP against parameters, MACs and latency, with a labelled point for each network.
+    """Return a figure of mAP against parameters, MACs and latency, with a row for each data set.
 
-    Each data set has a colour. Exported networks are squares in the panel of the latency.
+    A network has the same colour and marker everywhere; the legend names them. Markers of exported networks, which have
+    only a latency, are hollow.
 
     Args:
         maps: mAP (0 to 1) by source and target.
@@ -103,38 +111,35 @@ def cost_figure(costs: Sequence[NetworkCost], maps: Mapping[tuple[str, str], flo
 
     names = list(_panels(next(cost for cost in costs if not cost.is_onnx)))
     targets = list(dict.fromkeys(target for _, target in maps))
-    figure = Figure(figsize=(4.2 * len(names), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(names), sharey=True)
-    for axes, name in zip(panels, names, strict=True):
+    lines = -(-len(costs) // _LEGEND_COLUMNS)
+    figure = Figure(figsize=(3.8 * len(names), 3.2 * len(targets) + 0.25 * lines + 0.2), layout="constrained")
+    grid = figure.subplots(len(targets), len(names), sharex="col", sharey="row", squeeze=False)
+    looks = {source: place for place, source in enumerate(dict.fromkeys(cost.source for cost in costs))}
+    for row, target in zip(grid, targets, strict=True):
+        for axes, name in zip(row, names, strict=True):
+            for cost in costs:
+                if name in _panels(cost) and (cost.source, target) in maps:
+                    _point(
+                        axes, cost, looks[cost.source], _panels(cost)[name], 100 * maps[cost.source, target]
+                    )
+            axes.set_xlim(left=0)
+            axes.grid(alpha=0.3)
+        row[0].set_ylabel(f"mAP in % on {target}")
+    for axes, name in zip(grid[-1], names, strict=True):
         axes.set_xlabel(name)
-        axes.grid(alpha=0.3)
-        axes.margins(0.25, 0.15)
-        for number, target in enumerate(targets):
-            points = [
-                (cost, _panels(cost)[name], 100 * maps[cost.source, target])
-                for cost in costs
-                if name in _panels(cost) and (cost.source, target) in maps
-            ]
-            _draw(axes, points, f"C{number}")
-    panels[0].set_ylabel(f"mAP in % on {targets[0]}" if len(targets) == 1 else "mAP in %")
-    if len(targets) > 1:
-        for number, target in enumerate(targets):
-            panels[0].plot([], [], "o", color=f"C{number}", label=target)
-        figure.legend(loc="outside lower center", ncols=len(targets))
+    figure.legend(handles=_unique(grid), loc="outside lower center", ncols=min(len(costs), _LEGEND_COLUMNS))
     return figure
 
 
-def _draw(axes: Axes, points: Sequence[tuple[NetworkCost, float, float]], colour: str) -> None:
-    """Draw points, with their labels alternately above and below, so that neighbours do not cover each other."""
-    for place, (cost, x, y) in enumerate(sorted(points, key=lambda point: point[1])):
-        axes.plot([x], [y], "s" if cost.is_onnx else "o", color=colour)
-        above = place % 2 == 0
-        axes.annotate(
-            cost.label,
-            (x, y),
-            xytext=(0, 7 if above else -7),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            fontsize=9,
-        )
+def _point(axes: Axes, cost: NetworkCost, look: int, x: float, y: float) -> None:
+    fill = "none" if cost.is_onnx else "full"
+    marker = _MARKERS[look % len(_MARKERS)]
+    axes.plot(
+        [x], [y], marker, color=f"C{look}", fillstyle=fill, markersize=8, label=cost.label, clip_on=False
+    )
+
+
+def _unique(grid: Sequence[Sequence[Axes]]) -> list[Line2D]:
+    """Return a point of each network, for the legend."""
+    points = {line.get_label(): line for row in grid for axes in row for line in axes.lines}
+    return list(points.values())
