@@ -43,15 +43,15 @@ def load(
         ConfigError: there is no such device or model, or the checkpoint's config is not one that this version knows.
     """
     # Here, so that `import autoreid` does not wait for torch.
+    from autoreid.architecture import Architecture
     from autoreid.embedder import load_embedder
-    from autoreid.networks import Architecture
 
     architecture = None if model is None else Architecture(model, options or {}, *size)
     return load_embedder(path, device, precision, architecture)
 
 
 def build_model(name: str, num_identities: int, **options: Any) -> nn.Module:
-    """Build a fixed or derived network with fresh weights; see `autoreid.spaces.build_model`."""
-    from autoreid import spaces
+    """Build a fixed or derived network with fresh weights; see `autoreid.spaces.build.build_model`."""
+    from autoreid.spaces import build
 
-    return spaces.build_model(name, num_identities, **options)
+    return build.build_model(name, num_identities, **options)

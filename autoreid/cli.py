@@ -1,4 +1,9 @@
-"""Error handling of all commands: an error becomes one line and an exit status."""
+"""Error handling of all commands: an error becomes one line and an exit status.
+
+A command is two modules. The command line, such as `autoreid.train`, parses and checks its arguments and config; its
+`main` then imports the work, such as `autoreid.commands.train`, which may need PyTorch. Importing PyTorch takes
+seconds, which help, printed configs and mistakes in them do not wait for.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,6 @@ import select
 import sys
 import traceback
 from collections.abc import Callable
-
-import torch
-from torch import distributed as dist
 
 from autoreid.errors import LOST_CONTACT, AutoreidError, complain, has_log
 
@@ -65,7 +67,7 @@ def _run_command(command: Callable[[], int]) -> int:
             raise
         _log.debug("%s", error, exc_info=error)
         complain(describe(error), on_every_rank=not has_log())
-        if not has_log() and not isinstance(error, torch.OutOfMemoryError):
+        if not has_log() and not _is(error, "OutOfMemoryError"):
             traceback.print_exc()
         return 1
 
@@ -96,8 +98,13 @@ def describe(error: Exception) -> str:
     if isinstance(error, AutoreidError):
         return str(error)
     first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is(error, "OutOfMemoryError"):
         return f"out of GPU memory; {LESS_MEMORY}: {first}"
-    if isinstance(error, dist.DistBackendError) or "gloo" in first:
+    if _is(error, "DistBackendError") or "gloo" in first:
         first = f"{LOST_CONTACT}: {first}"
     return f"{type(error).__name__}: {first}"
+
+
+def _is(error: Exception, name: str) -> bool:
+    """Return whether an error is of a class of PyTorch, which is only imported once a command needs it."""
+    return any(kind.__name__ == name and kind.__module__.startswith("torch") for kind in type(error).__mro__)

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
-
-from torch import nn
 
 from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.errors import ConfigError
-from autoreid.files import make_folder, write_atomically
-from autoreid.models import check_input_size, count_macs, count_parameters
 from autoreid.recipes import load_config, override_of
-from autoreid.reporting.genotype_graph import draw_genotype, draw_where_possible
-from autoreid.reporting.network_graph import network_graph
-from autoreid.spaces import Derived, Genotype, build_model
-from autoreid.trials.genotypes import random_of_size, read_found
 from autoreid.trials.trial import require_derived
 
 _EXAMPLES = """\
@@ -67,50 +58,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def derive(
-    genotype: Genotype, recipe: Path, output: Path, overrides: Sequence[str]
-) -> tuple[Config, Derived]:
-    """Write genotype, config and pictures to a folder.
-
-    Returns:
-        The training config, and its network, built for one identity.
+def read_recipe(recipe: Path, output: Path, overrides: Sequence[str]) -> Config:
+    """Return the config of the training, which is named like the folder and reads the genotype in it.
 
     Raises:
-        ConfigError: the recipe does not train a derived network, or the folder is not writable.
+        ConfigError: the recipe is wrong, or does not train a derived network.
     """
-    name = output.name
     path = override_of("model.options.genotype", output / "genotype.json")
-    named = [override_of("task_name", name), *overrides, path]
-    config = load_config(recipe, named)
+    config = load_config(recipe, [override_of("task_name", output.name), *overrides, path])
     require_derived(config, recipe)
-    network = _build({**config.model.options, "genotype": genotype})
-    check_input_size(network, config.data.height, config.data.width)
-    make_folder(output, "choose another --output")
-    genotype.save(output / "genotype.json")
-    write_atomically(output / "config.yaml", config.to_yaml().encode())
-    draw_genotype(genotype, output, "genotype", name)
-    graph = network_graph(network, config.data.height, config.data.width, name)
-    write_atomically(output / "network.gv", graph.source.encode())
-    draw_where_possible([output / "network.gv"])
-    return config, network
-
-
-def copy_rounds(source: Path, output: Path) -> None:
-    """Copy the rounds of the tournament that has chosen the genotype, so that they stay with the network."""
-    for name in ("rounds.json", "rounds.png"):
-        if (source / name).exists():
-            write_atomically(output / name, (source / name).read_bytes())
-
-
-def _build(options: Mapping[str, Any]) -> Derived:
-    return cast(Derived, build_model("derived", 1, **options))
-
-
-def summary(config: Config, network: nn.Module) -> str:
-    """Return the network's size as one line of text."""
-    height, width = config.data.height, config.data.width
-    macs = count_macs(network, height, width) / 1e9
-    return f"{count_parameters(network) / 1e6:.2f} M parameters, {macs:.3f} GMACs at {height}×{width}"
+    return config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,17 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        found = read_found(options.source)
-        genotype = found.genotype
-        if options.random is not None:
-            recipe = load_config(options.config, options.overrides)
-            genotype = random_of_size(found, options.random, recipe.model.options)
-        config, network = derive(genotype, options.config, options.output, options.overrides)
-        if options.random is None:
-            copy_rounds(options.source, options.output)
-        print(summary(config, network))
-        print(f"{options.output}: genotype.json, config.yaml and pictures")
-        print(f"next: python -m autoreid.train --config {options.output / 'config.yaml'}")
+        config = read_recipe(options.config, options.output, options.overrides)
+        from autoreid.commands.derive import execute
+
+        execute(options, config)
         return 0
 
     return run_command(command)

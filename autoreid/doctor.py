@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoreid.cli import run_command
+
 _DESCRIPTION = """\
 Find problems and how to fix them. Prints one line per check: ok, warn (works, but with limitations) or FAIL.
 
@@ -44,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Otherwise log lines of torch's networking would hide the findings; torch reads this when it is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
-        from autoreid.cli import run_command
         from autoreid.diagnosis.ranks import diagnose
     except ImportError as error:
         print(f"FAIL packages: {error}; python -m pip install . in the checkout, with {sys.executable}")

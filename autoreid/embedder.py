@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from autoreid.architecture import Architecture
 from autoreid.config import Precision
 from autoreid.data.decoding import decode, resize, to_rgb
 from autoreid.data.transforms import normalise
 from autoreid.errors import ConfigError, DataError
-from autoreid.networks import Architecture, load_network
+from autoreid.networks import load_network
 from autoreid.training.build import memory_format
 from autoreid.training.embedding import EmbeddingPass
 from autoreid.training.precision import PassPrecision

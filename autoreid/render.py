@@ -11,6 +11,8 @@ from pathlib import Path
 from autoreid.errors import AutoreidError, DataError
 from autoreid.files import make_folder
 from autoreid.reporting.dot import draw_graph
+from autoreid.reporting.genotype_graph import write_graphs
+from autoreid.spaces.genotype import Genotype
 
 _DESCRIPTION = """\
 Draw genotypes as pictures; a genotype of cells gives two, for the normal and the reduction cell. Requires Graphviz's
@@ -79,10 +81,6 @@ def _render(path: Path, folder: Path) -> Iterator[Path]:
     elif path.suffix == ".gv":
         yield draw_graph(path, folder)
     elif path.suffix == ".json":
-        # Imported late because they import torch, which takes seconds.
-        from autoreid.reporting.genotype_graph import write_graphs
-        from autoreid.spaces import Genotype
-
         caption = f"{path.absolute().parent.name} · {path.stem}"
         # Written to a temporary folder: a run's own graph description, with epoch and mAP, must not be replaced.
         with tempfile.TemporaryDirectory() as scratch:

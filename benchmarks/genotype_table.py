@@ -34,7 +34,7 @@ from autoreid.config import DEFAULT_CELL_OPERATIONS, Config
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
-from autoreid.spaces import Genotype
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge, random_genotype
 from autoreid.trials.genotypes import read_found
 from benchmarks.results_folder import ResultsFolder

@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autoreid.commands.train import build_task
 from autoreid.data.training_data import generate_people
 from autoreid.distributed import StopSignal, World
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
-from autoreid.train import build_task
 from autoreid.training.task import TrainTask
 
 ROOT = Path(__file__).resolve().parent.parent

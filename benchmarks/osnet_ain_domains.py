@@ -33,7 +33,7 @@ from autoreid.config import Config
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
-from autoreid.spaces import build_space
+from autoreid.spaces.build import build_space
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from autoreid.spaces.osnet_ain.supernet import BLOCKS
 from benchmarks.results_folder import ResultsFolder

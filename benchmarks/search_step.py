@@ -35,7 +35,7 @@ from autoreid.layers.batch_norm import share_batch_statistics
 from autoreid.recipes import load_config
 from autoreid.search.build import build_search
 from autoreid.search.task import SearchTask
-from autoreid.spaces import build_space
+from autoreid.spaces.build import build_space
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
 from autoreid.spaces.reid_cell.space import ReidCellSpace
 from tests.helpers.msinet import plain_cells

@@ -32,7 +32,7 @@ from autoreid.cli import run_command
 from autoreid.config import Config
 from autoreid.distributed import World
 from autoreid.recipes import load_config
-from autoreid.spaces import Genotype
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 from autoreid.trials.equal_cost import at_equal_cost, cost_curve
 from autoreid.trials.statistics import permutation_p, standard_error

@@ -14,7 +14,7 @@ from autoreid.distributed import StopSignal, World
 from autoreid.models import count_parameters
 from autoreid.reporting.run_report import NullReport
 from autoreid.search.build import build_search
-from autoreid.spaces import Genotype
+from autoreid.spaces.genotype import Genotype
 from autoreid.training.loop import Task, run_epochs
 from autoreid.training.task import build_training
 

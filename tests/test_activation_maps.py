@@ -7,7 +7,7 @@ from torch import nn
 
 from autoreid.errors import RunError
 from autoreid.reporting.activation_maps import activation_maps, draw_activation_maps, rainbow
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from tests.helpers.trained import HEIGHT, OPTIONS, WIDTH
 
 

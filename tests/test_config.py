@@ -21,7 +21,8 @@ from autoreid.config import (
 )
 from autoreid.errors import ConfigError
 from autoreid.recipes import describe_options, load_config, option_names, parse_config
-from autoreid.spaces import SPACES
+from autoreid.spaces.build import SPACES
+from autoreid.spaces.genotypes import GENOTYPES
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 
 RECIPES = Path(__file__).parents[1] / "configs"
@@ -481,7 +482,8 @@ def test_an_older_search_keeps_its_operations(tmp_path):
 def test_every_space_has_a_section_and_a_name_to_choose_it():
     fields = Search.model_fields
     sections = [name for name, field in fields.items() if isinstance(field.default, SpaceSection)]
-    assert sections == list(SPACES) == list(get_args(fields["space"].annotation))
+    assert sections == list(SPACES) == list(GENOTYPES) == list(get_args(fields["space"].annotation))
+    assert all(kind.model_fields["space"].default == name for name, kind in GENOTYPES.items())
 
 
 def test_a_flat_override_replaces_the_key_in_its_section_and_the_other_way_round():

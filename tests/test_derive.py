@@ -9,7 +9,8 @@ from autoreid import derive, train
 from autoreid.config import Config
 from autoreid.models import count_parameters
 from autoreid.recipes import load_config
-from autoreid.spaces import Genotype, build_model
+from autoreid.spaces.build import build_model
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
 from autoreid.spaces.reid_cell.genotype import random_genotype
 from tests.helpers.tiny import TINY, tiny_config, write_tiny

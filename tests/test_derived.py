@@ -10,7 +10,8 @@ import torch
 from autoreid.config import CELL_OPERATIONS, ReidCell, Search
 from autoreid.errors import ConfigError, DataError
 from autoreid.models import count_parameters
-from autoreid.spaces import build_model, read_genotype, with_genotype_text
+from autoreid.spaces.build import build_model
+from autoreid.spaces.genotype import read_genotype, with_genotype_text
 from autoreid.spaces.reid_cell.cells import count_edges
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge, random_genotype

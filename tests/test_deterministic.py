@@ -15,7 +15,7 @@ from autoreid.distributed.device import device_settings, explain_nondeterminism
 from autoreid.errors import ConfigError
 from autoreid.models import Network
 from autoreid.search.build import build_search
-from autoreid.spaces import NETWORKS
+from autoreid.spaces.build import NETWORKS
 from autoreid.training.build import place_network
 from autoreid.training.task import TrainTask
 from tests.helpers.ranks import run_ranks

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 import autoreid
 from autoreid.errors import ConfigError, DataError
 from autoreid.networks import load_network
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from tests.helpers.torchreid import fixtures, their_images, their_state
 from tests.helpers.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
 

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 import autoreid
+from autoreid.commands.evaluate import TrainedNetwork, evaluate
 from autoreid.config import SyntheticPeople, Training
 from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.images import Images
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import normalise
 from autoreid.errors import DataError
-from autoreid.evaluate import TrainedNetwork, evaluate, main, named_paths, parse
+from autoreid.evaluate import main, named_paths, parse
 from autoreid.evaluation import evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
@@ -27,7 +28,7 @@ from autoreid.evaluation.reranking import rerank
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import TableCell, as_table
 from autoreid.slurm.evaluation import main as submit
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from tests.helpers import miniatures
 from tests.helpers.events import points, read_events
 from tests.helpers.ranks import run_ranks

@@ -27,7 +27,7 @@ from autoreid.data import datasets
 from autoreid.data.datasets import read_dataset
 from autoreid.losses import TERMS, build_loss
 from autoreid.search.alphas import Alphas
-from autoreid.spaces import NETWORKS, build_model
+from autoreid.spaces.build import NETWORKS, build_model
 from autoreid.spaces.reid_cell import outgoing_edges
 from tests.helpers import per_edge
 from tests.test_fused_cell import EXACT, build, draw_mixing, images
@@ -190,7 +190,8 @@ def extended(tmp_path_factory) -> Path:
         (root / path).write_text(written[path])
     section = written["autoreid/config/spaces.py"]
     name, field, line = '"kernels"', "kernels: Kernels = Kernels()", '"kernels": KernelSpace'
-    assert all(f"`{edit}`" in TEXT for edit in (name, field, line))
+    genotype = '"kernels": KernelGenotype'
+    assert all(f"`{edit}`" in TEXT for edit in (name, field, line, genotype))
     replace(root / "autoreid/config/spaces.py", "class SpaceChoice(", f"{section}\n\nclass SpaceChoice(")
     replace(root / "autoreid/config/spaces.py", "    space: Literal[", f"    space: Literal[{name}, ")
     replace(
@@ -198,8 +199,12 @@ def extended(tmp_path_factory) -> Path:
     )
     module = "from autoreid.spaces.kernels.space import KernelSpace\n"
     beginning = "from autoreid.spaces.osnet_ain.space"
-    replace(root / "autoreid/spaces/__init__.py", beginning, module + beginning)
-    replace(root / "autoreid/spaces/__init__.py", "type[Space]] = {", f"type[Space]] = {{{line}, ")
+    replace(root / "autoreid/spaces/build.py", beginning, module + beginning)
+    replace(root / "autoreid/spaces/build.py", "type[Space]] = {", f"type[Space]] = {{{line}, ")
+    module = "from autoreid.spaces.kernels.genotype import KernelGenotype\n"
+    beginning = "from autoreid.spaces.osnet_ain.genotype"
+    replace(root / "autoreid/spaces/genotypes.py", beginning, module + beginning)
+    replace(root / "autoreid/spaces/genotypes.py", "type[Genotype]] = {", f"type[Genotype]] = {{{genotype}, ")
     return root
 
 
@@ -250,7 +255,7 @@ def test_a_supernet_with_one_candidate_is_the_derived_network(extended):
 import numpy
 import torch
 from autoreid.config import Search
-from autoreid.spaces import build_model, build_space
+from autoreid.spaces.build import build_model, build_space
 from autoreid.spaces.kernels.genotype import SIZES, KernelGenotype
 
 space = build_space(Search(space="kernels", kernels={"stages": 2, "channels": 4}))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autoreid.config import CELL_OPERATIONS
 from autoreid.errors import DataError, RunError
 from autoreid.models.osnet import OSBLOCKS
-from autoreid.spaces import Genotype
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 

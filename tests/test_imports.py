@@ -7,11 +7,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autoreid"
 #: The parts that others build on, from the ground up; `config` imports nothing of the package. All other modules are
-#: commands, and may import any of them.
+#: command lines, and may import any of them.
 ORDER = (
-    *("config", "errors", "files", "seeding", "cli", "checkpoint", "yaml_values", "recipes"),
-    *("distributed", "layers", "models", "spaces", "data", "losses", "evaluation", "training", "search"),
-    *("reporting", "trials", "diagnosis"),
+    *("config", "errors", "files", "seeding", "cli", "checkpoint", "yaml_values", "recipes", "architecture"),
+    *(
+        "distributed",
+        "layers",
+        "models",
+        "spaces",
+        "networks",
+        "data",
+        "losses",
+        "evaluation",
+        "training",
+        "search",
+    ),
+    *("reporting", "trials", "diagnosis", "commands"),
 )
 #: Who alone may import what.
 ONLY = {"submitit": "slurm", "graphviz": "reporting", "tensorboardX": "reporting"}

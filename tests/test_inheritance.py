@@ -13,7 +13,8 @@ from autoreid import derive, train
 from autoreid.config import DEFAULT_CELL_OPERATIONS, Search
 from autoreid.errors import DataError
 from autoreid.recipes import load_config
-from autoreid.spaces import Genotype, build_model, build_space
+from autoreid.spaces.build import build_model, build_space
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.inheritance import load_start
 from autoreid.spaces.msinet.genotype import MsinetGenotype
 from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype

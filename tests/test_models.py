@@ -10,7 +10,7 @@ from torch import nn
 import autoreid
 from autoreid.errors import ConfigError
 from autoreid.models import count_macs, count_parameters
-from autoreid.spaces import NETWORKS, build_model
+from autoreid.spaces.build import NETWORKS, build_model
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 
 _CELL = (

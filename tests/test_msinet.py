@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from autoreid.architecture import Architecture
 from autoreid.config import Msinet, Search
 from autoreid.errors import ConfigError, DataError
 from autoreid.models import count_macs, count_parameters, load_weights
 from autoreid.models.weights import fill
-from autoreid.networks import Architecture, load_network
+from autoreid.networks import load_network
 from autoreid.reporting.genotype_graph import as_graph
 from autoreid.reporting.network_graph import network_graph
-from autoreid.spaces import Genotype, build_model
+from autoreid.spaces.build import build_model
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.msinet.derived import from_authors
 from autoreid.spaces.msinet.genotype import INTERACTIONS, PUBLISHED, MsinetGenotype
 from autoreid.spaces.msinet.space import MsinetSpace

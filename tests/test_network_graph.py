@@ -10,7 +10,7 @@ from PIL import Image
 from autoreid.models import count_parameters
 from autoreid.reporting.dot import draw_graph
 from autoreid.reporting.network_graph import network_graph
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from autoreid.spaces.osnet_ain.genotype import OsnetAinGenotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from autoreid.errors import ConfigError
 from autoreid.models.osnet import OSBLOCKS, OSBlock, OSNet
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 
 
 def block_by_definition(block, x, in_inside, in_after):

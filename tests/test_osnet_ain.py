@@ -14,7 +14,8 @@ from torch import nn
 from autoreid.config import OsnetAin, Search
 from autoreid.errors import ConfigError
 from autoreid.models import count_macs, count_parameters, load_weights
-from autoreid.spaces import Genotype, build_model
+from autoreid.spaces.build import build_model
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
 from autoreid.spaces.osnet_ain.derived import DerivedOSNet
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype

@@ -14,7 +14,8 @@ from torch import nn
 from autoreid.config import OsnetAin, Search
 from autoreid.distributed import StopSignal
 from autoreid.reporting.genotype_graph import as_graph
-from autoreid.spaces import Genotype, build_model
+from autoreid.spaces.build import build_model
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.osnet_ain.genotype import STEM_NORMS, OsnetAinGenotype
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 from autoreid.spaces.osnet_ain.stem import MixedStem

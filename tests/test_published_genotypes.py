@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from autoreid.spaces import Genotype
+from autoreid.spaces.genotype import Genotype
 
 SHIPPED = Path(__file__).parents[1] / "searched_genotypes/published"
 TORCHREID = json.loads((Path(__file__).parent / "data/torchreid_models.json").read_text())

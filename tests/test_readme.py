@@ -255,13 +255,16 @@ def test_evaluate(place, demo):
     assert (place / "runs/evaluation/result.json").exists()
 
 
-def test_python_and_export(place, demo):
+def test_python_export_and_cost(place, demo):
     (snippet,) = blocks(ROOT / "docs/evaluate.md", "python")
     assert "(1, " in run(
         [sys.executable, "-c", snippet + "\nprint(tuple(features.shape), features.dtype)"], place
     )
     run(the_command("python -m autoreid.export"), place)
     assert (place / "found.onnx").exists()
+    output = run(the_command("python -m autoreid.evaluate --latency"), place)
+    assert "quickstart_found, ONNX" in output
+    assert (place / "runs/evaluation_cost/cost.png").exists()
 
 
 def test_render_draws_again(place, demo):

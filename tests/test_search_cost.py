@@ -18,6 +18,7 @@ from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError
 from autoreid.models import count_macs, count_parameters
 from autoreid.search import cost_table, read_out
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.msinet.derived import MSINet
 from autoreid.spaces.osnet_ain.derived import DerivedOSNet
 from autoreid.spaces.reid_cell.derived import DerivedNetwork
@@ -344,7 +345,7 @@ def test_a_run_reports_the_cost_and_counts_the_options(tmp_path):
     result = json.loads((run / "result.json").read_text())
     (line,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     task = build_search_task(tmp_path, **settings)
-    genotype = task.space.genotype_type.model_validate_json(json.dumps(result["genotype"]))
+    genotype = Genotype.parse(json.dumps(result["genotype"]), "result.json")
     cell = task.config.search.reid_cell
     network = DerivedNetwork(1, genotype, 4, cell.cells_per_stage, cell.stem, cell.parts)
     assert result["cost"] == pytest.approx(count_parameters(network) / 1e6, rel=1e-6)

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from autoreid import distributed, study
+from autoreid import commands, distributed, study
 from autoreid.config import Distributed
 from autoreid.distributed import World
 from autoreid.errors import ConfigError, DivergedError
 from autoreid.models import count_parameters
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
-from autoreid.spaces import Genotype, build_model
+from autoreid.spaces.build import build_model
+from autoreid.spaces.genotype import Genotype
 from autoreid.training.task import TrainTask
 from autoreid.trials.alone import single_process
 from autoreid.trials.comparison import as_table, compare
@@ -147,7 +148,7 @@ def test_two_processes_share_a_study(whole, tmp_path):
 
 def test_a_search_that_diverges_does_not_hold_up_the_others(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "folder"
-    original = study.run_search
+    original = commands.study.run_search
 
     def run_search(config, world, folder, stop):
         if config.seed == 0:
@@ -155,7 +156,7 @@ def test_a_search_that_diverges_does_not_hold_up_the_others(tmp_path, monkeypatc
         original(config, world, folder, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "run_search", run_search)
+        patch.setattr(commands.study, "run_search", run_search)
         assert call(folder) == 1
     complaint = capsys.readouterr().err.splitlines()[-1]
     assert "2 of 4 trainings have no result: found0, random0" in complaint
@@ -191,8 +192,8 @@ def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path,
 def test_the_folder_of_a_study_may_have_any_name(tmp_path):
     """YAML would read #3 as a comment."""
     line = [*write_recipes(tmp_path), "--searches", "1", "--random", "1", "--output", str(tmp_path / "a #3")]
-    studied = study.read_study(study.parse(line))
-    assert studied.run_folder("search0").root == tmp_path / "a #3" / "runs" / "search0"
+    searches, _ = study.read_recipes(study.parse(line))
+    assert searches["search0"].output_dir == tmp_path / "a #3" / "runs"
 
 
 @pytest.mark.parametrize(

@@ -215,9 +215,7 @@ def test_each_torchrun_job_has_its_own_port_and_survives_the_signal(tmp_path):
 
 def test_a_job_with_gpus_does_not_fall_back_to_cpus(tmp_path):
     recipe = write_tiny(tmp_path, distributed__device="auto")
-    with_gpus, without = (
-        plan_run(recipe, [], "search", JobOptions(gpus=gpus), may_generate=True).config for gpus in (2, 0)
-    )
+    with_gpus, without = (plan_run(recipe, [], "search", JobOptions(gpus=gpus)).config for gpus in (2, 0))
     assert (with_gpus.distributed.device, without.distributed.device) == ("cuda", "auto")
 
 

@@ -20,7 +20,7 @@ from autoreid.checkpoint import load_checkpoint
 from autoreid.recipes import load_config, option_names
 from autoreid.reporting import dot, genotype_graph
 from autoreid.reporting.history import read_history
-from autoreid.spaces import Genotype
+from autoreid.spaces.genotype import Genotype
 from tests.helpers.runs import run_processes, run_train
 from tests.helpers.tiny import OSNET, TINY, tiny_config, write_tiny
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from autoreid import train
+from autoreid.commands import train
 from autoreid.config import Config, Data, Evaluation, Losses, ReidCell, Search, SyntheticPeople
 from autoreid.data import training_data
 from autoreid.data.datasets import read_dataset

@@ -19,7 +19,7 @@ from autoreid.errors import DataError
 from autoreid.models import load_weights
 from autoreid.models.weights import fill, load_trunk
 from autoreid.models.weights_file import read_weights
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from tests.helpers.tiny import OSNET_TRAINING, write_tiny
 from tests.helpers.torchreid import fixtures, their_images, their_state
 

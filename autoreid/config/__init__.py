@@ -6,9 +6,9 @@ Each section of a config is a class, and the docstrings of its keys are what `--
 from __future__ import annotations
 
 from autoreid.config.data import Data, SyntheticPeople
-from autoreid.config.run import Checkpoint, Config, Distributed, Evaluation, Reporting
+from autoreid.config.run import MAY_DIFFER, Checkpoint, Config, Distributed, Evaluation, Reporting
 from autoreid.config.search import Cost, OneShot, Search, Temperature
-from autoreid.config.section import Precision, Section, expand
+from autoreid.config.section import Metric, Precision, Section, expand
 from autoreid.config.spaces import (
     CELL_OPERATIONS,
     DEFAULT_CELL_OPERATIONS,
@@ -22,6 +22,7 @@ from autoreid.config.training import Losses, Model, Training
 __all__ = [
     "CELL_OPERATIONS",
     "DEFAULT_CELL_OPERATIONS",
+    "MAY_DIFFER",
     "Checkpoint",
     "Config",
     "Cost",
@@ -29,6 +30,7 @@ __all__ = [
     "Distributed",
     "Evaluation",
     "Losses",
+    "Metric",
     "Model",
     "Msinet",
     "OneShot",

@@ -11,13 +11,37 @@ from pydantic import Field, model_validator
 
 from autoreid.config.data import Data
 from autoreid.config.search import SAMPLING, Search
-from autoreid.config.section import Count, CountOrZero, ExpandedPath, Positive, Section
+from autoreid.config.section import Count, CountOrZero, ExpandedPath, Metric, Positive, Section
 from autoreid.config.training import Losses, Model, Training
 
 #: Numbers such as 1e-3, which YAML 1.1 reads as text. Configs read them as numbers.
 EXPONENTIAL = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 #: Numbers such as 010, which YAML 1.1 reads as 8, and 08, which it reads as text. Configs read them as decimal.
 DECIMAL = re.compile(r"^[-+]?[0-9][0-9_]*$")
+
+
+#: Keys that may change when a run resumes: they do not affect what it computes. distributed.deterministic is not among
+#: them, because the stored config must be true for all steps of the run.
+MAY_DIFFER = (
+    "output_dir",
+    "genotype_dir",
+    "data.root",
+    "data.cache",
+    "data.workers",
+    "evaluation.batch_size",
+    "search.activation_checkpointing",
+    "training.compile",
+    "training.cuda_graphs",
+    "distributed.device",
+    "distributed.digest_every_steps",
+    "distributed.timeout_seconds",
+    "distributed.cudnn_benchmark",
+    "distributed.expandable_segments",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "reporting.every_seconds",
+    "reporting.every_steps",
+)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,7 +59,7 @@ class Evaluation(Section):
     """Evaluate after every this many epochs, and after the last one."""
     split: Literal["held_out", "test"] = "held_out"
     """held_out: identities kept out of the training set; test: the benchmark's own query and gallery."""
-    metric: Literal["euclidean", "cosine"] = "euclidean"
+    metric: Metric = "euclidean"
     """Distance between embeddings."""
     keep_same_camera: bool = False
     """Count gallery images of the query's person by the query's camera as matches, for data from a single camera;

@@ -34,6 +34,8 @@ def _expand(path: Path) -> Path:
 ExpandedPath = Annotated[Path, AfterValidator(_expand)]
 #: How a network computes; its weights are float32 in each case.
 Precision = Literal["float32", "tf32", "bfloat16"]
+#: Distances between embeddings.
+Metric = Literal["euclidean", "cosine"]
 
 
 class Section(BaseModel):

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autoreid.evaluation.distances import Distances, Metric
+from autoreid.config import Metric
+from autoreid.evaluation.distances import Distances
 from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.protocol import own_images
 from autoreid.evaluation.ranking import RetrievalResult, evaluate_distances, evaluate_retrieval

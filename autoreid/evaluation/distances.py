@@ -6,7 +6,7 @@ Shape letters: Q queries (q of them in a block), G gallery images, D embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoreid.config import Metric
 from autoreid.errors import DivergedError
 
 ArrayLike = Tensor | npt.NDArray[np.generic]
-Metric = Literal["euclidean", "cosine"]
 
 #: Number of distances in a block (16 MB), ...
 BLOCK_ELEMENTS = 4_000_000

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from autoreid.config import Metric
 from autoreid.errors import DivergedError, RunError
-from autoreid.evaluation.distances import BLOCK_ELEMENTS, ArrayLike, Distances, Metric
+from autoreid.evaluation.distances import BLOCK_ELEMENTS, ArrayLike, Distances
 from autoreid.evaluation.protocol import Ints, Protocol
 
 Floats = npt.NDArray[np.floating]

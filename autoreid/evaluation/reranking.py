@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autoreid.evaluation.distances import ArrayLike, Distances, Metric
+from autoreid.config import Metric
+from autoreid.evaluation.distances import ArrayLike, Distances
 from autoreid.evaluation.protocol import Ints, ranges
 
 Floats = npt.NDArray[np.float32]

@@ -16,7 +16,9 @@ from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.ranking import RetrievalResult
 from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.board import Board
+from autoreid.reporting.cost_report import NetworkCost, cost_figure, cost_json, cost_rows
 from autoreid.reporting.curves import cmc_figure, picture_of
+from autoreid.reporting.environment import describe_environment
 from autoreid.reporting.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -37,25 +39,26 @@ class TableCell(NamedTuple):
     result: RetrievalResult
 
 
-def as_json(cells: Sequence[TableCell]) -> dict[str, Any]:
-    """Return the content of result.json: the cells under `results`, with all metrics as fractions of 1."""
+def as_json(cells: Sequence[TableCell], costs: Sequence[NetworkCost] = ()) -> dict[str, Any]:
+    """Return the content of result.json: the cells under `results`, with all metrics as fractions of 1.
+
+    If the networks were measured, their costs are under `costs`.
+    """
     results = []
     for source, target, settings, result in cells:
         figures = {"map": result.map, "cmc": result.cmc, "minp": result.minp}
         counts = {"queries": result.queries, "valid_queries": result.valid_queries}
         results.append({"source": source, "target": target, **settings, **figures, **counts})
-    return {"results": results}
+    return {"results": results} | ({"costs": cost_json(costs)} if costs else {})
 
 
-def as_table(cells: Sequence[TableCell]) -> str:
+def as_table(cells: Sequence[TableCell], costs: Sequence[NetworkCost] = ()) -> str:
     """Return the table as text: sources as rows, targets as columns, mAP and rank-1 in percent.
 
     A cell that is missing is shown as failed. The lines below the table give the precision of each source, the number
-    of queries without a match, and whether matches by the query's camera count.
+    of queries without a match, and whether matches by the query's camera count. The table of the costs follows.
     """
-    rows = _rows(cells)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    lines = _aligned(_rows(cells))
     for source, settings in {cell.source: cell.settings for cell in cells}.items():
         if "precision" in settings:
             lines.append(f"{source}: computed in {settings['precision']}")
@@ -67,7 +70,14 @@ def as_table(cells: Sequence[TableCell]) -> str:
             )
     if any(cell.settings.get("keep_same_camera") for cell in cells):
         lines.append("matches by the query's own camera are counted: not comparable with published results")
+    if costs:
+        lines += ["", *_aligned(cost_rows(costs))]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def _rows(cells: Sequence[TableCell]) -> list[list[str]]:
@@ -84,8 +94,8 @@ def _rows(cells: Sequence[TableCell]) -> list[list[str]]:
 class EvaluationReport:
     """Writes the folder of an evaluation, on rank 0, one cell of the table at a time.
 
-    The folder has result.json, cmc.png (with matplotlib), tensorboard/, and for each cell SOURCE/TARGET/ with its
-    pictures and features.
+    The folder has result.json, cmc.png and cost.png (with matplotlib), tensorboard/, and for each cell SOURCE/TARGET/
+    with its pictures and features.
 
     Attributes:
         weights: what was loaded from weights of other programs, by the name of the source, for environment.json.
@@ -127,20 +137,29 @@ class EvaluationReport:
         for what, picture in pictures.items():
             self._show(f"{what}/{name}", picture, folder / f"{what}.png")
 
-    def finish(self, cells: Sequence[TableCell]) -> None:
-        """Write result.json, and add the table and the CMC curves to TensorBoard."""
-        self.folder.write_result(as_json(cells))
-        self.folder.write_environment({"weights": self.weights})
+    def finish(self, cells: Sequence[TableCell], costs: Sequence[NetworkCost]) -> None:
+        """Write result.json, and add the tables, the CMC curves and the picture of the costs to TensorBoard."""
+        self.folder.write_result(as_json(cells, costs))
+        self.folder.write_environment(describe_environment() | {"weights": self.weights})
         curves = {}
         for cell in cells:
             label = f"{cell.source} on {cell.target}: mAP {100 * cell.result.map:.1f} %"
             curves[label] = cell.result.cmc
         try:
             self._show("cmc", picture_of(cmc_figure(curves)), self.folder.root / "cmc.png")
+            if costs:
+                maps = {(cell.source, cell.target): cell.result.map for cell in cells}
+                self._show("cost", picture_of(cost_figure(costs, maps)), self.folder.root / "cost.png")
         except ImportError:
-            _log.warning("cmc.png was not drawn, because matplotlib is not installed: pip install matplotlib")
-        head, *rows = [f"| {' | '.join(row)} |" for row in _rows(cells)]
-        self.board.text("table", "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]))
+            names = "cmc.png and cost.png were" if costs else "cmc.png was"
+            _log.warning("%s not drawn, because matplotlib is not installed: pip install matplotlib", names)
+        self._add_table("table", _rows(cells))
+        if costs:
+            self._add_table("costs", cost_rows(costs))
+
+    def _add_table(self, tag: str, table: Sequence[Sequence[str]]) -> None:
+        head, *rows = [f"| {' | '.join(row)} |" for row in table]
+        self.board.text(tag, "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]))
 
     def _show(self, tag: str, picture: Image.Image, path: Path) -> None:
         data = io.BytesIO()

@@ -5,18 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-import torchvision
 
 from autoreid.config import Config
 from autoreid.errors import ConfigError, RunError
@@ -161,42 +154,9 @@ class RunFolder:
         except RunError as error:
             _log.warning("%s", error)
 
-    def write_environment(self, extra: Mapping[str, Any]) -> None:
-        """Write environment.json: versions, machine and devices of the run, and `extra`."""
-        write_atomically(self.environment, _json(describe_environment() | dict(extra)))
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return versions, git commit, host, devices of this process, world size and command line."""
-    # Not torch.cuda.is_available(): a run on CPUs must not initialise a GPU.
-    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": np.__version__,
-        "cuda": torch.version.cuda,
-        "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
-        "hostname": platform.node(),
-        "platform": platform.platform(),
-        "devices": [torch.cuda.get_device_name(index) for index in gpus] or ["cpu"],
-        "world_size": torch.distributed.get_world_size() if in_group else 1,
-        "argv": sys.argv,
-    }
-
-
-def _git_commit(checkout: Path) -> str | None:
-    """Return the commit of a checkout, with "-dirty" if files differ from it; None if it is not a checkout."""
-    # Do not search parent folders: an installed package may be inside a repository of its user.
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write environment.json; see `autoreid.reporting.environment`."""
+        write_atomically(self.environment, _json(environment))
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

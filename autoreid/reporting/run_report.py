@@ -14,6 +14,7 @@ from autoreid.config import Config
 from autoreid.data.transforms import denormalise
 from autoreid.evaluation import MeanRetrieval, RetrievalResult
 from autoreid.reporting.board import Board
+from autoreid.reporting.environment import describe_environment
 from autoreid.reporting.logs import PeriodicLine, progress_bar
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.training.loop import EpochResult
@@ -57,7 +58,7 @@ class RunReport:
         self.state = state
         self.images_per_step = images_per_step
         folder.truncate_metrics(state.step)
-        folder.write_environment(self.environment())
+        folder.write_environment(describe_environment() | self.environment())
         self.board = Board(folder.tensorboard, state.step)
         if state.step == 0:
             self._show_start()

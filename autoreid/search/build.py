@@ -21,7 +21,7 @@ from autoreid.search.relaxations import Relaxation, build_relaxation
 from autoreid.search.state import SearchState
 from autoreid.search.task import SearchTask
 from autoreid.seeding import derive_seed
-from autoreid.spaces import build_space
+from autoreid.spaces.build import build_space
 from autoreid.spaces.space import Supernet
 from autoreid.training.build import build_accumulation, build_optimizer, place_network
 from autoreid.training.cuda_graphs import capture_alphas

@@ -23,7 +23,7 @@ from autoreid.search.cost_table import (
     one_hot,
 )
 from autoreid.search.relaxations import Relaxation
-from autoreid.spaces import Genotype
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import NOTHING, Sample, Space
 
 _log = logging.getLogger(__name__)

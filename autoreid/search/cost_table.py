@@ -7,10 +7,10 @@ ProxylessNAS (arXiv 1812.00332). For parameters and MACs of the present spaces t
 from __future__ import annotations
 
 import inspect
-import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from autoreid.config import Config
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
+from autoreid.evaluation.latency import time_pass
 from autoreid.models import Network, check_input_size, count_macs, count_parameters
-from autoreid.spaces import Genotype, build_derived
+from autoreid.spaces.build import build_derived
+from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.space import NOTHING, Choices, Sample, Space
 from autoreid.training.precision import PassPrecision
 
@@ -162,11 +164,7 @@ def latencies(
     with torch.no_grad(), precision.backends(), precision.autocast():
         for of_round in times:
             for place, network in enumerate(networks):
-                started = time.perf_counter()
-                network(images)
-                if images.device.type == "cuda":
-                    torch.cuda.synchronize(images.device)
-                of_round[place] = 1e3 * (time.perf_counter() - started)
+                of_round[place] = time_pass(partial(network, images), images.device)
     shortest: list[float] = times[_WARM_UP:].min(axis=0).tolist()
     return shortest
 

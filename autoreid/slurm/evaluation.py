@@ -6,10 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoreid.data.targets import check_target_folder
 from autoreid.errors import ConfigError
-from autoreid.evaluate import named_paths, parse
-from autoreid.networks import architecture_of, load_network
+from autoreid.evaluate import parse
 from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.queue import require_slurm
@@ -35,10 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluation = parse(given[cut + 1 :])
     if evaluation.output is None:
         raise ConfigError("--output: required in a job; give a folder for the results, after --")
-    for path in named_paths("--checkpoint", evaluation.checkpoint).values():
-        load_network(path, architecture_of(evaluation), may_be_trained=True)
-    for name, path in named_paths("--data", evaluation.data).items():
-        check_target_folder(path, name, evaluation.keep_same_camera)
+    from autoreid.commands.evaluate import check
+
+    check(evaluation)
     output: Path = evaluation.output.absolute()
     command = PackageCommand("evaluate", given[cut + 1 :], Path.cwd())
     if not options.local:

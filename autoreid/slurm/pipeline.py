@@ -6,17 +6,12 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import NamedTuple
 
 from autoreid.config import Config
-from autoreid.data.targets import check_target_folder
-from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
-from autoreid.models import check_input_size
 from autoreid.recipes import load_config, override_of
-from autoreid.search.task import SearchTask
 from autoreid.slurm.job_options import JobOptions, read_job_options
 from autoreid.slurm.stages import Stage, submit_stages
 from autoreid.slurm.submit import (
@@ -28,8 +23,6 @@ from autoreid.slurm.submit import (
     seed_overrides,
 )
 from autoreid.slurm.tasks import PackageCommand
-from autoreid.spaces import build_model
-from autoreid.train import build_task
 from autoreid.trials.trial import require_derived
 
 _EXAMPLES = """\
@@ -43,23 +36,27 @@ _EXAMPLES = """\
 _HELD_OUT = 0.2
 
 
-def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[list[PlannedRun], list[Stage]]:
-    """Check everything that can be checked before the searches have run, and plan the jobs.
+class Pipeline(NamedTuple):
+    """The planned searches, the recipe of the training, and all jobs."""
+
+    searches: list[PlannedRun]
+    recipe: Config
+    stages: list[Stage]
+
+
+def plan_pipeline(options: argparse.Namespace, job_options: JobOptions) -> Pipeline:
+    """Plan the jobs, and check configs, run folders and queue. `commands.pipeline.check` does the rest.
 
     Raises:
-        ConfigError, DataError: errors in any of the stages.
+        ConfigError: an error in any of the stages.
     """
-    writes = not is_dry_run(options)
     searches = [
-        plan_run(options.config, [*options.overrides, *seed], "search", job_options, may_generate=writes)
+        plan_run(options.config, [*options.overrides, *seed], "search", job_options)
         for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
     name = options.name or f"{load_config(options.config, options.overrides).task_name}_found"
     recipe = load_config(options.train_config, [override_of("task_name", name), *options.train])
-    if writes:
-        for target, folder in named_paths("--data", [str(data) for data in options.data]).items():
-            check_target_folder(folder, target, recipe.evaluation.keep_same_camera)
-        _check_training(recipe, searches[0].config, options.train_config)
+    require_derived(recipe, options.train_config)
     here = Path.cwd()
     derived = here / "derived" / name
     run = (recipe.output_dir / name).absolute()
@@ -121,7 +118,7 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
             arguments.append("--keep-same-camera")
         command = PackageCommand("evaluate", [*arguments, "--output", str(evaluation)], here)
         stages.append(Stage("evaluate", [command], single, evaluation / "slurm", (), "afterok"))
-    return searches, stages
+    return Pipeline(searches, recipe, stages)
 
 
 def held_out_overrides(recipe: Config, search: Config) -> list[str]:
@@ -130,17 +127,6 @@ def held_out_overrides(recipe: Config, search: Config) -> list[str]:
         return []
     fraction = recipe.data.held_out_fraction or search.data.held_out_fraction or _HELD_OUT
     return ["evaluation.split=held_out", f"data.held_out_fraction={fraction}", "data.targets=[]"]
-
-
-def _check_training(recipe: Config, search: Config, path: Path) -> None:
-    """Raise the errors of training a found network, with the genotype of the untrained supernet."""
-    require_derived(recipe, path)
-    alone = World(0, 1, 0, torch.device("cpu"))
-    task = build_task(search, alone)[1]
-    assert isinstance(task, SearchTask)  # noqa: S101 (plan_run has checked it)
-    options = {**recipe.model.options, "genotype": str(task.genotype())}
-    network = build_model("derived", 1, **options)
-    check_input_size(network, recipe.data.height, recipe.data.width)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,7 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.random < 0:
         raise ConfigError(f"command line: --random {options.random}: must be at least 0")
     job_options = read_job_options(vars(options))
-    searches, stages = plan_stages(options, job_options)
+    searches, recipe, stages = plan_pipeline(options, job_options)
+    targets = named_paths("--data", [str(data) for data in options.data])
+    from autoreid.commands.pipeline import check
+
+    check([run.config for run in searches], job_options.ranks, recipe, targets, not is_dry_run(options))
     submit_stages(stages, options, partial(_freeze, searches), "python jobs/status.py")
     return 0
 

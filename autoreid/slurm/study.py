@@ -1,29 +1,14 @@
-"""Submit a study as dependent jobs: searches and trainings as arrays, and the table: jobs/submit_study.py."""
+"""Submit a study as dependent jobs: the command line of jobs/submit_study.py."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
-from autoreid.config import Config
 from autoreid.errors import ConfigError
-from autoreid.files import make_folder, write_atomically
-from autoreid.slurm.job_options import JobOptions, read_job_options
-from autoreid.slurm.stages import Stage, submit_stages
-from autoreid.slurm.study_part import finished_names, share_folder, share_names
-from autoreid.slurm.submit import PlannedRun, check_not_queued, is_dry_run, make_parser, plan_run
-from autoreid.slurm.tasks import PackageCommand
-from autoreid.study import (
-    add_options,
-    check_options,
-    check_trainings,
-    plan,
-    read_study,
-    search_overrides,
-)
-from autoreid.trials.study import Study
+from autoreid.slurm.job_options import read_job_options
+from autoreid.slurm.submit import make_parser
+from autoreid.study import add_options, check_options, read_recipes
 
 _EXAMPLES = """\
   python jobs/submit_study.py --search configs/darts_triplet.yaml --train configs/retrain.yaml --searches 8 \\
@@ -34,96 +19,6 @@ _EXAMPLES = """\
 Searches get all nodes and GPUs, and each array task of the trainings gets one GPU. The files are those of
 python -m autoreid.study. The same command again submits what has no result yet.
 """
-
-
-def plan_searches(options: argparse.Namespace, study: Study, job_options: JobOptions) -> list[PlannedRun]:
-    """Check and plan the searches that have not finished.
-
-    Raises:
-        ConfigError, DataError: errors in the searches.
-    """
-    writes = not is_dry_run(options)
-    return [
-        plan_run(
-            options.search,
-            [*options.overrides, *search_overrides(study.folder, seed)],
-            "search",
-            job_options,
-            may_generate=writes,
-        )
-        for seed, name in enumerate(study.searches)
-        if not study.is_finished(name)
-    ]
-
-
-def plan_stages(
-    study: Study, searches: Sequence[PlannedRun], at_once: int, job_options: JobOptions
-) -> list[Stage]:
-    """Return the jobs of a study: those that have something to do, and the table."""
-    single = job_options.model_copy(
-        update={"nodes": 1, "gpus": min(job_options.gpus, 1), "tasks": None, "gres": None}
-    )
-    small = single.model_copy(update={"gpus": 0, "array_limit": None})
-    stages = []
-    if searches:
-        runs = [search.folder for search in searches]
-        commands = [search.command() for search in searches]
-        stages.append(_stage(study, "search", commands, job_options, runs))
-    shares = min(at_once, len(study.trial_names))
-    left = set(study.trial_names) - finished_names(study, study.trial_names)
-    busy = [share for share in range(shares) if not left.isdisjoint(share_names(study, share, shares))]
-    if busy:
-        runs = [share_folder(study.folder, share) for share in busy]
-        commands = [_part(study, "--share", str(share), str(shares)) for share in busy]
-        stages.append(_stage(study, "train", commands, single, runs))
-    table = Stage("table", [_part(study, "--table")], small, study.folder / "slurm", (), "afterany")
-    return [*stages, table]
-
-
-def _stage(
-    study: Study, name: str, commands: Sequence[PackageCommand], job_options: JobOptions, runs: Sequence[Path]
-) -> Stage:
-    # afterany: a search or training that failed does not hold up the others.
-    return Stage(name, commands, job_options, runs[0] / "slurm", runs, "afterany", study.folder.name)
-
-
-def _part(study: Study, *part: str) -> PackageCommand:
-    """Return the command of a job after the searches, which reads the copies of the recipes."""
-    counts = ["--searches", str(len(study.searches)), "--random", str(study.num_random)]
-    recipes = ["--search", str(_frozen(study, "search")), "--train", str(_frozen(study, "train"))]
-    arguments = [*part, *counts, *recipes, "--output", str(study.folder)]
-    return PackageCommand("slurm.study_part", arguments, Path.cwd())
-
-
-def _frozen(study: Study, recipe: str) -> Path:
-    """Return the path of the copy of a recipe that the jobs read, so that later edits of it do not affect them."""
-    return study.folder / "slurm" / f"{recipe}.yaml"
-
-
-def freeze(study: Study, searches: Sequence[PlannedRun], job_options: JobOptions) -> None:
-    """Write the copies of the recipes that the jobs read."""
-    for search in searches:
-        search.freeze()
-    make_folder(study.folder / "slurm", "choose another --output")
-    for name, recipe in (("search", study.searches["search0"]), ("train", study.recipe)):
-        write_atomically(_frozen(study, name), _on_gpus(recipe, job_options).to_yaml().encode())
-
-
-def _on_gpus(config: Config, job_options: JobOptions) -> Config:
-    """Return a config whose job fails, rather than computes on CPUs, if a driver is missing."""
-    if not job_options.gpus or config.distributed.device != "auto":
-        return config
-    distributed = config.distributed.model_copy(update={"device": "cuda"})
-    return config.model_copy(update={"distributed": distributed})
-
-
-def shares_at_once(options: argparse.Namespace, job_options: JobOptions) -> int:
-    """Return how many array tasks share the trainings; more than there are trainings means one for each."""
-    if options.trainings_at_once is not None:
-        return int(options.trainings_at_once)
-    if options.local:
-        return 1
-    return job_options.array_limit or options.searches + options.random
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -161,17 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = options.output
     options.output = shown.absolute()
     job_options = read_job_options(vars(options))
-    study = read_study(options)
-    if options.plan or not is_dry_run(options):
-        check_trainings(study)
-    if options.plan:
-        print(plan(study))
-        return 0
-    searches = plan_searches(options, study, job_options)
-    for run in sorted((study.folder / "runs").glob("trainings*")):
-        check_not_queued(run)
-    stages = plan_stages(study, searches, shares_at_once(options, job_options), job_options)
-    submit_stages(
-        stages, options, partial(freeze, study, searches, job_options), f"python jobs/status.py {shown}"
-    )
+    searches, recipe = read_recipes(options)
+    from autoreid.slurm.study_jobs import execute
+
+    execute(options, job_options, searches, recipe, f"python jobs/status.py {shown}")
     return 0

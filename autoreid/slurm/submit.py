@@ -13,11 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from autoreid.config import Config
-from autoreid.data.training_data import generate_people
-from autoreid.distributed import World
+from autoreid.config import MAY_DIFFER, Config
 from autoreid.errors import ConfigError
 from autoreid.files import write_atomically
 from autoreid.recipes import load_config
@@ -28,7 +24,7 @@ from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
 from autoreid.slurm.queue import ACTIVE, job_states, require_slurm
 from autoreid.slurm.tasks import PackageCommand
-from autoreid.train import MAY_DIFFER, build_task, with_genotype
+from autoreid.train import with_genotype
 
 _EXIT_STATUS = """\
 Exit status: 0 submitted (with --local: done); 1 Slurm rejected the job; 2 error in the command line, config or data."""
@@ -83,15 +79,11 @@ def plan_run(
     overrides: Sequence[str],
     task: Literal["search", "train"],
     job_options: JobOptions,
-    may_generate: bool,
 ) -> PlannedRun:
-    """Check everything that would stop the run at its start: config, data, network, batch size, run folder.
-
-    Args:
-        may_generate: whether missing synthetic data sets may be generated; if not, the data are not checked.
+    """Plan a run, and check what needs no PyTorch: config, run folder and queue. `commands.train.check` does the rest.
 
     Raises:
-        ConfigError, DataError: the errors that the ranks of the job would raise.
+        ConfigError: the config is wrong, the folder belongs to another one, or the run is already in the queue.
     """
     config = with_genotype(load_config(recipe, overrides))
     if config.task != task:
@@ -105,14 +97,6 @@ def plan_run(
     folder = (config.output_dir / config.task_name).absolute()
     RunFolder(folder).check_claim(config, MAY_DIFFER)
     check_not_queued(folder)
-    if may_generate:
-        generate_people(config.data)
-    missing = [name for name in config.data.synthetic if not (config.data.root / name).exists()]
-    if missing:
-        names = ", ".join(missing)
-        print(f"data not checked: {names} (synthetic) will be generated on submission", file=sys.stderr)
-    else:
-        build_task(config, World(0, job_options.ranks, 0, torch.device("cpu")))
     return PlannedRun(config, folder)
 
 
@@ -219,9 +203,13 @@ def submit_run(task: Literal["search", "train"], arguments: Sequence[str] | None
     options = parser.parse_intermixed_args(arguments)
     job_options = read_job_options(vars(options))
     runs = [
-        plan_run(options.config, [*options.overrides, *seed], task, job_options, not is_dry_run(options))
+        plan_run(options.config, [*options.overrides, *seed], task, job_options)
         for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
+    from autoreid.commands.train import check
+
+    for run in runs:
+        check(run.config, job_options.ranks, may_generate=not is_dry_run(options))
     submit_runs(runs, job_options, options)
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -95,12 +96,17 @@ def read_genotype(genotype: str) -> Genotype:
     return Genotype.load(expand(Path(genotype)))
 
 
+def with_genotype_text(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the path of a genotype by its JSON text, so that the options no longer depend on a file."""
+    return {**options, "genotype": str(read_genotype(options["genotype"]))}
+
+
 def _types() -> dict[str, type[Genotype]]:
     """Return the genotype class of each space, by the name of the space."""
     # Not imported at the top, because the spaces import this module.
-    from autoreid.spaces import SPACES
+    from autoreid.spaces.genotypes import GENOTYPES
 
-    return {name: space.genotype_type for name, space in SPACES.items()}
+    return GENOTYPES
 
 
 def _any_space() -> TypeAdapter[Any]:

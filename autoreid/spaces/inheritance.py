@@ -9,7 +9,7 @@ from autoreid.models import Network
 from autoreid.models.weights import LoadReport, fill, load_trunk
 from autoreid.models.weights_file import read_weights
 from autoreid.recipes import parse_config
-from autoreid.spaces import build_space
+from autoreid.spaces.build import build_space
 from autoreid.spaces.space import Derived
 
 

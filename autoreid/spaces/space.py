@@ -96,11 +96,9 @@ class Space(ABC):
     """A search space: the choices, the supernet, and how a genotype is read from the alphas.
 
     Attributes:
-        genotype_type: class of the space's genotypes.
         network_type: class of the derived networks.
     """
 
-    genotype_type: ClassVar[type[Genotype]]
     network_type: ClassVar[type[Derived]]
 
     def __init__(self, search: Search) -> None:

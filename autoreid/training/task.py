@@ -20,7 +20,7 @@ from autoreid.losses import LossValues, build_loss
 from autoreid.models import LastMap, LoadReport, check_input_size, output_sizes
 from autoreid.models.network import Network
 from autoreid.seeding import derive_seed
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from autoreid.spaces.inheritance import load_start
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import build_accumulation, build_optimizer, memory_format, place_network

@@ -15,7 +15,8 @@ import torch
 from autoreid.errors import DataError
 from autoreid.models import count_parameters
 from autoreid.recipes import load_config
-from autoreid.spaces import Genotype, build_model, build_space
+from autoreid.spaces.build import build_model, build_space
+from autoreid.spaces.genotype import Genotype
 
 #: Samples a genotype.
 Sampler = Callable[[np.random.Generator], Genotype]

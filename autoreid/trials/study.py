@@ -11,7 +11,8 @@ import numpy as np
 
 from autoreid.config import Config
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.spaces import Genotype, build_space
+from autoreid.spaces.build import build_space
+from autoreid.spaces.genotype import Genotype
 from autoreid.trials.genotypes import Found, random_of_size, read_found
 from autoreid.trials.trial import Trial, make_trial
 

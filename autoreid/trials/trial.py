@@ -11,7 +11,7 @@ from typing import Any
 
 from autoreid.config import Config, Training
 from autoreid.errors import ConfigError, DataError
-from autoreid.spaces import Genotype
+from autoreid.spaces.genotype import Genotype
 
 #: Sections that determine the result of a training, and their keys that do not.
 _DETERMINING: dict[str, set[str]] = {

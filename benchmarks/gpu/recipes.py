@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoreid import distributed
+from autoreid.commands.train import build_task
 from autoreid.config import Config, SyntheticPeople
 from autoreid.data.datasets.market1501 import FOLDERS
 from autoreid.data.synthetic.people import write_synthetic_people
@@ -16,7 +17,6 @@ from autoreid.data.training_data import read_datasets, run_images
 from autoreid.distributed import World
 from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
-from autoreid.train import build_task
 from autoreid.training.task import TrainTask
 from benchmarks.gpu.harness import ROOT, Check
 

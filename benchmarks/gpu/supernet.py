@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoreid.config import ReidCell, Search
-from autoreid.spaces import build_space
+from autoreid.spaces.build import build_space
 from benchmarks.gpu.harness import Case, Check, Figures
 from benchmarks.gpu.meters import clock, count_kernels, peak_gigabytes, synchronize, tf32
 from benchmarks.search_step import one_by_one

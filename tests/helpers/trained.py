@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from autoreid.config import Config
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from autoreid.spaces.reid_cell.genotype import CellGenotype, Edge
 
 CELL = ((Edge("sep_conv_3x3", 0), Edge("part_aware", 1)), (Edge("skip_connect", 0), Edge("max_pool_3x3", 2)))

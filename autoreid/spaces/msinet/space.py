@@ -17,7 +17,6 @@ from autoreid.spaces.space import Choices, Sample, Space
 class MsinetSpace(Space):
     """One of four interactions at each of twelve places: 4¹² networks."""
 
-    genotype_type = MsinetGenotype
     network_type = MSINet
 
     def choices(self) -> dict[str, Choices]:

@@ -19,7 +19,6 @@ _POSITIONS = tuple(f"{stage}.{block}" for stage in ("conv2", "conv3", "conv4") f
 class OsnetAinSpace(Space):
     """One of four blocks at each of six positions: 4,096 networks, or twice as many if the stem is searched."""
 
-    genotype_type = OsnetAinGenotype
     network_type = DerivedOSNet
 
     def choices(self) -> dict[str, Choices]:

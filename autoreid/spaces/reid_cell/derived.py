@@ -13,9 +13,9 @@ from autoreid.layers.heads import BNNeck
 from autoreid.layers.pooling import AveragePool
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.reid_cell.cells import build_preprocess
-from autoreid.spaces.reid_cell.drawing import network_drawing
 from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype
 from autoreid.spaces.reid_cell.macro import STEMS, CellPlan, build_stem, plan_cells
+from autoreid.spaces.reid_cell.network_drawing import network_drawing
 from autoreid.spaces.reid_cell.operations import Skip, build_operation
 from autoreid.spaces.space import Derived
 

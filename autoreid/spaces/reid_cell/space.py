@@ -29,7 +29,6 @@ _CANDIDATE = re.compile(r"cells\.\d+\.fans\.\d+\.candidates\.")
 class ReidCellSpace(Space):
     """The operations on the edges of a normal and a reduction cell, and the supernet of these cells."""
 
-    genotype_type = CellGenotype
     network_type = DerivedNetwork
 
     def __init__(self, search: Search) -> None:
