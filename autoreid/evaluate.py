@@ -163,7 +163,10 @@ def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
         given = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", value)
         path = expand(Path(given[2] if given else value))  # a shell does not expand NAME=~
         if not path.exists():
-            raise ConfigError(f"{option} {value}: no such file or folder: {path}")
+            # Such as `--data FOLDER training.epochs=2`, where the option takes several values.
+            is_override = given and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", given[1])
+            hint = f"; overrides must come before {option}" if is_override else ""
+            raise ConfigError(f"{option} {value}: no such file or folder: {path}{hint}")
         of_run = path.parent.name == "checkpoints"
         name = given[1] if given else (path.absolute().parents[1] if of_run else path.resolve()).name
         if name in paths:

@@ -255,6 +255,11 @@ def test_a_pipeline_with_missing_evaluation_data_is_rejected(recipe, tmp_path):
     assert refused.returncode == 2
     assert "--data" in refused.stderr
     assert "nowhere" in refused.stderr
+    refused = submit(tmp_path, "submit_pipeline", *line, "--data", tmp_path, "training.epochs=2")
+    assert refused.returncode == 2
+    assert "--data training.epochs=2: no such file or folder: 2; overrides must come before --data" in (
+        refused.stderr
+    )
     assert not (tmp_path / "runs").exists()
 
 
