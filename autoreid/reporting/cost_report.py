@@ -127,7 +127,9 @@ def cost_figure(costs: Sequence[NetworkCost], maps: Mapping[tuple[str, str], flo
         row[0].set_ylabel(f"mAP in % on {target}")
     for axes, name in zip(grid[-1], names, strict=True):
         axes.set_xlabel(name)
-    figure.legend(handles=_unique(grid), loc="outside lower center", ncols=min(len(costs), _LEGEND_COLUMNS))
+    figure.legend(
+        handles=_unique(figure.axes), loc="outside lower center", ncols=min(len(costs), _LEGEND_COLUMNS)
+    )
     return figure
 
 
@@ -139,7 +141,7 @@ def _point(axes: Axes, cost: NetworkCost, look: int, x: float, y: float) -> None
     )
 
 
-def _unique(grid: Sequence[Sequence[Axes]]) -> list[Line2D]:
+def _unique(panels: Sequence[Axes]) -> list[Line2D]:
     """Return a point of each network, for the legend."""
-    points = {line.get_label(): line for row in grid for axes in row for line in axes.lines}
+    points = {line.get_label(): line for axes in panels for line in axes.lines}
     return list(points.values())
