@@ -17,6 +17,7 @@ from autoreid.data.datasets import read_dataset
 from autoreid.data.synthetic.people import write_synthetic_people
 from tests.helpers import miniatures
 from tests.helpers.archives import pack
+from tests.helpers.commands import run_python
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +116,12 @@ def run(command: list[str], folder: Path, outside: Mapping[str, str] = os.enviro
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),  # installed
     }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    if command[0] == "python":
+        done = run_python(*command[1:], folder=folder, environment=environment)
+    else:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -257,9 +263,7 @@ def test_evaluate(place, demo):
 
 def test_python_and_export(place, demo):
     (snippet,) = blocks(ROOT / "docs/evaluate.md", "python")
-    assert "(1, " in run(
-        [sys.executable, "-c", snippet + "\nprint(tuple(features.shape), features.dtype)"], place
-    )
+    assert "(1, " in run(["python", "-c", snippet + "\nprint(tuple(features.shape), features.dtype)"], place)
     run(the_command("python -m autoreid.export"), place)
     assert (place / "found.onnx").exists()
 
