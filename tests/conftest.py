@@ -1,11 +1,13 @@
 """Settings of all tests, which must be made before torch is imported, and fixtures of several test modules."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
 
+from tests.helpers import DRAWN_PEOPLE
 from tests.helpers.slurm_cluster import faulty_cluster, slurm_cluster
 
 __all__ = ["faulty_cluster", "slurm_cluster"]
@@ -37,6 +39,14 @@ LONGEST = (
     "train",
     "study",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a folder for synthetic people, which all processes of the tests share."""
+    if DRAWN_PEOPLE not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="autoreid-people-")
+        os.environ[DRAWN_PEOPLE] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,7 +5,6 @@ import logging
 import os
 import pickle
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from autoreid.checkpoint import CheckpointFolder, load_checkpoint
 from autoreid.errors import RunError
+from tests.helpers.commands import run_python
 
 
 def state(step, size=16):
@@ -285,9 +285,7 @@ def test_a_file_size_limit_leaves_the_earlier_ones(tmp_path):
         "    sys.exit(error.exit_status)\n"
     )
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
+    done = run_python("-c", script, tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
     assert "step-00000003.pt: cannot write the file: File too large" in done.stdout
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,8 +1,6 @@
 """Each problem that the doctor looks for is caused and must be found."""
 
-import os
 import socket
-import subprocess
 import sys
 import threading
 from importlib import metadata
@@ -19,6 +17,7 @@ from autoreid.diagnosis.meeting import Meeting, meet
 from autoreid.diagnosis.ranks import Rank
 from autoreid.distributed.gpus import Placement
 from autoreid.errors import ConfigError, PeerError, RunError
+from tests.helpers.commands import run_python_on_two_ranks
 from tests.helpers.ranks import free_port
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID", "SLURM_JOB_ID")
@@ -306,30 +305,12 @@ def test_an_incomplete_launch(monkeypatch, capsys):
 
 
 def test_two_processes(tmp_path):
-    port = free_port()
-    ranks = [start(tmp_path, rank, port) for rank in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0]
-    found = lines(outputs[0])
+    first, second = run_python_on_two_ranks("-m", "autoreid.doctor", "--folder", tmp_path)
+    assert (first.returncode, second.returncode) == (0, 0)
+    found = lines(first.stdout)
     for what in ("launch", f"folder {tmp_path}", "ports", "versions", "process group"):
         assert found[what][0] == "ok"
-    assert outputs[1] == ""
-
-
-def start(folder, rank, port):
-    launch = {
-        "RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_RANK": rank,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "autoreid.doctor", "--folder", str(folder)],
-        env=os.environ | {name: str(value) for name, value in launch.items()},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    assert second.stdout == ""
 
 
 def on_cluster(cluster, folder, **variables):

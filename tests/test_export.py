@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +11,7 @@ import torch
 from autoreid import commands, export
 from autoreid.errors import RunError
 from autoreid.spaces.build import build_model
+from tests.helpers.commands import run_python
 from tests.helpers.trained import DIMENSIONS, HEIGHT, WIDTH, small_network, write_checkpoint
 
 
@@ -36,10 +33,8 @@ def model(network):
 
 def test_the_command_writes_what_it_checked(checkpoint, network, tmp_path):
     output = tmp_path / "new/folder/model.onnx"
-    command = [sys.executable, "-m", "autoreid.export", str(checkpoint), "--output", str(output), "--check"]
-    root = Path(export.__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    line = ["-m", "autoreid.export", checkpoint, "--output", output, "--check"]
+    done = run_python(*line, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 2

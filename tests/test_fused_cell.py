@@ -8,12 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import CELL_OPERATIONS, ReidCell, Search
-from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.reid_cell.cells import SearchCell, count_edges, edges_from
 from autoreid.spaces.reid_cell.space import ReidCellSpace
+from tests.helpers.fused import (
+    EXACT,
+    assert_all_close,
+    assert_recomputing_only_saves_memory,
+    assert_same,
+    first_derivatives,
+    second_derivatives,
+    statistics,
+)
 from tests.helpers.per_edge import per_edge_cell
-
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def build(operations, nodes=3, channels=6, reduction=False, after_reduction=False, partial=1):
@@ -64,14 +70,6 @@ def of_oracle(oracle, values):
     return found
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        if not value.dim():
-            continue  # num_batches_tracked, which a fused norm does not increment
-        torch.testing.assert_close(found[name], value, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
-
-
 @pytest.mark.usefixtures("form")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -87,19 +85,12 @@ def test_outputs_gradients_and_statistics(operations, none, size, reduction, aft
     operations = [*operations, "none"] if none else operations
     cell, oracle = build(operations, nodes, 6, reduction, after_reduction, partial)
     inputs = [*images(*size, after_reduction), *draw_mixing(operations, nodes, partial)]
-    results = []
-    for net in (cell, oracle):
-        output = net(*inputs)
-        weights = dict(net.named_parameters())
-        gradients = torch.autograd.grad((output * output.detach().cos()).sum(), [*inputs, *weights.values()])
-        outer = gradients[: len(inputs)]
-        results.append((output, outer, dict(zip(weights, gradients[len(inputs) :], strict=True))))
-    (output, outer, weights), (expected, expected_outer, expected_weights) = results
-    torch.testing.assert_close(output, expected, **EXACT)
-    for value, wanted in zip(outer, expected_outer, strict=True):
-        torch.testing.assert_close(value, wanted, **EXACT)
+    (found, weights), (expected, expected_weights) = (
+        first_derivatives(net, *inputs) for net in (cell, oracle)
+    )
+    assert_all_close(found, expected)
     assert_same(by_edge(cell, weights), of_oracle(oracle, expected_weights))
-    assert_same(by_edge(cell, dict(cell.named_buffers())), of_oracle(oracle, dict(oracle.named_buffers())))
+    assert_same(by_edge(cell, statistics(cell)), of_oracle(oracle, statistics(oracle)))
     cell.eval(), oracle.eval()
     torch.testing.assert_close(cell(*inputs), oracle(*inputs), **EXACT)
 
@@ -109,17 +100,9 @@ def test_outputs_gradients_and_statistics(operations, none, size, reduction, aft
 @pytest.mark.parametrize("reduction", [False, True])
 def test_second_derivatives(reduction, partial):
     cell, oracle = build(CELL_OPERATIONS, 2, 4, reduction, partial=partial)
-    inputs = images(9, 6, batch=2)
-    mixing = draw_mixing(CELL_OPERATIONS, 2, partial)
-    found = []
-    for net in (cell, oracle):
-        with frozen_statistics(net):
-            loss = net(*inputs, *mixing).tanh().sum()
-            gradients = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
-            length = sum(gradient.square().sum() for gradient in gradients)
-            found.append(torch.autograd.grad(length, [*mixing, inputs[0]]))
-    for value, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(value, wanted, **EXACT)
+    inputs = [*images(9, 6, batch=2), *draw_mixing(CELL_OPERATIONS, 2, partial)]
+    found, expected = (second_derivatives(net, *inputs) for net in (cell, oracle))
+    assert_all_close(found, expected)
 
 
 @pytest.mark.usefixtures("form")
@@ -203,19 +186,7 @@ def supernets(partial=1):
 @pytest.mark.parametrize("partial", [1, 2])
 def test_recomputing_cells_changes_nothing_but_what_is_kept(partial):
     plain, recomputing, x, mixing = supernets(partial)
-    found, kept = [], []
-    for net in (plain, recomputing):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, s=sizes: (s.append(t.nbytes), t)[1], lambda t: t
-        ):
-            embedding, logits = net(x, mixing)
-        kept.append(sum(sizes))
-        leaves = [*mixing.values(), *(weight for weight in net.parameters() if weight.requires_grad)]
-        gradients = torch.autograd.grad(embedding.sin().sum() + logits.square().sum(), leaves)
-        found.append([embedding, logits, *gradients, *net.buffers()])
-    assert all(torch.equal(value, wanted) for value, wanted in zip(*found, strict=True))
-    assert kept[1] < 0.5 * kept[0]
+    assert_recomputing_only_saves_memory(plain, recomputing, x, mixing, share=0.5)
 
 
 @pytest.mark.usefixtures("form")

@@ -8,14 +8,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import Msinet, Search
-from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.msinet.cells import Cell
 from autoreid.spaces.msinet.interactions import MixedInteraction
 from autoreid.spaces.msinet.space import MsinetSpace
+from tests.helpers.fused import (
+    EXACT,
+    assert_all_close,
+    assert_recomputing_only_saves_memory,
+    assert_same,
+    first_derivatives,
+    second_derivatives,
+    statistics,
+)
 from tests.helpers.msinet import PlainCell, fixture, of_supernet, plain_cells
 from tests.helpers.torchreid import formula_state, their_images
-
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def build(in_channels, out_channels):
@@ -29,16 +35,6 @@ def build(in_channels, out_channels):
         elif "interact" in name:
             torch.nn.init.normal_(value)
     return cell, PlainCell(cell)
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def statistics(net):
-    return {name: value for name, value in net.named_buffers() if not name.endswith("num_batches_tracked")}
 
 
 @pytest.mark.usefixtures("form")
@@ -56,17 +52,11 @@ def test_outputs_gradients_and_statistics(channels, size, training, channels_las
         x = x.contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
     mixing = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
-    results = []
-    for net in (cell, oracle):
-        output = net(x, mixing[0], None, mixing[1], None)
-        weights = dict(net.named_parameters())
-        loss = (output * output.detach().cos()).sum()
-        gradients = torch.autograd.grad(loss, [x, mixing, *weights.values()])
-        results.append((output, *gradients[:2], dict(zip(weights, gradients[2:], strict=True))))
-    *found, weights = results[0]
-    *expected, expected_weights = results[1]
-    for value, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, wanted, **EXACT)
+    inputs = (x, mixing[0], None, mixing[1], None)
+    (found, weights), (expected, expected_weights) = (
+        first_derivatives(net, *inputs) for net in (cell, oracle)
+    )
+    assert_all_close(found, expected)
     assert_same(weights, of_supernet(expected_weights))
     assert_same(statistics(cell), of_supernet(statistics(oracle)))
 
@@ -76,15 +66,8 @@ def test_second_derivatives():
     cell, oracle = build(16, 64)
     x = torch.randn(2, 16, 4, 3, dtype=torch.float64, requires_grad=True)
     mixing = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
-    found = []
-    for net in (cell, oracle):
-        with frozen_statistics(net):
-            output = net(x, mixing[0], None, mixing[1], None)
-            gradients = torch.autograd.grad(output.tanh().sum(), list(net.parameters()), create_graph=True)
-            length = sum(gradient.square().sum() for gradient in gradients)
-            found.append(torch.autograd.grad(length, [mixing, x]))
-    for value, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(value, wanted, rtol=1e-7, atol=1e-7)
+    found, expected = (second_derivatives(net, x, mixing[0], None, mixing[1], None) for net in (cell, oracle))
+    assert_all_close(found, expected, tolerance=1e-7)
 
 
 def test_the_plain_supernet_gives_the_authors_embedding():
@@ -116,19 +99,9 @@ def test_attention_does_not_round_in_bfloat16():
 def test_recomputing_cells_changes_nothing_but_what_is_kept():
     images = torch.randn(4, 3, 64, 32, dtype=torch.float64)
     mixing = torch.rand(12, 4, dtype=torch.float64, requires_grad=True)
-    found, kept = [], []
+    nets = []
     for setting in ("none", "cell"):
         torch.manual_seed(0)
         search = Search(space="msinet", msinet=Msinet(width=0.25), activation_checkpointing=setting)
-        net = MsinetSpace(search).build_supernet(5).double()
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, s=sizes: (s.append(t.nbytes), t)[1], lambda t: t
-        ):
-            embedding, logits = net(images, {"interactions": mixing})
-        kept.append(sum(sizes))
-        leaves = [mixing, *(value for value in net.parameters() if value.requires_grad)]
-        gradients = torch.autograd.grad(embedding.sin().sum() + logits.square().sum(), leaves)
-        found.append([embedding, logits, *gradients, *net.buffers()])
-    assert all(torch.equal(value, wanted) for value, wanted in zip(*found, strict=True))
-    assert kept[1] < 0.3 * kept[0]
+        nets.append(MsinetSpace(search).build_supernet(5).double())
+    assert_recomputing_only_saves_memory(*nets, images, {"interactions": mixing}, share=0.3)

@@ -8,12 +8,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import OsnetAin, Search
-from autoreid.layers.batch_norm import frozen_statistics
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
+from tests.helpers.fused import (
+    assert_all_close,
+    assert_recomputing_only_saves_memory,
+    assert_same,
+    first_derivatives,
+    second_derivatives,
+    statistics,
+)
 from tests.helpers.per_block import PerBlock
-
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def build(in_channels, out_channels):
@@ -26,16 +31,6 @@ def build(in_channels, out_channels):
         elif "gate" in name:
             torch.nn.init.normal_(value)
     return block, PerBlock(block)
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def _statistics(net):
-    return {name: value for name, value in net.named_buffers() if not name.endswith("num_batches_tracked")}
 
 
 @pytest.mark.usefixtures("form")
@@ -53,19 +48,12 @@ def test_outputs_gradients_and_statistics(channels, size, training, channels_las
         x = x.contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
     mixing = torch.rand(4, dtype=torch.float64, requires_grad=True)
-    results = []
-    for net in (block, oracle):
-        output = net(x, mixing)
-        weights = dict(net.named_parameters())
-        loss = (output * output.detach().cos()).sum()
-        gradients = torch.autograd.grad(loss, [x, mixing, *weights.values()])
-        results.append((output, *gradients[:2], dict(zip(weights, gradients[2:], strict=True))))
-    *found, weights = results[0]
-    *expected, expected_weights = results[1]
-    for value, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, wanted, **EXACT)
+    (found, weights), (expected, expected_weights) = (
+        first_derivatives(net, x, mixing) for net in (block, oracle)
+    )
+    assert_all_close(found, expected)
     assert_same(weights, expected_weights)
-    assert_same(_statistics(block), _statistics(oracle))
+    assert_same(statistics(block), statistics(oracle))
 
 
 @pytest.mark.usefixtures("form")
@@ -73,36 +61,17 @@ def test_second_derivatives():
     block, oracle = build(16, 64)
     x = torch.randn(2, 16, 4, 3, dtype=torch.float64, requires_grad=True)
     mixing = torch.rand(4, dtype=torch.float64, requires_grad=True)
-    found = []
-    for net in (block, oracle):
-        with frozen_statistics(net):
-            gradients = torch.autograd.grad(
-                net(x, mixing).tanh().sum(), list(net.parameters()), create_graph=True
-            )
-            length = sum(gradient.square().sum() for gradient in gradients)
-            found.append(torch.autograd.grad(length, [mixing, x]))
-    for value, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(value, wanted, **EXACT)
+    found, expected = (second_derivatives(net, x, mixing) for net in (block, oracle))
+    assert_all_close(found, expected)
 
 
 @pytest.mark.usefixtures("form")
 def test_recomputing_blocks_changes_nothing_but_what_is_kept():
     images = torch.randn(4, 3, 64, 32, dtype=torch.float64)
     mixing = torch.rand(6, 4, dtype=torch.float64, requires_grad=True)
-    found, kept = [], []
+    nets = []
     for setting in ("none", "cell"):
         torch.manual_seed(0)
         search = Search(space="osnet_ain", osnet_ain=OsnetAin(width=0.25), activation_checkpointing=setting)
-        net = OsnetAinSpace(search).build_supernet(5).double()
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, s=sizes: (s.append(t.nbytes), t)[1], lambda t: t
-        ):
-            embedding, logits = net(images, {"blocks": mixing})
-        kept.append(sum(sizes))
-        gradients = torch.autograd.grad(
-            embedding.sin().sum() + logits.square().sum(), [mixing, *net.parameters()]
-        )
-        found.append([embedding, logits, *gradients, *net.buffers()])
-    assert all(torch.equal(value, wanted) for value, wanted in zip(*found, strict=True))
-    assert kept[1] < 0.3 * kept[0]
+        nets.append(OsnetAinSpace(search).build_supernet(5).double())
+    assert_recomputing_only_saves_memory(*nets, images, {"blocks": mixing}, share=0.3)

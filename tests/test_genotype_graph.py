@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from autoreid.spaces.osnet_ain.drawing import blocks_drawing
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from autoreid.spaces.reid_cell.drawing import cell_drawing
 from autoreid.spaces.reid_cell.genotype import CellGenotype
+from tests.helpers.commands import run_python
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_genotypes.json").read_text())["reid_cell"]
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz's dot")
@@ -239,9 +238,9 @@ def test_render_draws_the_same_pictures_as_a_run(tmp_path, capsys, monkeypatch):
 @needs_dot
 def test_render_command_writes_to_another_folder(tmp_path):
     published().save(tmp_path / "found.json")
-    environment = {**os.environ, "PYTHONPATH": str(Path(render.__file__).parents[1])}
-    command = [sys.executable, "-m", "autoreid.render", "found.json", "--output", "pictures/new"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    line = ["-m", "autoreid.render", "found.json", "--output", "pictures/new"]
+    done = run_python(*line, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["pictures/new/found-normal.png", "pictures/new/found-reduce.png"]
     assert [path.name for path in tmp_path.glob("*")] in (
         ["found.json", "pictures"],

@@ -1,9 +1,10 @@
-"""Dry runs of scripts/gpu_check.sh on a CPU, and its handling of errors."""
+"""Dry runs of scripts/gpu_check.sh and its parts on a CPU, and the script's handling of errors."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -20,6 +21,7 @@ from benchmarks.gpu.harness import Case, Check, call
 from benchmarks.gpu.memory import largest
 from benchmarks.gpu.meters import count_kernels, noting_waits, tf32
 from benchmarks.gpu.product_tests import counts, files
+from tests.helpers.commands import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 600
@@ -43,29 +45,51 @@ def wholes(rows: list[dict]) -> dict[str, dict]:
     return {row["part"]: row for row in rows if row["case"] == "whole"}
 
 
+#: Parts that the script itself runs in the tests. The others are run as the script does, without its start-up times.
+BY_SCRIPT = ("product_tests", "ceilings")
+
+
 @pytest.fixture(scope="module")
-def dry_run(tmp_path_factory):
-    """The output folder and the output of a dry run of all parts."""
+def by_script(tmp_path_factory):
+    """The output folder and the output of a dry run of two parts by the script."""
     folder = tmp_path_factory.mktemp("gpu_check")
-    done = check("--dry-run", "--output", "results", folder=folder)
+    done = check(
+        "--dry-run",
+        "--output",
+        "results",
+        *(f"{part}:{PATIENCE_SECONDS}" for part in BY_SCRIPT),
+        folder=folder,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "results", done.stdout
 
 
+@pytest.fixture(scope="module")
+def dry_run(by_script, tmp_path_factory):
+    """All rows of a dry run of all parts."""
+    folder = tmp_path_factory.mktemp("parts")
+    results, scratch = folder / "results.jsonl", folder / "scratch"
+    scratch.mkdir()
+    for part in PARTS:
+        if part not in BY_SCRIPT:
+            line = ["-m", "benchmarks.gpu", part, "--results", results, "--scratch", scratch, "--dry-run"]
+            done = run_python(*line, environment={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+            assert done.returncode == 0, done.stdout + done.stderr
+    return read(by_script[0] / "results.jsonl") + read(results)
+
+
 @pytest.mark.slow
 def test_a_dry_run_measures_every_part_without_an_error(dry_run):
-    folder, _ = dry_run
-    rows = read(folder / "results.jsonl")
-    assert list(wholes(rows)) == list(PARTS)
-    assert all(row["status"] == 0 and not row["timed_out"] for row in wholes(rows).values())
-    cases = [row for row in rows if row["case"] != "whole"]
+    assert list(wholes(dry_run)) == list(BY_SCRIPT)
+    assert all(row["status"] == 0 and not row["timed_out"] for row in wholes(dry_run).values())
+    cases = [row for row in dry_run if row["case"] != "whole"]
     assert not [row for row in cases if row.keys() & {"error", "skipped", "out_of_memory"}]
     assert {row["part"] for row in cases} == {"versions", *PARTS}
 
 
 @pytest.mark.slow
 def test_the_measurements_of_a_dry_run_are_consistent(dry_run):
-    rows = {(row["part"], row["case"]): row for row in read(dry_run[0] / "results.jsonl")}
+    rows = {(row["part"], row["case"]): row for row in dry_run}
     for (part, case), row in rows.items():
         if part == "determinism" and case != "whole":
             assert row["tensors"] > 100
@@ -80,20 +104,21 @@ def test_the_measurements_of_a_dry_run_are_consistent(dry_run):
 
 
 @pytest.mark.slow
-def test_the_summary_is_a_table_of_all_cases(dry_run):
-    folder, printed = dry_run
+def test_the_summary_is_a_table_of_all_cases(by_script, dry_run):
+    folder, printed = by_script
     text = (folder / "summary.md").read_text()
     assert text in printed
-    title, _, versions, _, header, rule, *lines = text.splitlines()
+    assert summary.table(read(folder / "results.jsonl"))[0].strip() == text.strip()
+    assert "product_tests: pytest -m gpu" in (folder / "log.txt").read_text()
+    title, _, versions, _, header, rule, *lines = summary.table(dry_run)[0].splitlines()
     assert title == "### no GPU (dry run)"
     assert f"torch {torch.__version__}" in versions
     columns = header.count("|")
     assert all(line.count("|") == columns for line in [rule, *lines])
-    cases = [row for row in read(folder / "results.jsonl") if row["case"] != "whole"]
+    cases = [row for row in dry_run if row["case"] != "whole"]
     named = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in lines]
     assert named == [(row["part"], row["case"]) for row in cases if row["part"] != "versions"]
     assert all(line.split("|")[3].strip() for line in lines)
-    assert "product_tests: pytest -m gpu" in (folder / "log.txt").read_text()
 
 
 def fake_python(folder: Path, hanging: str) -> Path:
@@ -107,6 +132,18 @@ def fake_python(folder: Path, hanging: str) -> Path:
     )
     path.chmod(0o755)
     return path
+
+
+def test_all_parts_run_in_order_and_in_a_dry_run_without_limits_of_their_own(tmp_path):
+    python = fake_python(tmp_path, "none")
+    done = check("--dry-run", "--output", tmp_path / "out", "--budget", 700, python=python)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = wholes(read(tmp_path / "out/results.jsonl"))
+    assert list(rows) == list(PARTS)
+    assert all(row["status"] == 0 and not row["timed_out"] for row in rows.values())
+    limits = [int(limit) for limit in re.findall(r"\(up to (\d+) s\)", done.stdout)]
+    assert len(limits) == len(PARTS)
+    assert min(limits) > 600
 
 
 def test_a_part_that_hangs_is_stopped_at_its_limit_and_the_next_one_runs(tmp_path):
@@ -163,13 +200,13 @@ def test_a_wrong_command_line_is_rejected(line, said):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_earlier_results_are_not_overwritten(dry_run):
-    before = (dry_run[0] / "results.jsonl").read_text()
-    done = check("--dry-run", "--output", dry_run[0], "ceilings")
+def test_earlier_results_are_not_overwritten(tmp_path):
+    results = tmp_path / "results.jsonl"
+    results.write_text("measured\n")
+    done = check("--dry-run", "--output", tmp_path, "ceilings")
     assert done.returncode == 2
     assert "already contains results" in done.stderr
-    assert (dry_run[0] / "results.jsonl").read_text() == before
+    assert results.read_text() == "measured\n"
 
 
 def test_help_names_every_part():

@@ -1,9 +1,6 @@
 """An error of NCCL's watchdog ends the process with one line, even if the main thread waits for the GPU."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import types
 
@@ -11,7 +8,7 @@ import pytest
 import torch
 
 from autoreid.distributed import lost_peer
-from tests.helpers.ranks import free_port
+from tests.helpers.commands import run_python_on_two_ranks
 
 WAITS = """
 import logging, sys, threading, time, types
@@ -29,29 +26,13 @@ wait_for_a_kernel()
 """
 
 
-def _ranks(script, *arguments, size, **settings):
-    port = free_port()
-    launch = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **settings}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            env=os.environ
-            | {name: str(value) for name, value in {**launch, "RANK": rank, "LOCAL_RANK": rank}.items()},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-
-
 def test_one_line_and_status_1_while_the_main_thread_waits(tmp_path):
-    ranks = _ranks(WAITS, str(tmp_path / "log"), size=2)
-    said = [process.communicate(timeout=60)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [1, 1]
-    assert said[0].startswith("autoreid: lost contact with another rank, see its log for the reason: ")
-    assert "TIMEOUT" in said[0]
-    assert len(said[0].splitlines()) == 1
-    assert said[1] == ""
+    first, second = run_python_on_two_ranks("-c", WAITS, tmp_path / "log")
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert first.stderr.startswith("autoreid: lost contact with another rank, see its log for the reason: ")
+    assert "TIMEOUT" in first.stderr
+    assert len(first.stderr.splitlines()) == 1
+    assert second.stderr == ""
     # The log has the stack of the main thread.
     assert "wait_for_a_kernel" in (tmp_path / "log").read_text()
 
@@ -105,8 +86,7 @@ sys.exit(run_command(command))
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch sees fewer than two CUDA devices")
 def test_a_killed_peer():
-    ranks = _ranks(DIES, size=2)
-    said = [process.communicate(timeout=180)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [1, -signal.SIGKILL]
-    assert "autoreid: " in said[0]
-    assert "lost contact with another rank" in said[0]
+    survivor, killed = run_python_on_two_ranks("-c", DIES)
+    assert (survivor.returncode, killed.returncode) == (1, -signal.SIGKILL)
+    assert "autoreid: " in survivor.stderr
+    assert "lost contact with another rank" in survivor.stderr

@@ -6,8 +6,6 @@ import io
 import os
 import re
 import stat
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -25,6 +23,7 @@ from autoreid.data.unpack import Limits, unpack
 from autoreid.errors import ConfigError, DataError, RunError
 from tests.helpers import miniatures
 from tests.helpers.archives import pack
+from tests.helpers.commands import run_python
 from tests.helpers.miniatures import MINIATURES
 
 ROOT = Path(__file__).parents[1]
@@ -500,9 +499,7 @@ def test_check_as_the_readme_has_it(market):
     folder.rename(root / "market1501")
     broken = next((root / "market1501").rglob("query/*.jpg"))
     broken.write_bytes(b"")
-    command = [sys.executable, "scripts/prepare_dataset.py", "market1501", "--check", "--root", str(root)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = run_python("scripts/prepare_dataset.py", "market1501", "--check", "--root", root)
     assert done.returncode == 1, done.stderr
     assert f"{broken}: cannot read this image: the file is empty" in done.stdout.splitlines()
     assert done.stdout.splitlines()[-1] == "18 images: 1 broken"

@@ -17,6 +17,7 @@ from autoreid.data.datasets import read_dataset
 from autoreid.data.synthetic.people import write_synthetic_people
 from tests.helpers import miniatures
 from tests.helpers.archives import pack
+from tests.helpers.commands import run_python
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +50,11 @@ NOT_RUN = {
 #: Commands that a test in this module has run.
 ran: set[str] = set()
 
+#: The people of the quickstart, but fewer of them.
+PEOPLE = SyntheticPeople(train_identities=20, test_identities=4, images_per_identity=8, height=48, width=24)
+FEW_PEOPLE = f"data.synthetic.synthetic_people={PEOPLE.model_dump_json(exclude_unset=True)}"
 SMALL = [
+    FEW_PEOPLE,
     "training.epochs=1",
     "search.reid_cell.cells_per_stage=[1,1]",
     "search.reid_cell.channels=2",
@@ -75,6 +80,7 @@ SMALL_OSNET = [
 ]
 #: The same for trainings of what such a search finds.
 SMALL_TRAINING = [
+    FEW_PEOPLE,
     "training.epochs=1",
     "data.height=32",
     "data.width=16",
@@ -98,12 +104,9 @@ def check_out(folder: Path) -> Path:
 def place(tmp_path_factory) -> Path:
     """A checkout with downloaded archives and the demo's data set."""
     folder = check_out(tmp_path_factory.mktemp("checkout"))
-    people = SyntheticPeople(
-        train_identities=12, test_identities=4, images_per_identity=8, height=48, width=24
-    )
-    write_synthetic_people(folder / "market/Market-1501-v15.09.15", people)
+    write_synthetic_people(folder / "market/Market-1501-v15.09.15", PEOPLE)
     pack(folder / "market", folder / "Market-1501-v15.09.15.zip")
-    write_synthetic_people(folder / "data/synthetic_people", SyntheticPeople())
+    write_synthetic_people(folder / "data/synthetic_people", PEOPLE)
     miniatures.dukemtmc(folder / "duke")
     pack(folder / "duke", folder / "DukeMTMC-reID.zip")
     return folder
@@ -115,7 +118,12 @@ def run(command: list[str], folder: Path, outside: Mapping[str, str] = os.enviro
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),  # installed
     }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    if command[0] == "python":
+        done = run_python(*command[1:], folder=folder, environment=environment)
+    else:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -183,7 +191,7 @@ def prepared(place) -> dict[str, str]:
 def test_prepare_and_check(place, prepared):
     assert "11 images: all can be read" in prepared["dukemtmc"]
     assert len(read_dataset(place / "data", "dukemtmc").train) == 4
-    assert read_dataset(place / "data", "market1501").train.num_identities == 12
+    assert read_dataset(place / "data", "market1501").train.num_identities == PEOPLE.train_identities
     assert "images: all can be read" in run(
         the_command("python scripts/prepare_dataset.py market1501 --check"), place
     )
@@ -257,9 +265,14 @@ def test_evaluate(place, demo):
 
 def test_python_export_and_cost(place, demo):
     (snippet,) = blocks(ROOT / "docs/evaluate.md", "python")
-    assert "(1, " in run(
-        [sys.executable, "-c", snippet + "\nprint(tuple(features.shape), features.dtype)"], place
-    )
+    (picture,) = re.findall(r'"(\S+\.jpg)"', snippet)
+    # Of the whole data set; there are fewer people here.
+    before = SyntheticPeople().train_identities
+    frame = before * SyntheticPeople().images_per_identity + 1
+    assert picture == f"data/synthetic_people/query/{before + 1:04}_c1s1_{frame:06}_00.jpg"
+    here = next((place / "data/synthetic_people/query").iterdir())
+    snippet = snippet.replace(picture, str(here))
+    assert "(1, " in run(["python", "-c", snippet + "\nprint(tuple(features.shape), features.dtype)"], place)
     run(the_command("python -m autoreid.export"), place)
     assert (place / "found.onnx").exists()
     output = run(the_command("python -m autoreid.evaluate --latency"), place)

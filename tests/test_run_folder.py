@@ -21,10 +21,11 @@ from autoreid.config import Config
 from autoreid.errors import ConfigError, RunError
 from autoreid.files import write_atomically
 from autoreid.recipes import load_config
-from autoreid.reporting import environment, run_folder
+from autoreid.reporting import environment
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.spaces.genotype import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype
+from tests.helpers.commands import run_python
 
 
 def config_of(**sections) -> Config:
@@ -221,8 +222,7 @@ def test_a_metric_is_in_the_file_even_if_the_process_is_killed_next(tmp_path):
         "import os, signal; from pathlib import Path; from autoreid.reporting.run_folder import RunFolder;"
         "RunFolder(Path('.')).append_metrics({'step': 1}); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(run_folder.__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
+    done = run_python("-c", code, folder=tmp_path)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 

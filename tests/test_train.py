@@ -21,6 +21,7 @@ from autoreid.recipes import load_config, option_names
 from autoreid.reporting import dot, genotype_graph
 from autoreid.reporting.history import read_history
 from autoreid.spaces.genotype import Genotype
+from tests.helpers.commands import run_python
 from tests.helpers.runs import run_processes, run_train
 from tests.helpers.tiny import OSNET, TINY, tiny_config, write_tiny
 
@@ -304,8 +305,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_from_which_the_run_resumes(tmp_pa
     (tmp_path / "runs/tiny/result.json").unlink()
     good = {file.name: file.read_bytes() for file in checkpoints.iterdir()}
     assert "step-00000005.pt" in good
-    command = [sys.executable, "-c", _FULL_DISK, "--config", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    done = run_python("-c", _FULL_DISK, "--config", path)
     assert done.returncode == 1, done.stderr
     assert "step-00000006.pt: cannot write the file: File too large" in done.stderr.splitlines()[-1]
     assert {file.name: file.read_bytes() for file in checkpoints.iterdir()} == good

@@ -12,8 +12,10 @@ import torch
 
 from autoreid import train
 from autoreid.checkpoint import load_checkpoint
+from autoreid.recipes import load_config
 from autoreid.search.task import SearchTask
 from tests.helpers.float64 import compute_in_float64
+from tests.helpers.people import place_people
 from tests.helpers.ranks import forkserver, free_port
 
 #: Steps of the tiny search: 2 epochs of 3 steps.
@@ -26,6 +28,8 @@ def run_train(path: Path) -> None:
     torch.set_num_threads(1)
     if os.environ.get("AUTOREID_TEST_FLOAT64"):
         compute_in_float64()
+    if os.environ.get("RANK", "0") == "0":
+        place_people(load_config(path).data)
     raise SystemExit(train.main(["--config", str(path)]))
 
 

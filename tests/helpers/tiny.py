@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from autoreid.config import Config
-from autoreid.data.training_data import generate_people
 from autoreid.recipes import load_config
+from tests.helpers.people import place_people
 
 TINY: dict[str, Any] = {
     "task_name": "tiny",
@@ -125,5 +125,5 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
 def tiny_config(folder: Path, **changes: Any) -> Config:
     """Write and load the config file, and generate its synthetic people."""
     config = load_config(write_tiny(folder, **changes))
-    generate_people(config.data)
+    place_people(config.data)
     return config
