@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "autoreid"
 ORDER = (
     *("config", "errors", "files", "seeding", "cli", "checkpoint", "yaml_values", "recipes"),
     *("distributed", "layers", "models", "spaces", "data", "losses", "evaluation", "training", "search"),
-    *("reporting", "trials", "diagnosis"),
+    *("reporting", "trials", "sweeps", "diagnosis"),
 )
 #: Who alone may import what.
 ONLY = {"submitit": "slurm", "graphviz": "reporting", "tensorboardX": "reporting"}

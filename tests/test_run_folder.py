@@ -21,7 +21,7 @@ from autoreid.config import Config
 from autoreid.errors import ConfigError, RunError
 from autoreid.files import write_atomically
 from autoreid.recipes import load_config
-from autoreid.reporting import run_folder
+from autoreid.reporting import environment, run_folder
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.spaces import Genotype
 from autoreid.spaces.reid_cell.genotype import CellGenotype
@@ -246,19 +246,19 @@ def test_git_commit_is_that_of_a_checkout_and_of_no_repository_above(tmp_path, m
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert run_folder._git_commit(tmp_path) is None
+    assert environment._git_commit(tmp_path) is None
     git("init", "-q")
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-qm", "first")
     git("tag", "-am", "release", "v1")
     (tmp_path / "site-packages").mkdir()
-    assert run_folder._git_commit(tmp_path) == git("rev-parse", "HEAD")
-    assert run_folder._git_commit(tmp_path / "site-packages") is None
+    assert environment._git_commit(tmp_path) == git("rev-parse", "HEAD")
+    assert environment._git_commit(tmp_path / "site-packages") is None
     (tmp_path / "file").write_text("2")
-    assert run_folder._git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    assert environment._git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
     monkeypatch.setenv("PATH", "")
-    assert run_folder._git_commit(tmp_path) is None
+    assert environment._git_commit(tmp_path) is None
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):

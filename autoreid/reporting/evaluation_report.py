@@ -18,6 +18,7 @@ from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.board import Board
 from autoreid.reporting.curves import cmc_figure, picture_of
 from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.text_table import as_markdown
 
 _log = logging.getLogger(__name__)
 
@@ -139,8 +140,7 @@ class EvaluationReport:
             self._show("cmc", picture_of(cmc_figure(curves)), self.folder.root / "cmc.png")
         except ImportError:
             _log.warning("cmc.png was not drawn, because matplotlib is not installed: pip install matplotlib")
-        head, *rows = [f"| {' | '.join(row)} |" for row in _rows(cells)]
-        self.board.text("table", "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]))
+        self.board.text("table", as_markdown(_rows(cells)))
 
     def _show(self, tag: str, picture: Image.Image, path: Path) -> None:
         data = io.BytesIO()

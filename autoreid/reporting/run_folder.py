@@ -5,27 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torchvision
-
 from autoreid.config import Config
 from autoreid.errors import ConfigError, RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.recipes import parse_config
+from autoreid.reporting.environment import describe_environment
 
 _log = logging.getLogger(__name__)
 _REMEDY = "set output_dir to a folder that can be written"
 _ANEW = "give another task_name, or delete the folder to start over"
+#: The file that makes a folder that of a sweep, whose subfolders are run folders.
+SWEEP_FILE = "sweep.json"
 #: A restarted job can begin before all processes of its last start have exited.
 LOCK_WAIT_SECONDS = 60.0
 
@@ -46,7 +42,8 @@ class RunFolder:
         self.used_images = root / "used_images.csv"
 
     def create(self) -> None:
-        """Create the folders; raise ConfigError if that is not possible."""
+        """Create the folders; raise ConfigError if that is not possible, or if the folder is that of a sweep."""
+        self._check_no_sweep()
         for folder in (self.root, self.checkpoints, self.tensorboard, self.logs):
             make_folder(folder, _REMEDY)
 
@@ -58,7 +55,8 @@ class RunFolder:
             may_differ: dotted keys whose values, and all below them, may be new; the file then gets the new ones.
 
         Raises:
-            ConfigError: the folder holds checkpoints of another config; names the first keys that differ.
+            ConfigError: the folder is that of a sweep, or holds checkpoints of another config; names the first keys
+            that differ.
         """
         self.create()
         stored = self._check(config, may_differ)
@@ -68,7 +66,12 @@ class RunFolder:
 
     def check_claim(self, config: Config, may_differ: Collection[str] = ()) -> None:
         """Raise what `claim` would raise; write nothing."""
+        self._check_no_sweep()
         self._check(config, may_differ)
+
+    def _check_no_sweep(self) -> None:
+        if (self.root / SWEEP_FILE).exists():
+            raise ConfigError(f"{self.root} is the folder of a sweep; give another task_name")
 
     def _check(self, config: Config, may_differ: Collection[str]) -> Config | None:
         """The stored config of a run that has begun, once it is known to agree; None if no run has begun."""
@@ -76,17 +79,9 @@ class RunFolder:
         if not self.config.exists() or not any(self.checkpoints.glob("*.pt")):
             return None
         stored = _stored_config(self.config)
-        old, new = _values(stored), _values(config)
-        differing = [
-            f"{key} was {old.get(key, 'not set')}, is now {new.get(key, 'not set')}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not _is_below(key, may_differ)
-        ]
-        if differing:
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise ConfigError(
-                f"{self.root} belongs to a run of another config: {'; '.join(differing[:3])}{more}; {_ANEW}"
-            )
+        differing = differences(stored, config, may_differ)
+        if differing is not None:
+            raise ConfigError(f"{self.root} belongs to a run of another config: {differing}; {_ANEW}")
         return stored
 
     @contextmanager
@@ -166,37 +161,20 @@ class RunFolder:
         write_atomically(self.environment, _json(describe_environment() | dict(extra)))
 
 
-def describe_environment() -> dict[str, Any]:
-    """Return versions, git commit, host, devices of this process, world size and command line."""
-    # Not torch.cuda.is_available(): a run on CPUs must not initialise a GPU.
-    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": np.__version__,
-        "cuda": torch.version.cuda,
-        "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
-        "hostname": platform.node(),
-        "platform": platform.platform(),
-        "devices": [torch.cuda.get_device_name(index) for index in gpus] or ["cpu"],
-        "world_size": torch.distributed.get_world_size() if in_group else 1,
-        "argv": sys.argv,
-    }
+def differences(stored: Config, config: Config, may_differ: Collection[str]) -> str | None:
+    """Return the first keys in which a config differs from a stored one, as text; None if it does not.
 
-
-def _git_commit(checkout: Path) -> str | None:
-    """Return the commit of a checkout, with "-dirty" if files differ from it; None if it is not a checkout."""
-    # Do not search parent folders: an installed package may be inside a repository of its user.
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    Args:
+        may_differ: dotted keys whose values, and all below them, may differ.
+    """
+    old, new = _values(stored), _values(config)
+    differing = [
+        f"{key} was {old.get(key, 'not set')}, is now {new.get(key, 'not set')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_below(key, may_differ)
+    ]
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return f"{'; '.join(differing[:3])}{more}" if differing else None
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

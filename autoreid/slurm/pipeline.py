@@ -18,15 +18,10 @@ from autoreid.models import check_input_size
 from autoreid.recipes import load_config, override_of
 from autoreid.search.task import SearchTask
 from autoreid.slurm.job_options import JobOptions, read_job_options
+from autoreid.slurm.planning import PlannedRun, check_not_queued, plan_runs
 from autoreid.slurm.stages import Stage, submit_stages
-from autoreid.slurm.submit import (
-    PlannedRun,
-    check_not_queued,
-    is_dry_run,
-    make_parser,
-    plan_run,
-    seed_overrides,
-)
+from autoreid.slurm.submit import is_dry_run, make_parser, seed_overrides
+from autoreid.slurm.sweep import add_sweep_option
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.spaces import build_model
 from autoreid.train import build_task
@@ -50,10 +45,11 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
         ConfigError, DataError: errors in any of the stages.
     """
     writes = not is_dry_run(options)
-    searches = [
-        plan_run(options.config, [*options.overrides, *seed], "search", job_options, may_generate=writes)
+    overrides = [
+        [*options.overrides, *seed]
         for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
+    searches = plan_runs(options.config, overrides, "search", job_options, may_generate=writes)
     name = options.name or f"{load_config(options.config, options.overrides).task_name}_found"
     recipe = load_config(options.train_config, [override_of("task_name", name), *options.train])
     if writes:
@@ -63,7 +59,7 @@ def plan_stages(options: argparse.Namespace, job_options: JobOptions) -> tuple[l
     here = Path.cwd()
     derived = here / "derived" / name
     run = (recipe.output_dir / name).absolute()
-    check_not_queued(run)
+    check_not_queued([run])
     folders = [str(search.folder) for search in searches]
     tournament = here / "tournaments" / name
     several = len(folders) > 1 or options.random > 0
@@ -137,7 +133,7 @@ def _check_training(recipe: Config, search: Config, path: Path) -> None:
     require_derived(recipe, path)
     alone = World(0, 1, 0, torch.device("cpu"))
     task = build_task(search, alone)[1]
-    assert isinstance(task, SearchTask)  # noqa: S101 (plan_run has checked it)
+    assert isinstance(task, SearchTask)  # noqa: S101 (plan_runs has checked it)
     options = {**recipe.model.options, "genotype": str(task.genotype())}
     network = build_model("derived", 1, **options)
     check_input_size(network, recipe.data.height, recipe.data.width)
@@ -181,6 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         metavar="section.key=value",
         help="value that overrides the training recipe's; can be repeated",
+    )
+    add_sweep_option(
+        parser,
+        "its tournament compares searches of one recipe; sweep with jobs/submit_search.py, and choose among the found "
+        "networks with python -m autoreid.tournament",
     )
     add("overrides", nargs="*", metavar="section.key=value", help="values that override the search recipe's")
     options = parser.parse_intermixed_args(arguments)

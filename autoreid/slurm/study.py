@@ -11,9 +11,11 @@ from autoreid.config import Config
 from autoreid.errors import ConfigError
 from autoreid.files import make_folder, write_atomically
 from autoreid.slurm.job_options import JobOptions, read_job_options
+from autoreid.slurm.planning import PlannedRun, check_not_queued, plan_runs
 from autoreid.slurm.stages import Stage, submit_stages
 from autoreid.slurm.study_part import finished_names, share_folder, share_names
-from autoreid.slurm.submit import PlannedRun, check_not_queued, is_dry_run, make_parser, plan_run
+from autoreid.slurm.submit import is_dry_run, make_parser
+from autoreid.slurm.sweep import add_sweep_option
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.study import (
     add_options,
@@ -42,18 +44,12 @@ def plan_searches(options: argparse.Namespace, study: Study, job_options: JobOpt
     Raises:
         ConfigError, DataError: errors in the searches.
     """
-    writes = not is_dry_run(options)
-    return [
-        plan_run(
-            options.search,
-            [*options.overrides, *search_overrides(study.folder, seed)],
-            "search",
-            job_options,
-            may_generate=writes,
-        )
+    overrides = [
+        [*options.overrides, *search_overrides(study.folder, seed)]
         for seed, name in enumerate(study.searches)
         if not study.is_finished(name)
     ]
+    return plan_runs(options.search, overrides, "search", job_options, may_generate=not is_dry_run(options))
 
 
 def plan_stages(
@@ -146,6 +142,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="number of array tasks that share the trainings (default: --array-limit, or one for each training; "
         "with --local one for all)",
     )
+    add_sweep_option(
+        parser, "a study compares searches of one recipe with random networks; submit a study for each value"
+    )
     options = parser.parse_intermixed_args(arguments)
     check_options(options)
     if options.trainings_at_once is not None and options.trainings_at_once < 1:
@@ -168,8 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(plan(study))
         return 0
     searches = plan_searches(options, study, job_options)
-    for run in sorted((study.folder / "runs").glob("trainings*")):
-        check_not_queued(run)
+    check_not_queued(sorted((study.folder / "runs").glob("trainings*")))
     stages = plan_stages(study, searches, shares_at_once(options, job_options), job_options)
     submit_stages(
         stages, options, partial(freeze, study, searches, job_options), f"python jobs/status.py {shown}"
