@@ -316,6 +316,10 @@ def test_the_cluster_commands_from_submission_to_cancellation(login_node, slurm_
     assert "# ---- evaluate ----" in pipeline
     study = call("submit_study", "--dry-run", *small, gpus="1")
     assert "# ---- table ----" in study
+    sweep = call("submit_search.py --gpus 1", "--slurm", "begin=now+1hour", *small)
+    assert len(re.findall(r"^job (\S+):", sweep, re.MULTILINE)) == 10
+    assert "finished: 0 of 10 runs" in call("sweep")
+    slurm_cluster.run("scancel", sweep.split("job ")[1].partition("_")[0])
     evaluation = call("submit_evaluate")
     assert "on_market" in evaluation
     slurm_cluster.wait_for(evaluation.split()[1].rstrip(":"), "COMPLETED", timeout=300)

@@ -161,6 +161,11 @@ class RunFolder:
         write_atomically(self.environment, _json(describe_environment() | dict(extra)))
 
 
+def steps_seconds(result: Mapping[str, Any]) -> float:
+    """Return how long the steps of a run took, by its result.json, and its read-out if that measures networks."""
+    return float(result["seconds"] + result.get("read_out_seconds", 0.0))
+
+
 def differences(stored: Config, config: Config, may_differ: Collection[str]) -> str | None:
     """Return the first keys in which a config differs from a stored one, as text; None if it does not.
 

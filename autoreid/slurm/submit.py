@@ -1,4 +1,4 @@
-"""Check a search or training as its ranks would, and submit it: the command lines of jobs/submit_*.py."""
+"""Submit searches and trainings: jobs/submit_search.py, jobs/submit_train.py, and what all such commands share."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from autoreid.reporting.hparams import write_experiment, write_session
-from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.run_folder import RunFolder, steps_seconds
 from autoreid.sweeps.sweep import Sweep
 from autoreid.trials.statistics import error_of_mean
 from autoreid.trials.trial_file import read_lines
@@ -27,12 +27,11 @@ def figures(folder: RunFolder) -> dict[str, Any]:
     result = _read_json(folder.result)
     metrics = [] if result else [line for line in read_lines(folder.metrics) if "map" in line]
     last = metrics[-1] if metrics else {}
-    seconds = result.get("seconds")
     cmc = result.get("cmc") or {}
     return {
         "map": result.get("map", last.get("map")),
         "rank1": cmc.get("1", last.get("rank1")),
-        "seconds": None if seconds is None else seconds + result.get("read_out_seconds", 0.0),
+        "seconds": steps_seconds(result) if result else None,
         **{key: result.get(key) for key in ("parameters", "macs", "cost")},
     }
 

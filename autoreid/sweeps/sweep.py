@@ -14,6 +14,7 @@ from autoreid.config import Config
 from autoreid.errors import ConfigError, DataError
 from autoreid.files import make_folder, write_atomically
 from autoreid.recipes import parse_config
+from autoreid.reporting.history import FILE as HISTORY
 from autoreid.reporting.run_folder import SWEEP_FILE, RunFolder, differences
 from autoreid.sweeps.swept_key import MAX_RUNS, SweptKey, SweptValue, key_names
 
@@ -85,7 +86,7 @@ class Sweep:
             ConfigError: the folder belongs to something else: a run, or a sweep of other keys or another config.
         """
         if not (self.folder / SWEEP_FILE).exists():
-            if RunFolder(self.folder).config.exists():
+            if (self.folder / HISTORY).exists():
                 raise ConfigError(f"{self.folder} is the folder of a single run; {_ANEW}")
             return self
         stored = read_sweep(self.folder)
