@@ -263,7 +263,7 @@ def test_a_sweep_is_an_array_whose_runs_are_requeued_and_end_in_one_table(lab):
     assert [row["job"] for row in before] == jobs
     assert {row["state"] for row in before} <= {"RUNNING", "PENDING"}
     # The signal that Slurm sends before the time limit.
-    lab.cluster.run("scancel", "--signal=USR2", read_history(first)[-1].job)
+    lab.cluster.run("scancel", "--signal=USR2", jobs[0], timeout=PATIENCE)
     for job in jobs:
         lab.cluster.wait_for(job, "COMPLETED", timeout=PATIENCE)
     requeued = ["submitted", "started", "stopped", "requeued", "started", "finished"]

@@ -80,21 +80,21 @@ def plan_sweep(
     keys = parse_swept_keys(sweeps, overrides)
     planned = _resolve(recipe, overrides, keys, task, job_options)
     _check_distinct(planned)
-    runs = [run for _, run in planned]
     values = {
         run.config.task_name: {key: value.value for key, value in combination.items()}
         for combination, run in planned
     }
-    own = Sweep(runs[0].folder.parent, runs[0].config, tuple(swept.key for swept in keys), values)
+    first = planned[0][1]
+    own = Sweep(first.folder.parent, first.config, tuple(swept.key for swept in keys), values)
     sweep = own.added_to_stored(MAY_DIFFER)
-    left = {run.config.task_name: run for run in runs if not sweep.is_finished(run.config.task_name)}
-    check_not_queued([run.folder for run in left.values()])
-    for combination, run in planned:
-        if run.config.task_name in left:
-            with _named(combination):
-                check_start(run.config, job_options, may_generate)
-    say_what_is_unchecked(list(left.values()))
-    return PlannedSweep(sweep, list(left.values()))
+    left = [(one, run) for one, run in planned if not sweep.is_finished(run.config.task_name)]
+    runs = [run for _, run in left]
+    check_not_queued([run.folder for run in runs])
+    for combination, run in left:
+        with _named(combination):
+            check_start(run.config, job_options, may_generate)
+    say_what_is_unchecked(runs)
+    return PlannedSweep(sweep, runs)
 
 
 def _resolve(
