@@ -10,6 +10,8 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Start of the message of a run that ends because another rank has died.
 LOST_CONTACT = "lost contact with another rank, see its log for the reason"
@@ -92,3 +94,12 @@ def complain(message: str, on_every_rank: bool = False) -> None:
         message = f"rank {rank} on {platform.node()}: {message}"
     if not rank or on_every_rank:
         print(f"autoreid: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Put the name of what is worked on in front of the message of an error."""
+    try:
+        yield
+    except AutoreidError as error:
+        raise type(error)(f"{what}: {error}") from error

@@ -71,7 +71,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config: {error}") from error
     tree = _parse(text, str(path))
-    overrides = [_with_section(override) for override in overrides]
+    overrides = [full_key(override) for override in overrides]
     for override in overrides:
         _apply(tree, override)
     _move_flat_keys(tree, "command line")  # of an override such as search={channels: 8}
@@ -83,7 +83,7 @@ def override_of(key: str, value: str | Path) -> str:
     return f"{key}={json.dumps(str(value), ensure_ascii=False)}"
 
 
-def _with_section(key: str) -> str:
+def full_key(key: str) -> str:
     """Return a key, or an override of it, with the section of its space if it is flat."""
     section, _, rest = key.partition(".")
     name = re.split(r"[.=]", rest, maxsplit=1)[0]
@@ -190,7 +190,7 @@ def nearest_key(key: str) -> str | None:
     sections = {name.rpartition(".")[0] for name in names} - {""}
     flat = [f"search.{name}" for name in _FLAT_KEYS]
     nearest = difflib.get_close_matches(key, [*names, *sections, *flat], n=1, cutoff=0.5)
-    return _with_section(nearest[0]) if nearest else None
+    return full_key(nearest[0]) if nearest else None
 
 
 def _subsection(annotation: Any) -> type[BaseModel] | None:

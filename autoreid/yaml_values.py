@@ -102,6 +102,34 @@ def parse_value(text: str, where: str, schema: Any = Any) -> Any:
     return value
 
 
+def split_values(text: str, where: str) -> list[str]:
+    """Return the texts of the YAML values in a list such as `3e-4,[1,2],"a,b"`, which commas separate.
+
+    Args:
+        text: the values, as between the brackets of a YAML list.
+        where: what the values are for, for messages.
+
+    Raises:
+        ConfigError: it is not a list of YAML values, or it is empty.
+    """
+    loader = _Loader(f"[{text}]")
+    try:
+        node = loader.get_single_node()
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(
+            f"{where}: {text!r} is not a list of YAML values: {problem}; expected values with commas between "
+            f"them, such as 1,2 or [1,2],[3,4]"
+        ) from error
+    finally:
+        loader.dispose()
+    if not isinstance(node, yaml.SequenceNode) or node.end_mark.index != len(text) + 2:
+        raise ConfigError(f"{where}: {text!r}: # begins a comment in YAML; put the value in quotes")
+    if not node.value:
+        raise ConfigError(f"{where}: no value; expected values with commas between them, such as 1,2")
+    return [text[item.start_mark.index - 1 : item.end_mark.index - 1].strip() for item in node.value]
+
+
 def _load(text: str, schema: Any) -> tuple[Any, int]:
     """Return a YAML text's value, and where it ends in the text."""
     loader = _Loader(text)

@@ -22,7 +22,7 @@ ORDER = (
         "training",
         "search",
     ),
-    *("reporting", "trials", "diagnosis", "commands"),
+    *("reporting", "trials", "sweeps", "diagnosis", "commands"),
 )
 #: Who alone may import what.
 ONLY = {"submitit": "slurm", "graphviz": "reporting", "tensorboardX": "reporting"}

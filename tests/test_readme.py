@@ -320,7 +320,7 @@ def test_the_cluster_commands_from_submission_to_cancellation(login_node, slurm_
         "submit_search.py --nodes 2 --gpus 8 --config configs/darts_triplet.yaml --dry-run", *small, gpus="1"
     )
     assert "#SBATCH --nodes=2" in script
-    submitted = call("submit_search", "--cpus-per-task", "1", *small, gpus="1")
+    submitted = call("submit_search.py --nodes", "--cpus-per-task", "1", *small, gpus="1")
     job = submitted.split()[1].rstrip(":")
     trained = call("submit_train", *small, "--cpus-per-task", "1", "training.learning_rate=0.001", gpus="1")
     assert "run folder: " in trained
@@ -332,6 +332,10 @@ def test_the_cluster_commands_from_submission_to_cancellation(login_node, slurm_
     assert "# ---- evaluate ----" in pipeline
     study = call("submit_study", "--dry-run", *small, gpus="1")
     assert "# ---- table ----" in study
+    sweep = call("submit_search.py --gpus 1", "--slurm", "begin=now+1hour", *small)
+    assert len(re.findall(r"^job (\S+):", sweep, re.MULTILINE)) == 6
+    assert "finished: 0 of 6 runs" in call("sweep")
+    slurm_cluster.run("scancel", sweep.split("job ")[1].partition("_")[0])
     evaluation = call("submit_evaluate")
     assert "on_market" in evaluation
     slurm_cluster.wait_for(evaluation.split()[1].rstrip(":"), "COMPLETED", timeout=300)

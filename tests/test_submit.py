@@ -14,7 +14,7 @@ from autoreid.data.training_data import generate_people
 from autoreid.recipes import load_config
 from autoreid.slurm.environment import not_for_jobs, sbatch_command
 from autoreid.slurm.job_options import JobOptions
-from autoreid.slurm.submit import plan_run
+from autoreid.slurm.planning import plan_runs
 from tests.helpers.commands import ROOT, run_job_script
 from tests.helpers.tiny import write_tiny
 
@@ -215,7 +215,9 @@ def test_each_torchrun_job_has_its_own_port_and_survives_the_signal(tmp_path):
 
 def test_a_job_with_gpus_does_not_fall_back_to_cpus(tmp_path):
     recipe = write_tiny(tmp_path, distributed__device="auto")
-    with_gpus, without = (plan_run(recipe, [], "search", JobOptions(gpus=gpus)).config for gpus in (2, 0))
+    with_gpus, without = (
+        plan_runs(recipe, [[]], "search", JobOptions(gpus=gpus))[0].config for gpus in (2, 0)
+    )
     assert (with_gpus.distributed.device, without.distributed.device) == ("cuda", "auto")
 
 

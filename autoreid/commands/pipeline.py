@@ -16,27 +16,27 @@ from autoreid.search.task import SearchTask
 from autoreid.spaces.build import build_model
 
 
-def check(
-    searches: Sequence[Config], ranks: int, recipe: Config, targets: Mapping[str, Path], may_generate: bool
-) -> None:
-    """Check everything that can be checked before the searches have run.
+def check(searches: Sequence[Config], ranks: int, recipe: Config, may_generate: bool) -> None:
+    """Check the searches, and the training of a found network.
 
     Args:
         searches: the configs of the searches.
         ranks: number of ranks of a search.
         recipe: of the training of a found network.
-        targets: folders of the data sets to evaluate on, by name.
         may_generate: whether missing synthetic data sets may be generated; if not, only the searches are checked.
 
     Raises:
         ConfigError, DataError: the errors that the jobs would raise.
     """
-    for search in searches:
-        train.check(search, ranks, may_generate)
+    train.check(searches, ranks, may_generate)
     if may_generate:
-        for name, folder in targets.items():
-            check_target_folder(folder, name, recipe.evaluation.keep_same_camera)
         _check_training(recipe, searches[0])
+
+
+def check_targets(targets: Mapping[str, Path], recipe: Config) -> None:
+    """Check the data sets of the evaluation, by name; raise ConfigError or DataError if one cannot be used."""
+    for name, folder in targets.items():
+        check_target_folder(folder, name, recipe.evaluation.keep_same_camera)
 
 
 def _check_training(recipe: Config, search: Config) -> None:

@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -33,7 +34,7 @@ from autoreid.distributed import (
     idle_gpus,
     on_main,
 )
-from autoreid.errors import DataError
+from autoreid.errors import DataError, named
 from autoreid.reporting.history import Kind, record
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.run_record import open_run
@@ -84,24 +85,33 @@ def build_task(
     return data, build_training(config, data, world)
 
 
-def check(config: Config, ranks: int, may_generate: bool) -> None:
-    """Check data, network and batch size as the ranks of a run would at its start.
+def check(
+    configs: Sequence[Config], ranks: int, may_generate: bool, names: Sequence[str] | None = None
+) -> None:
+    """Check data, network and batch size of runs as their ranks would at the start.
 
     Args:
-        ranks: number of ranks of the run.
+        ranks: number of ranks of a run.
         may_generate: whether missing synthetic data sets may be generated; if not, the data are not checked.
+        names: what errors call the runs; None if there is nothing to add to the messages.
 
     Raises:
         ConfigError, DataError: the errors that the ranks would raise.
     """
-    if may_generate:
-        generate_people(config.data)
-    missing = [name for name in config.data.synthetic if not (config.data.root / name).exists()]
-    if missing:
-        names = ", ".join(missing)
-        print(f"data not checked: {names} (synthetic) will be generated on submission", file=sys.stderr)
-    else:
-        build_task(config, World(0, ranks, 0, torch.device("cpu")))
+    unchecked: list[str] = []
+    for number, config in enumerate(configs):
+        with named(names[number]) if names else nullcontext():
+            if may_generate:
+                generate_people(config.data)
+            missing = [name for name in config.data.synthetic if not (config.data.root / name).exists()]
+            unchecked += missing
+            if not missing:
+                build_task(config, World(0, ranks, 0, torch.device("cpu")))
+    if unchecked:
+        names_of_sets = ", ".join(dict.fromkeys(unchecked))
+        print(
+            f"data not checked: {names_of_sets} (synthetic) will be generated on submission", file=sys.stderr
+        )
 
 
 def run(config: Config, world: World, folder: RunFolder, stop: StopSignal) -> None:

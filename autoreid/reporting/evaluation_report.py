@@ -20,6 +20,7 @@ from autoreid.reporting.cost_report import NetworkCost, cost_figure, cost_json, 
 from autoreid.reporting.curves import cmc_figure, picture_of
 from autoreid.reporting.environment import describe_environment
 from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.text_table import as_markdown
 
 _log = logging.getLogger(__name__)
 
@@ -153,13 +154,9 @@ class EvaluationReport:
         except ImportError:
             names = "cmc.png and cost.png were" if costs else "cmc.png was"
             _log.warning("%s not drawn, because matplotlib is not installed: pip install matplotlib", names)
-        self._add_table("table", _rows(cells))
+        self.board.text("table", as_markdown(_rows(cells)))
         if costs:
-            self._add_table("costs", cost_rows(costs))
-
-    def _add_table(self, tag: str, table: Sequence[Sequence[str]]) -> None:
-        head, *rows = [f"| {' | '.join(row)} |" for row in table]
-        self.board.text(tag, "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]))
+            self.board.text("costs", as_markdown(cost_rows(costs)))
 
     def _show(self, tag: str, picture: Image.Image, path: Path) -> None:
         data = io.BytesIO()

@@ -19,6 +19,8 @@ from autoreid.recipes import parse_config
 _log = logging.getLogger(__name__)
 _REMEDY = "set output_dir to a folder that can be written"
 _ANEW = "give another task_name, or delete the folder to start over"
+#: The file that makes a folder that of a sweep, whose subfolders are run folders.
+SWEEP_FILE = "sweep.json"
 #: A restarted job can begin before all processes of its last start have exited.
 LOCK_WAIT_SECONDS = 60.0
 
@@ -39,7 +41,8 @@ class RunFolder:
         self.used_images = root / "used_images.csv"
 
     def create(self) -> None:
-        """Create the folders; raise ConfigError if that is not possible."""
+        """Create the folders; raise ConfigError if that is not possible, or if the folder is that of a sweep."""
+        self._check_no_sweep()
         for folder in (self.root, self.checkpoints, self.tensorboard, self.logs):
             make_folder(folder, _REMEDY)
 
@@ -51,7 +54,8 @@ class RunFolder:
             may_differ: dotted keys whose values, and all below them, may be new; the file then gets the new ones.
 
         Raises:
-            ConfigError: the folder holds checkpoints of another config; names the first keys that differ.
+            ConfigError: the folder is that of a sweep, or holds checkpoints of another config; names the first keys
+            that differ.
         """
         self.create()
         stored = self._check(config, may_differ)
@@ -61,7 +65,12 @@ class RunFolder:
 
     def check_claim(self, config: Config, may_differ: Collection[str] = ()) -> None:
         """Raise what `claim` would raise; write nothing."""
+        self._check_no_sweep()
         self._check(config, may_differ)
+
+    def _check_no_sweep(self) -> None:
+        if (self.root / SWEEP_FILE).exists():
+            raise ConfigError(f"{self.root} is the folder of a sweep; give another task_name")
 
     def _check(self, config: Config, may_differ: Collection[str]) -> Config | None:
         """The stored config of a run that has begun, once it is known to agree; None if no run has begun."""
@@ -69,17 +78,9 @@ class RunFolder:
         if not self.config.exists() or not any(self.checkpoints.glob("*.pt")):
             return None
         stored = _stored_config(self.config)
-        old, new = _values(stored), _values(config)
-        differing = [
-            f"{key} was {old.get(key, 'not set')}, is now {new.get(key, 'not set')}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not _is_below(key, may_differ)
-        ]
-        if differing:
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise ConfigError(
-                f"{self.root} belongs to a run of another config: {'; '.join(differing[:3])}{more}; {_ANEW}"
-            )
+        differing = differences(stored, config, may_differ)
+        if differing is not None:
+            raise ConfigError(f"{self.root} belongs to a run of another config: {differing}; {_ANEW}")
         return stored
 
     @contextmanager
@@ -157,6 +158,27 @@ class RunFolder:
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Write environment.json; see `autoreid.reporting.environment`."""
         write_atomically(self.environment, _json(environment))
+
+
+def steps_seconds(result: Mapping[str, Any]) -> float:
+    """Return how long the steps of a run took, by its result.json, and its read-out if that measures networks."""
+    return float(result["seconds"] + result.get("read_out_seconds", 0.0))
+
+
+def differences(stored: Config, config: Config, may_differ: Collection[str]) -> str | None:
+    """Return the first keys in which a config differs from a stored one, as text; None if it does not.
+
+    Args:
+        may_differ: dotted keys whose values, and all below them, may differ.
+    """
+    old, new = _values(stored), _values(config)
+    differing = [
+        f"{key} was {old.get(key, 'not set')}, is now {new.get(key, 'not set')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_below(key, may_differ)
+    ]
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return f"{'; '.join(differing[:3])}{more}" if differing else None
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

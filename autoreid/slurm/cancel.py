@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Cancel the jobs of runs. Each run saves a checkpoint first; submit it again to resume it.",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="task name, run folder, study folder or job id"
+        "runs", nargs="+", metavar="RUN", help="task name, run folder, folder of a study or sweep, or job id"
     )
     parser.add_argument(
         "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"

@@ -12,6 +12,7 @@ from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.queue import require_slurm
 from autoreid.slurm.submit import announce, make_parser, run_locally, test_only
+from autoreid.slurm.sweep import add_sweep_option
 from autoreid.slurm.tasks import PackageCommand
 
 _EXAMPLES = """\
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Submit an evaluation. Arguments after -- are passed to python -m autoreid.evaluate.",
         _EXAMPLES,
     )
+    add_sweep_option(parser, "an evaluation has no config; several --checkpoint and --data make a table")
     options = parser.parse_args(given[:cut])
     job_options = read_job_options(vars(options))
     evaluation = parse(given[cut + 1 :])

@@ -13,15 +13,10 @@ from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
 from autoreid.recipes import load_config, override_of
 from autoreid.slurm.job_options import JobOptions, read_job_options
+from autoreid.slurm.planning import PlannedRun, check_not_queued, plan_runs
 from autoreid.slurm.stages import Stage, submit_stages
-from autoreid.slurm.submit import (
-    PlannedRun,
-    check_not_queued,
-    is_dry_run,
-    make_parser,
-    plan_run,
-    seed_overrides,
-)
+from autoreid.slurm.submit import is_dry_run, make_parser, seed_overrides
+from autoreid.slurm.sweep import add_sweep_option
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.trials.trial import require_derived
 
@@ -50,17 +45,18 @@ def plan_pipeline(options: argparse.Namespace, job_options: JobOptions) -> Pipel
     Raises:
         ConfigError: an error in any of the stages.
     """
-    searches = [
-        plan_run(options.config, [*options.overrides, *seed], "search", job_options)
+    overrides = [
+        [*options.overrides, *seed]
         for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
+    searches = plan_runs(options.config, overrides, "search", job_options)
     name = options.name or f"{load_config(options.config, options.overrides).task_name}_found"
     recipe = load_config(options.train_config, [override_of("task_name", name), *options.train])
     require_derived(recipe, options.train_config)
     here = Path.cwd()
     derived = here / "derived" / name
     run = (recipe.output_dir / name).absolute()
-    check_not_queued(run)
+    check_not_queued([run])
     folders = [str(search.folder) for search in searches]
     tournament = here / "tournaments" / name
     several = len(folders) > 1 or options.random > 0
@@ -168,16 +164,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="section.key=value",
         help="value that overrides the training recipe's; can be repeated",
     )
+    add_sweep_option(
+        parser,
+        "its tournament compares searches of one recipe; sweep with jobs/submit_search.py, and choose among the found "
+        "networks with python -m autoreid.tournament",
+    )
     add("overrides", nargs="*", metavar="section.key=value", help="values that override the search recipe's")
     options = parser.parse_intermixed_args(arguments)
     if options.random < 0:
         raise ConfigError(f"command line: --random {options.random}: must be at least 0")
     job_options = read_job_options(vars(options))
     searches, recipe, stages = plan_pipeline(options, job_options)
-    targets = named_paths("--data", [str(data) for data in options.data])
-    from autoreid.commands.pipeline import check
+    from autoreid.commands.pipeline import check, check_targets
 
-    check([run.config for run in searches], job_options.ranks, recipe, targets, not is_dry_run(options))
+    writes = not is_dry_run(options)
+    check([run.config for run in searches], job_options.ranks, recipe, writes)
+    if writes:
+        # Not before: synthetic people may have been generated just now.
+        check_targets(named_paths("--data", [str(data) for data in options.data]), recipe)
     submit_stages(stages, options, partial(_freeze, searches), "python jobs/status.py")
     return 0
 

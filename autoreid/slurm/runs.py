@@ -10,6 +10,7 @@ from typing import Any
 
 from autoreid.errors import ConfigError
 from autoreid.reporting.history import FILE, Event, read_history
+from autoreid.reporting.run_folder import SWEEP_FILE
 from autoreid.slurm.queue import ACTIVE, JobState, job_states
 
 
@@ -29,6 +30,13 @@ class Run:
     job: str | None
     slurm: JobState | None
     progress: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder, with the sweep's in front if it is part of one."""
+        folder = self.folder.absolute()
+        of_sweep = (folder.parent / SWEEP_FILE).exists()
+        return f"{folder.parent.name}/{folder.name}" if of_sweep else folder.name
 
     @property
     def is_active(self) -> bool:
@@ -65,17 +73,23 @@ def find_runs(names: Sequence[str], output_dir: Path) -> list[Run]:
     """Return the runs with the given names, in order; without names all runs, ordered by their last change.
 
     Args:
-        names: task names, run folders, folders of studies or job ids. A study means all its runs.
+        names: task names, run folders, folders of studies or sweeps, or job ids. A study or sweep means all its runs.
         output_dir: folder of the run folders.
 
     Raises:
         ConfigError: there is no run with one of the names.
     """
-    folders = sorted((path.parent for path in output_dir.glob(f"*/{FILE}")), key=_last_change)
-    histories = {folder: read_history(folder) for folder in folders}
+    folders = {path.parent for path in output_dir.glob(f"*/{FILE}")}
+    folders |= {path for sweep in output_dir.glob(f"*/{SWEEP_FILE}") for path in _members(sweep.parent)}
+    ordered = sorted(folders, key=_last_change)
     if names:
-        chosen = [_study_folders(Path(name)) or [_folder_of(name, output_dir, histories)] for name in names]
-        histories = {folder: read_history(folder) for folders in chosen for folder in folders}
+        return read_runs([folder for name in names for folder in _folders_of(name, output_dir, ordered)])
+    return read_runs(ordered)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs of run folders, which need not exist; Slurm is asked once for all of them."""
+    histories = {folder: read_history(folder) for folder in folders}
     jobs = {folder: _newest_job(events) for folder, events in histories.items()}
     states = job_states({job for job in jobs.values() if job})
     return [
@@ -84,19 +98,23 @@ def find_runs(names: Sequence[str], output_dir: Path) -> list[Run]:
     ]
 
 
-def _study_folders(study: Path) -> list[Path]:
-    """Return the run folders of a study: those of the searches, then those of the trainings, by number."""
-    folders = [path.parent for path in study.glob(f"runs/*/{FILE}")]
+def _members(folder: Path) -> list[Path]:
+    """Return the run folders of a study (the searches, then the trainings) or of a sweep; none of another folder."""
+    inner = "*" if (folder / SWEEP_FILE).exists() else "runs/*"
+    folders = [path.parent for path in folder.glob(f"{inner}/{FILE}")]
     return sorted(folders, key=lambda folder: (len(folder.name), folder.name))
 
 
-def _folder_of(name: str, output_dir: Path, histories: dict[Path, list[Event]]) -> Path:
+def _folders_of(name: str, output_dir: Path, known: Sequence[Path]) -> list[Path]:
+    """Return the run folders that a name means."""
     for folder in (output_dir / name, Path(name)):
         if (folder / FILE).exists():
-            return folder
-    for folder, events in histories.items():
-        if any(event.kind == "submitted" and event.job == name for event in events):
-            return folder
+            return [folder]
+        if _members(folder):
+            return _members(folder)
+    for folder in known:
+        if any(event.kind == "submitted" and event.job == name for event in read_history(folder)):
+            return [folder]
     raise ConfigError(
         f"{name}: no run with this task name or job id in {output_dir}; set --output-dir if it is elsewhere"
     )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoreid.reporting.text_table import as_text
 from autoreid.slurm.runs import Run, find_runs
 
 #: Minimum seconds between two queries, to limit the load on Slurm's controller.
@@ -28,7 +29,7 @@ def describe(run: Run) -> dict[str, Any]:
     """Return a run as a JSON object; values that are not known are null."""
     progress = run.progress
     return {
-        "run": run.folder.name,
+        "run": run.name,
         "folder": str(run.folder),
         "job": run.job,
         "state": run.state,
@@ -45,12 +46,7 @@ _COLUMNS = ("run", "task", "job", "state", "epoch", "step", "mAP", "images/s", "
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the descriptions of runs as a table with a header line."""
-    lines = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-    )
-    return "\n".join(line.rstrip() for line in padded)
+    return as_text([_COLUMNS, *(_cells(row) for row in rows)])
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -83,7 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="task name, run folder, study folder or job id (default: all)"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="task name, run folder, folder of a study or sweep, or job id (default: all)",
     )
     parser.add_argument(
         "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from autoreid.errors import ConfigError
 from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.submit import make_parser
+from autoreid.slurm.sweep import add_sweep_option
 from autoreid.study import add_options, check_options, read_recipes
 
 _EXAMPLES = """\
@@ -40,6 +41,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="number of array tasks that share the trainings (default: --array-limit, or one for each training; "
         "with --local one for all)",
+    )
+    add_sweep_option(
+        parser, "a study compares searches of one recipe with random networks; submit a study for each value"
     )
     options = parser.parse_intermixed_args(arguments)
     check_options(options)

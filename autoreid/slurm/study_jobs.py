@@ -12,9 +12,10 @@ from autoreid.commands.train import check
 from autoreid.config import Config
 from autoreid.files import make_folder, write_atomically
 from autoreid.slurm.job_options import JobOptions
+from autoreid.slurm.planning import PlannedRun, check_not_queued, plan_runs
 from autoreid.slurm.stages import Stage, submit_stages
 from autoreid.slurm.study_shares import finished_names, share_folder, share_names
-from autoreid.slurm.submit import PlannedRun, check_not_queued, is_dry_run, plan_run
+from autoreid.slurm.submit import is_dry_run
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.study import search_overrides
 from autoreid.trials.study import Study
@@ -39,8 +40,7 @@ def execute(
         print(plan(study))
         return
     planned = plan_searches(options, study, job_options)
-    for run in sorted((study.folder / "runs").glob("trainings*")):
-        check_not_queued(run)
+    check_not_queued(sorted((study.folder / "runs").glob("trainings*")))
     stages = plan_stages(study, planned, shares_at_once(options, job_options), job_options)
     freeze_all = partial(freeze, study, planned, job_options)
     submit_stages(stages, options, freeze_all, shown_by)
@@ -52,18 +52,13 @@ def plan_searches(options: argparse.Namespace, study: Study, job_options: JobOpt
     Raises:
         ConfigError, DataError: errors in the searches.
     """
-    runs = [
-        plan_run(
-            options.search,
-            [*options.overrides, *search_overrides(study.folder, seed)],
-            "search",
-            job_options,
-        )
+    overrides = [
+        [*options.overrides, *search_overrides(study.folder, seed)]
         for seed, name in enumerate(study.searches)
         if not study.is_finished(name)
     ]
-    for run in runs:
-        check(run.config, job_options.ranks, may_generate=not is_dry_run(options))
+    runs = plan_runs(options.search, overrides, "search", job_options)
+    check([run.config for run in runs], job_options.ranks, may_generate=not is_dry_run(options))
     return runs
 
 

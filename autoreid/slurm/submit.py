@@ -1,4 +1,4 @@
-"""Check a search or training as its ranks would, and submit it: the command lines of jobs/submit_*.py."""
+"""Submit searches and trainings: jobs/submit_search.py, jobs/submit_train.py, and what all such commands share."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from autoreid.config import MAY_DIFFER, Config
 from autoreid.errors import ConfigError
-from autoreid.files import write_atomically
 from autoreid.recipes import load_config
-from autoreid.reporting.history import read_history, record
-from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.history import record
 from autoreid.slurm.environment import sbatch_command
 from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
-from autoreid.slurm.queue import ACTIVE, job_states, require_slurm
+from autoreid.slurm.planning import PlannedRun, Task, plan_runs
+from autoreid.slurm.queue import require_slurm
+from autoreid.slurm.sweep import add_sweep_option, plan_sweep
 from autoreid.slurm.tasks import PackageCommand
-from autoreid.train import with_genotype
+from autoreid.sweeps.sweep import Sweep
 
 _EXIT_STATUS = """\
 Exit status: 0 submitted (with --local: done); 1 Slurm rejected the job; 2 error in the command line, config or data."""
@@ -52,74 +49,24 @@ def make_parser(program: str, description: str, examples: str) -> argparse.Argum
     return parser
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run to submit: its resolved config and its folder."""
-
-    config: Config
-    folder: Path
-
-    @property
-    def frozen_config(self) -> Path:
-        """Path of the copy of the config that the job reads, so that later edits of the recipe do not affect it."""
-        return self.folder / "slurm" / "config.yaml"
-
-    def command(self) -> PackageCommand:
-        """Return the command that the Slurm tasks of the job run."""
-        return PackageCommand("train", ("--config", str(self.frozen_config)), Path.cwd())
-
-    def freeze(self) -> None:
-        """Write the copy of the config that the job reads."""
-        self.frozen_config.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.frozen_config, self.config.to_yaml().encode())
-
-
-def plan_run(
-    recipe: Path,
-    overrides: Sequence[str],
-    task: Literal["search", "train"],
-    job_options: JobOptions,
-) -> PlannedRun:
-    """Plan a run, and check what needs no PyTorch: config, run folder and queue. `commands.train.check` does the rest.
-
-    Raises:
-        ConfigError: the config is wrong, the folder belongs to another one, or the run is already in the queue.
-    """
-    config = with_genotype(load_config(recipe, overrides))
-    if config.task != task:
-        raise ConfigError(
-            f"{recipe}: task = {config.task}, expected {task}; submit it with jobs/submit_{config.task}.py"
-        )
-    if job_options.gpus and config.distributed.device == "auto":
-        # A job with GPUs must fail rather than compute on CPUs because a driver is missing.
-        distributed = config.distributed.model_copy(update={"device": "cuda"})
-        config = config.model_copy(update={"distributed": distributed})
-    folder = (config.output_dir / config.task_name).absolute()
-    RunFolder(folder).check_claim(config, MAY_DIFFER)
-    check_not_queued(folder)
-    return PlannedRun(config, folder)
-
-
-def check_not_queued(folder: Path) -> None:
-    """Raise ConfigError if a job that was submitted for a run folder is still in Slurm's queue."""
-    jobs = {event.job for event in read_history(folder) if event.kind == "submitted" and event.job}
-    for job, state in job_states(jobs).items():
-        if state.state in ACTIVE:
-            raise ConfigError(
-                f"{folder}: job {job} of this run is still {state.state}; set another task_name, or cancel the job: "
-                f"python jobs/cancel.py {folder}"
-            )
-
-
 def is_dry_run(options: argparse.Namespace) -> bool:
     """Return whether the command submits and writes nothing (--dry-run or --test-only)."""
     return bool(options.dry_run or options.test_only)
 
 
-def submit_runs(runs: Sequence[PlannedRun], job_options: JobOptions, options: argparse.Namespace) -> None:
-    """Submit one run as a job, or several as a job array; or handle --dry-run, --test-only and --local."""
+def submit_runs(
+    runs: Sequence[PlannedRun],
+    job_options: JobOptions,
+    options: argparse.Namespace,
+    sweep: Sweep | None = None,
+) -> None:
+    """Submit one run as a job, or several as a job array; or handle --dry-run, --test-only and --local.
+
+    Args:
+        sweep: that the runs belong to; its file is written before they are submitted.
+    """
     first = runs[0]
-    name = first.config.task_name
+    name = first.config.task_name if sweep is None else sweep.folder.name
     executor = JobExecutor(job_options, first.folder / "slurm", name, [run.folder for run in runs])
     if not options.local:
         check_log_folder(executor.folder)
@@ -129,11 +76,14 @@ def submit_runs(runs: Sequence[PlannedRun], job_options: JobOptions, options: ar
         return
     if not options.local:
         require_slurm()
+    if sweep is not None:
+        sweep.save()
     for run in runs:
         run.freeze()
     if options.local:
-        for run in runs:
-            run_locally(run.command(), job_options.ranks)
+        statuses = [call_locally(run.command(), job_options.ranks) for run in runs]
+        if any(statuses):
+            raise SystemExit(next(filter(None, statuses)))
         return
     ids = executor.launch([run.command() for run in runs])
     for run, job in zip(runs, ids, strict=True):
@@ -168,27 +118,35 @@ def run_locally(command: PackageCommand, ranks: int) -> None:
     Raises:
         SystemExit: the command failed; it has printed its error.
     """
+    status = call_locally(command, ranks)
+    if status:
+        raise SystemExit(status)
+
+
+def call_locally(command: PackageCommand, ranks: int) -> int:
+    """Run a command on this machine, as `run_locally` does, and return its exit status."""
     line = [sys.executable, "-m"]
     if ranks > 1:
         line += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
     line += [f"autoreid.{command.module}", *command.arguments]
     print(f"+ {shlex.join(line)}", file=sys.stderr)
-    done = subprocess.run(line, cwd=command.folder)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    return subprocess.run(line, cwd=command.folder).returncode
 
 
-def submit_run(task: Literal["search", "train"], arguments: Sequence[str] | None) -> int:
+def submit_run(task: Task, arguments: Sequence[str] | None) -> int:
     """Run jobs/submit_search.py or jobs/submit_train.py and return the exit status."""
     example = "darts_triplet" if task == "search" else "baseline_resnet50"
     noun = "search" if task == "search" else "training"
+    swept = "search.alpha_learning_rate=3e-4,0.02" if task == "search" else "training.learning_rate=3e-4,1e-3"
     parser = make_parser(
         f"submit_{task}",
         f"Submit a {noun} to Slurm. Config, data, network and run folder are checked first, on this machine.",
         f"  python jobs/submit_{task}.py --nodes 2 --gpus 8 --config configs/{example}.yaml\n"
         f"  python jobs/submit_{task}.py --gpus 4 --time 1-00:00:00 --partition gpu --config configs/{example}.yaml "
         "data.root=/data\n"
-        f"  python jobs/submit_{task}.py --gpus 1 --seeds 0 1 2 --config configs/{example}.yaml --dry-run\n",
+        f"  python jobs/submit_{task}.py --gpus 1 --seeds 0 1 2 --config configs/{example}.yaml --dry-run\n"
+        f"  python jobs/submit_{task}.py --gpus 1 --config configs/{example}.yaml --array-limit 4 \\\n"
+        f"      --sweep {swept} --sweep seed=0..4\n",
     )
     add = parser.add_argument
     add("--config", type=Path, required=True, metavar="FILE", help="YAML recipe, as in configs/")
@@ -199,18 +157,46 @@ def submit_run(task: Literal["search", "train"], arguments: Sequence[str] | None
         metavar="SEED",
         help="submit a job array with one run for each seed, named TASK_NAME-seedN",
     )
+    add_sweep_option(parser)
     add("overrides", nargs="*", metavar="section.key=value", help="values that override the recipe's")
     options = parser.parse_intermixed_args(arguments)
     job_options = read_job_options(vars(options))
-    runs = [
-        plan_run(options.config, [*options.overrides, *seed], task, job_options)
+    if options.sweep:
+        return submit_sweep(task, options, job_options)
+    overrides = [
+        [*options.overrides, *seed]
         for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
+    runs = plan_runs(options.config, overrides, task, job_options)
     from autoreid.commands.train import check
 
-    for run in runs:
-        check(run.config, job_options.ranks, may_generate=not is_dry_run(options))
+    check([run.config for run in runs], job_options.ranks, may_generate=not is_dry_run(options))
     submit_runs(runs, job_options, options)
+    return 0
+
+
+def submit_sweep(task: Task, options: argparse.Namespace, job_options: JobOptions) -> int:
+    """Submit the runs of a sweep that have no result, and return the exit status."""
+    if options.seeds:
+        seeds = ",".join(map(str, options.seeds))
+        raise ConfigError(f"command line: --seeds cannot be combined with --sweep; add --sweep seed={seeds}")
+    sweep, runs, names = plan_sweep(options.config, options.overrides, options.sweep, task, job_options)
+    from autoreid.commands.train import check
+    from autoreid.slurm.sweep_results import show_results
+    from autoreid.sweeps.results import write_hparams
+
+    check([run.config for run in runs], job_options.ranks, not is_dry_run(options), names)
+    folder = os.path.relpath(sweep.folder)
+    print(f"sweep {folder}: {len(sweep.runs)} runs, {len(runs)} of them to submit", file=sys.stderr)
+    try:
+        if runs:
+            submit_runs(runs, job_options, options, sweep)
+    finally:
+        if options.local:
+            show_results(sweep)
+    if not is_dry_run(options):
+        write_hparams(sweep)
+        print(f"show the results with: python jobs/sweep.py {shlex.quote(folder)}", file=sys.stderr)
     return 0
 
 

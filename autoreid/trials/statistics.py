@@ -44,12 +44,17 @@ def student_quantile(probability: float, freedom: int) -> float:
     return high
 
 
+def error_of_mean(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean; None for fewer than two values."""
+    return math.sqrt(variance(values) / len(values)) if len(values) > 1 else None
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % confidence interval of the mean; None for fewer than two values."""
-    if len(values) < 2:
+    error = error_of_mean(values)
+    if error is None:
         return None
-    mean, error = fmean(values), math.sqrt(variance(values) / len(values))
-    half = student_quantile(0.975, len(values) - 1) * error
+    mean, half = fmean(values), student_quantile(0.975, len(values) - 1) * error
     return mean - half, mean + half
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from autoreid.config import Config
-from autoreid.reporting.run_folder import RunFolder
+from autoreid.reporting.run_folder import RunFolder, steps_seconds
 from autoreid.spaces.build import build_space
 from autoreid.spaces.genotype import Genotype
 from autoreid.trials.genotypes import Found, random_of_size, read_found
@@ -88,5 +88,4 @@ class Study:
 
     def search_seconds(self, name: str) -> float:
         """Return how long the steps of a finished search took, and its read-out if that measures networks."""
-        result = json.loads(self.run_folder(name).result.read_bytes())
-        return float(result["seconds"] + result.get("read_out_seconds", 0.0))
+        return steps_seconds(json.loads(self.run_folder(name).result.read_bytes()))

@@ -1,0 +1,1 @@
+"""Sweeps: runs of one recipe with each combination of several values of some keys."""
