@@ -244,6 +244,7 @@ def test_a_study_is_two_arrays_and_a_table_and_its_trainings_are_requeued(lab):
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_an_array_whose_runs_end_in_one_table(lab):
     folder = lab.folder / "swept"
     folder.mkdir()
