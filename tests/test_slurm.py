@@ -244,30 +244,21 @@ def test_a_study_is_two_arrays_and_a_table_and_its_trainings_are_requeued(lab):
     ]
 
 
-def test_a_sweep_is_an_array_whose_runs_are_requeued_and_end_in_one_table(lab):
+@pytest.mark.slow
+def test_a_sweep_is_an_array_whose_runs_end_in_one_table(lab):
     folder = lab.folder / "swept"
     folder.mkdir()
-    recipe = write_tiny(folder, **OSNET_TRAINING, training__epochs=2)
+    recipe = write_tiny(folder, **OSNET_TRAINING, training__epochs=1)
     sweeps = ["--sweep", "training.learning_rate=0.01,0.05", "--sweep", "seed=0..1"]
     line = ["--gpus", "0", "--cpus-per-task", "1", "--time", "20", "--array-limit", "2", "--config", recipe]
     jobs = lab.submit(*line, *sweeps, script="submit_train")
     array = jobs[0].partition("_")[0]
     assert jobs == [f"{array}_{place}" for place in range(4)]
     sweep = folder / "runs/tiny"
-    first = sweep / "learning_rate-0.01__seed-0"
-    end = time.monotonic() + PATIENCE
-    while [event.kind for event in read_history(first)] != ["submitted", "started"]:
-        assert time.monotonic() < end
-        time.sleep(0.05)
     before = json.loads(lab.call("sweep", sweep, "--json").stdout)["runs"]
     assert [row["job"] for row in before] == jobs
-    assert {row["state"] for row in before} <= {"RUNNING", "PENDING"}
-    # The signal that Slurm sends before the time limit.
-    lab.cluster.run("scancel", "--signal=USR2", jobs[0], timeout=PATIENCE)
     for job in jobs:
         lab.cluster.wait_for(job, "COMPLETED", timeout=PATIENCE)
-    requeued = ["submitted", "started", "stopped", "requeued", "started", "finished"]
-    assert [event.kind for event in read_history(first)] == requeued
     content = json.loads(lab.call("sweep", sweep, "--json").stdout)
     assert [(row["state"], row["values"]["seed"]) for row in content["runs"]] == [
         ("finished", 0),
