@@ -177,7 +177,7 @@ class Config(Section):
         training, search = self.training, self.search
         if training.optimizer != "sgd":
             raise ValueError(
-                "training.optimizer: must be sgd, whose step a search unrolls; amsgrad is for task: train"
+                f"training.optimizer: must be sgd, whose step a search unrolls; {training.optimizer} is for task: train"
             )
         for key in ("nesterov", "frozen_epochs", "ema_decay", "backbone_scale"):
             if key in training.changed_keys():

@@ -88,8 +88,9 @@ class Training(Section):
 
     epochs: Count = 50
     """Number of epochs; an epoch is a pass over the images that train the weights."""
-    optimizer: Literal["sgd", "amsgrad"] = "sgd"
-    """sgd: SGD with momentum; amsgrad: the AMSGrad variant of Adam. A search always uses sgd."""
+    optimizer: Literal["sgd", "adam", "amsgrad", "adamw"] = "sgd"
+    """sgd: SGD with momentum; adam: Adam; amsgrad: the AMSGrad variant of Adam; adamw: Adam with decoupled weight
+    decay. A search always uses sgd."""
     learning_rate: Positive = 0.025
     """Learning rate at the start."""
     schedule: Literal["cosine", "step"] = "cosine"
