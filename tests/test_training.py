@@ -154,6 +154,10 @@ def test_schedules_by_their_formulas():
         expected = 0.1 + 0.15 * (1 + math.cos(math.pi * step / 50)) * 1.0
         expected *= min((step + 1) / 10, 1)
         assert learning_rate(cosine, step, 5) == pytest.approx(expected)
+    flat = Training(**base, flat_epochs=4, warmup_epochs=2)
+    for step in range(50):
+        lowered = 0.1 + 0.15 * (1 + math.cos(math.pi * max(step - 20, 0) / 30))
+        assert learning_rate(flat, step, 5) == pytest.approx(lowered * min((step + 1) / 10, 1))
     steps = Training(**base, schedule="step", milestones=(4, 6), decay=0.5)
     rates = [learning_rate(steps, epoch * 5, 5) for epoch in range(8)]
     assert rates == pytest.approx([0.4] * 4 + [0.2] * 2 + [0.1] * 2)

@@ -190,6 +190,8 @@ class Config(Section):
         for key, losses in (("losses", self.losses), ("search.losses", search.losses)):
             if losses is not None and "alignment" in losses.terms:
                 raise ValueError(f"{key}.terms: alignment is for task: train only")
+            if losses is not None and losses.softmax != "linear":
+                raise ValueError(f"{key}.softmax: {losses.softmax} is for task: train only")
         self._check_alphas_see()
         self._check_compiled_search()
         search.space_section.check_images(self.data.height, self.data.width)

@@ -30,7 +30,7 @@ class Model(Section):
 
 
 class Losses(Section):
-    """The retrieval loss: λ·cross-entropy + (1 - λ)·batch-hard triplet loss + further terms."""
+    """The retrieval loss: λ·cross-entropy + (1 - λ)·triplet loss + further terms."""
 
     classification_weight: Fraction = 0.5
     """λ."""
@@ -41,8 +41,19 @@ class Losses(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing of the cross-entropy."""
     auxiliary_weight: NonNegative = 0.4
+    mining: Literal["hard", "weighted"] = "hard"
+    """Positives and negatives of the triplet loss. hard: the hardest of each anchor; weighted: all of them, weighted by
+    how hard they are (AGW)."""
     """Weight of the cross-entropy of the auxiliary head, for derived networks that have one."""
     mine_across_ranks: bool = False
+    softmax: Literal["linear", "cosface", "arcface", "circle"] = "linear"
+    """What the cross-entropy classifies. linear: the logits of a linear classifier; the others: cosines of the
+    angles θ to a vector of each identity, with a margin for the image's own identity. cosface: cos θ - margin;
+    arcface: cos(θ + margin); circle: Circle loss. Only in task: train."""
+    softmax_scale: Positive = 64.0
+    """Factor of the cosines, if softmax is not linear."""
+    softmax_margin: NonNegative = 0.35
+    """Margin of cosface, arcface (in radians) or circle."""
     """Look for hard positives and negatives in the global batch instead of in each rank's share."""
     normalise: bool | None = None
     """Compute the triplet loss on embeddings of length 1; null does so in searches. On raw embeddings, mixing weights
@@ -68,6 +79,10 @@ class Losses(Section):
             raise ValueError("terms: need a weight above 0, because no other part of the loss has one")
         return self
 
+            if key.startswith("softmax_") and self.softmax == "linear":
+                raise ValueError(
+                    f"{key}: needs softmax: cosface, arcface or circle; a linear one has no margin"
+                )
     def own_weights(self) -> dict[str, float]:
         """Return the weights of the cross-entropy and the triplet loss, by the names of the terms."""
         share, triplet = self.classification_weight, self.triplet_weight
@@ -108,6 +123,8 @@ class Training(Section):
     frozen_epochs: CountOrZero = 0
     """Number of first epochs that train only the head."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    flat_epochs: CountOrZero = 0
+    """Epochs at the full learning rate before the cosine schedule begins to lower it."""
     """Momentum of SGD."""
     nesterov: bool = False
     """Use Nesterov momentum."""
@@ -145,3 +162,8 @@ class Training(Section):
         if self.cuda_graphs and self.frozen_epochs:
             raise ValueError("cuda_graphs: true needs frozen_epochs: 0; a captured pass cannot be frozen")
         return self
+        if self.flat_epochs and (self.schedule != "cosine" or self.flat_epochs >= self.epochs):
+            raise ValueError(
+                f"flat_epochs: {self.flat_epochs} needs schedule: cosine and more epochs than that, not "
+                f"{self.schedule} and {self.epochs}"
+            )

@@ -12,14 +12,14 @@ from autoreid.losses.classification import AuxiliaryClassification, Classificati
 from autoreid.losses.loss import LossValues, RetrievalLoss
 from autoreid.losses.memory import ClassMemory
 from autoreid.losses.term import Outputs, Term
-from autoreid.losses.triplet import BatchHardTriplet, batch_hard_triplet
+from autoreid.losses.triplet import Triplet, triplet_loss
 
-__all__ = ["TERMS", "LossValues", "Outputs", "RetrievalLoss", "Term", "batch_hard_triplet", "build_loss"]
+__all__ = ["TERMS", "LossValues", "Outputs", "RetrievalLoss", "Term", "build_loss", "triplet_loss"]
 
 #: All terms by name. TensorBoard shows each term under its name.
 TERMS: dict[str, type[Term]] = {
     "classification": Classification,
-    "triplet": BatchHardTriplet,
+    "triplet": Triplet,
     "auxiliary": AuxiliaryClassification,
     "memory": ClassMemory,
     "alignment": SpatialAlignment,
