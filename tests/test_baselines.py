@@ -34,7 +34,7 @@ PIECES = {
 }
 
 
-def miniature(path, folder):
+def miniature(path, folder, *changes):
     """The task of a recipe on synthetic people and small images."""
     people = "train_identities: 4, images_per_identity: 6, test_identities: 2, height: 64, width: 32"
     config = load_config(
@@ -49,6 +49,7 @@ def miniature(path, folder):
             "data.batch_size=8",
             "data.images_per_identity=4",
             "distributed.device=cpu",
+            *changes,
         ],
     )
     generate_people(config.data)
@@ -65,6 +66,19 @@ def test_every_baseline_trains_in_miniature(tmp_path, path):
     # Behind a non-local block's last scale of 0, nothing has a gradient yet.
     still = {name for name, value in task.state.network.named_parameters() if value.equal(before[name])}
     assert {name for name in still if not name.startswith("non_local") and "norm.bias" not in name} == set()
+
+
+def test_the_recipe_of_found_networks_trains_in_miniature(tmp_path):
+    genotype = RECIPES.parent / "searched_genotypes/published/auto_reid.json"
+    small = ("model.options.channels=4", "model.options.cells_per_stage=[1, 1]")
+    task = miniature(RECIPES / "retrain.yaml", tmp_path, f"model.options.genotype={genotype}", *small)
+    _, metrics = task.step(StopSignal())
+    named = dict(zip(task.state.metric_names, metrics.tolist(), strict=True))
+    assert named["loss"] == pytest.approx(
+        named["classification"] + named["triplet"] + 0.4 * named["auxiliary"], rel=1e-5
+    )
+    assert task.state.ema is not None
+    assert task.state.network.pool.exponent.grad is not None
 
 
 def test_the_recipes_have_the_published_numbers():

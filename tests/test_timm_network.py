@@ -19,7 +19,7 @@ timm = pytest.importorskip("timm")
 
 #: A plain and a CLIP-like transformer, one with windows, and convolutional networks with several kinds of heads.
 NAMES = ["test_vit", "vit_xsmall_patch16_clip_224", "swin_tiny_patch4_window7_224"]
-NAMES += ["test_convnext", "test_efficientnet", "mobilenetv3_small_050", "resnet18"]
+NAMES += ["convnext_atto", "test_efficientnet", "mobilenetv3_small_050", "resnet18"]
 SIZE = (128, 64)
 
 
@@ -81,7 +81,7 @@ def test_norms_with_an_activation_share_their_statistics_and_keep_the_activation
     assert any(not isinstance(module.act, nn.Identity) for module in found)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["test_vit", "convnext_atto", "test_efficientnet"])
 def test_timms_files_are_loaded(tmp_path, name):
     theirs = timm.create_model(name, num_classes=7)
     for value in theirs.state_dict().values():
