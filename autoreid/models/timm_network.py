@@ -15,9 +15,10 @@ from autoreid.models.network import Network
 
 #: What the names of timm's networks begin with, in `model.name`.
 TIMM = "timm:"
-#: Options that let a network of timm take images of any size, in the order of preference. The first one resizes the
-#: position embeddings of transformers in each pass; the weights keep the size of the published ones.
-_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+#: Options that let a network of timm take images of any size; the first one that it has. The first is for windowed
+#: transformers, older ones of which ignore the second. That one resizes the position embeddings of transformers in each
+#: pass; the weights keep the size of the published ones.
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
 
 
 class NormAct(SharedBatchNorm):
