@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -10,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import Losses
-from autoreid.distributed import average_and_agree
+from autoreid.distributed import StopSignal, average_and_agree
 from autoreid.errors import ConfigError
 from autoreid.losses import Outputs, build_loss
 from autoreid.losses.margin_softmax import MARGINS
 from autoreid.models import OutputSizes
 from autoreid.recipes import load_config
 from tests.helpers.ranks import run_ranks
+from tests.helpers.tasks import build_training_task
 from tests.helpers.tiny import tiny_config, write_tiny
 
 library = pytest.importorskip("pytorch_metric_learning.losses")
@@ -160,3 +162,18 @@ def test_outputs_of_half_precision_are_computed_in_single():
         found = loss.terms[term](Outputs(half, half), LABELS)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, library.SupConLoss()(half.float(), LABELS))
+
+
+def test_a_training_trains_proxies_and_resumes_them(tmp_path):
+    term = "metric_learning:ProxyAnchorLoss"
+    tasks = [build_training_task(tmp_path, losses__terms={term: 1.0}) for _ in range(2)]
+    name = f"terms.{term}.loss.proxies"
+    before = tasks[0].state.loss.state_dict()[name].clone()
+    _, metrics = tasks[0].step(StopSignal())
+    after = tasks[0].state.loss.state_dict()[name]
+    assert metrics.isfinite().all()
+    assert not after.equal(before)
+    tasks[1].state.load_state_dict(copy.deepcopy(tasks[0].state.state_dict()))
+    for task in tasks:
+        task.step(StopSignal())
+    assert tasks[1].state.loss.state_dict()[name].equal(tasks[0].state.loss.state_dict()[name])

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from autoreid.distributed import StopSignal
 from autoreid.errors import ConfigError, DataError
 from autoreid.layers.batch_norm import SharedBatchNorm, share_batch_statistics
 from autoreid.models import check_input_size, count_macs, load_weights, output_sizes
 from autoreid.networks import Architecture, load_network
 from autoreid.spaces import build_model
+from tests.helpers.tasks import build_training_task
 from tests.test_models import images
 
 timm = pytest.importorskip("timm")
@@ -135,3 +137,17 @@ def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"timm:resnet18 requires timm: pip install 'autoreid\[timm\]'"):
         build_model("timm:resnet18", 5)
+
+
+def test_a_training_takes_a_step(tmp_path):
+    changes = {"model": {"name": "timm:test_efficientnet", "options": {"drop_path": 0.1}}}
+    task = build_training_task(tmp_path, **changes, training__frozen_epochs=1)
+    before = {name: value.clone() for name, value in task.state.network.state_dict().items()}
+    _, metrics = task.step(StopSignal())
+    assert metrics.isfinite().all()
+    after = task.state.network.state_dict()
+    assert {name.split(".")[0] for name in before if not after[name].equal(before[name])} == {"neck"}
+    task.state.epoch = 1
+    task.step(StopSignal())
+    after = task.state.network.state_dict()
+    assert not after["backbone.conv_stem.weight"].equal(before["backbone.conv_stem.weight"])

@@ -14,11 +14,10 @@ class InstanceBatchNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.IN = nn.InstanceNorm2d(self.half, affine=True)
-        self.BN = nn.BatchNorm2d(channels - self.half)
+        self.IN = nn.InstanceNorm2d(channels // 2, affine=True)
+        self.BN = nn.BatchNorm2d(channels - channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        first, second = x.split([self.half, x.shape[1] - self.half], dim=1)
+        first, second = x.split([self.IN.num_features, self.BN.num_features], dim=1)
         return torch.cat([self.IN(first), self.BN(second)], dim=1)
