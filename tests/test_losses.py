@@ -12,26 +12,33 @@ from torch import nn
 from autoreid.config import Losses
 from autoreid.distributed import average_and_agree
 from autoreid.errors import ConfigError
-from autoreid.losses import TERMS, Term, batch_hard_triplet, build_loss
+from autoreid.losses import TERMS, Term, build_loss, triplet_loss
 from tests.helpers.ranks import run_ranks
 
 MARGINS = [0.3, 0.0, None]
 
 
-def brute_force(embeddings, labels, margin):
+def weighted_mean(distances, sign):
+    """AGW's Σ w d with w = exp(± d) / Σ exp(± d)."""
+    weights = [math.exp(sign * distance) for distance in distances]
+    return sum(w * d for w, d in zip(weights, distances, strict=True)) / sum(weights)
+
+
+def brute_force(embeddings, labels, margin, weighted=False):
     """The definition, in plain Python floats; None if no anchor is valid."""
     rows, names = embeddings.double().tolist(), labels.tolist()
     losses = []
     for a, anchor in enumerate(rows):
-        positive, negative = -math.inf, math.inf
+        positives, negatives = [], []
         for b, other in enumerate(rows):
             distance = math.sqrt(sum((x - y) ** 2 for x, y in zip(anchor, other, strict=True)))
-            if names[a] == names[b] and a != b:
-                positive = max(positive, distance)
-            if names[a] != names[b]:
-                negative = min(negative, distance)
-        if math.isfinite(positive) and math.isfinite(negative):
-            difference = positive - negative
+            if a != b:
+                (positives if names[a] == names[b] else negatives).append(distance)
+        if positives and negatives:
+            if weighted:
+                difference = weighted_mean(positives, 1) - weighted_mean(negatives, -1)
+            else:
+                difference = max(positives) - min(negatives)
             losses.append(
                 math.log1p(math.exp(difference)) if margin is None else max(difference + margin, 0.0)
             )
@@ -47,38 +54,45 @@ def random_batch(seed, B, D, identities, dtype=torch.float64):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 6), st.integers(1, 8), st.sampled_from(MARGINS)
+    st.integers(0, 10**6),
+    st.integers(1, 24),
+    st.integers(1, 6),
+    st.integers(1, 8),
+    st.sampled_from(MARGINS),
+    st.booleans(),
 )
-def test_agrees_with_the_definition(seed, B, D, identities, margin):
+def test_agrees_with_the_definition(seed, B, D, identities, margin, weighted):
     embeddings, labels = random_batch(seed, B, D, identities)
-    loss = batch_hard_triplet(embeddings, labels, margin)
-    expected = brute_force(embeddings, labels, margin)
+    loss = triplet_loss(embeddings, labels, margin, weighted=weighted)
+    expected = brute_force(embeddings, labels, margin, weighted)
     loss.backward()
     if expected is None:
         assert loss.item() == 0
         assert not embeddings.grad.any()
     else:
         assert loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    single = batch_hard_triplet(embeddings.detach().float(), labels, margin)
+    single = triplet_loss(embeddings.detach().float(), labels, margin, weighted=weighted)
     assert single.item() == pytest.approx(expected or 0, abs=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["hard", "weighted"])
 @pytest.mark.parametrize("margin", MARGINS)
-def test_first_and_second_derivatives(margin):
+def test_first_and_second_derivatives(margin, weighted):
     embeddings, labels = random_batch(1, 10, 4, 3)
 
     def loss(x):
-        return batch_hard_triplet(x, labels, margin)
+        return triplet_loss(x, labels, margin, weighted=weighted)
 
     assert loss(embeddings) > 0
     assert torch.autograd.gradcheck(loss, embeddings)
     assert torch.autograd.gradgradcheck(loss, embeddings)
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["hard", "weighted"])
 @pytest.mark.parametrize("labels", [[1, 2, 3, 4], [7, 7, 7, 7], [1, 1, 2, 2], [5]])
-def test_duplicates_and_batches_without_positives_or_negatives_have_finite_derivatives(labels):
+def test_duplicates_and_batches_without_positives_or_negatives_have_finite_derivatives(labels, weighted):
     embeddings = torch.ones(len(labels), 3, dtype=torch.float64, requires_grad=True)
-    loss = batch_hard_triplet(embeddings, torch.tensor(labels), 0.3)
+    loss = triplet_loss(embeddings, torch.tensor(labels), 0.3, weighted=weighted)
     (gradient,) = torch.autograd.grad(loss, embeddings, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum() + loss, embeddings)
     assert loss.item() == pytest.approx(0.3 if labels == [1, 1, 2, 2] else 0, abs=1e-12)
@@ -89,7 +103,7 @@ def test_duplicates_and_batches_without_positives_or_negatives_have_finite_deriv
 def test_an_anchor_is_not_its_own_positive_and_needs_one():
     # Anchors 0 and 1 have a distance of 3, and distances of 1 and 2 to their negative; anchor 2 has no positive.
     embeddings, labels = torch.tensor([[0.0], [3.0], [1.0]]), torch.tensor([4, 4, 9])
-    loss = batch_hard_triplet(embeddings, labels, 0.5)
+    loss = triplet_loss(embeddings, labels, 0.5)
     assert loss.item() == pytest.approx(((3 - 1 + 0.5) + (3 - 2 + 0.5)) / 2)
 
 
@@ -100,23 +114,23 @@ def test_small_distances_between_large_embeddings_are_accurate():
     labels = torch.tensor([0, 0, 1, 1])
     expected = brute_force(embeddings, labels, 0.3)
     assert expected > 0
-    assert batch_hard_triplet(embeddings, labels, 0.3).item() == pytest.approx(expected, rel=1e-6)
+    assert triplet_loss(embeddings, labels, 0.3).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_nan_propagates():
     embeddings, labels = random_batch(0, 8, 3, 2)
     with_nan = embeddings.detach().clone()
     with_nan[3, 1] = torch.nan
-    assert batch_hard_triplet(with_nan, labels, 0.3).isnan()
+    assert triplet_loss(with_nan, labels, 0.3).isnan()
 
 
-def across_ranks(embeddings, labels, ranks, margin):
+def across_ranks(embeddings, labels, ranks, margin, weighted):
     """The average over simulated ranks. Their shares are separate leaves, gathered by concatenation."""
     leaves = [x.detach().clone().requires_grad_() for x in embeddings.chunk(ranks)]
     everyone, total = torch.cat(leaves), torch.zeros((), dtype=embeddings.dtype)
     for rank, (own, own_labels) in enumerate(zip(leaves, labels.chunk(ranks), strict=True)):
         first = rank * len(own)
-        total = total + batch_hard_triplet(own, own_labels, margin, everyone, labels, first) / ranks
+        total = total + triplet_loss(own, own_labels, margin, everyone, labels, first, weighted) / ranks
     total.backward()
     return total, torch.cat([x.grad for x in leaves])
 
@@ -128,14 +142,17 @@ def across_ranks(embeddings, labels, ranks, margin):
     st.sampled_from([1, 2, 3, 4]),
     st.integers(1, 12),
     st.sampled_from(MARGINS),
+    st.booleans(),
 )
-def test_the_average_over_ranks_is_one_process_on_the_whole_batch(seed, share, ranks, identities, margin):
+def test_the_average_over_ranks_is_one_process_on_the_whole_batch(
+    seed, share, ranks, identities, margin, weighted
+):
     """With few identities in random order, ranks have different numbers of valid anchors."""
     embeddings, labels = random_batch(seed, share * ranks, 3, identities)
     labels = (labels + 1) // 5
-    whole = batch_hard_triplet(embeddings, labels, margin)
+    whole = triplet_loss(embeddings, labels, margin, weighted=weighted)
     whole.backward()
-    total, gradient = across_ranks(embeddings, labels, ranks, margin)
+    total, gradient = across_ranks(embeddings, labels, ranks, margin, weighted)
     torch.testing.assert_close(total, whole)
     torch.testing.assert_close(gradient, embeddings.grad)
 

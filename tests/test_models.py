@@ -18,12 +18,14 @@ _CELL = (
     (Edge("max_pool_3x3", 0), Edge("skip_connect", 1)),
 ) * 2
 OPTIONS = {"derived": {"genotype": str(CellGenotype(normal=_CELL, reduce=_CELL)), "parts": 2}}
-WIDTHS = {"resnet50": 2048, "pcb": 6 * 2048, "msinet_x1_0": 512 + 256}
+WIDTHS = {name: 2048 for name in NETWORKS if name.startswith("resnet")}
+WIDTHS |= {"pcb": 6 * 2048, "msinet_x1_0": 512 + 256}
 #: Networks with several classifiers.
 CLASSIFIERS = {"pcb": 6, "msinet_x1_0": 2}
 # From the papers and torchreid's model zoo, at 256×128, in millions and billions.
 PUBLISHED = {
     "resnet50": (23.5, 2.7),
+    "resnet101": (42.5, 5.1),  # torchvision: 44.5 M with 2 M of the classifier; 7.8 billion at 224×224
     "osnet_x1_0": (2.2, 0.98),
     "osnet_x0_75": (1.3, 0.57),
     "osnet_x0_5": (0.6, 0.27),
@@ -59,7 +61,7 @@ def test_training_gives_embedding_and_logits_and_evaluation_what_is_ranked(name)
         pair = images(2, 64, 32)
         ranked, alone = network(pair), network(pair[:1])
     assert ranked.shape == (2, width)
-    torch.testing.assert_close(alone, ranked[:1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone, ranked[:1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_the_nearest_name_is_proposed():
     ("name", "options", "message"),
     [
         ("resnet50", {"last_strid": 1}, "no option 'last_strid'; its options are: last_stride, neck"),
-        ("osnet_x0_25", {"width": 2.0}, "no option 'width'; its options are: none"),
+        ("osnet_x0_25", {"width": 2.0}, "no option 'width'; its options are: pooling"),
         ("resnet50", {"last_stride": 3}, "last_stride = 3: must be 1 or 2"),
         ("pcb", {"parts": 0}, "parts = 0: must be at least 1"),
         ("pcb", {"dropout": 1.0}, r"dropout = 1\.0: must be"),
@@ -190,7 +192,7 @@ def test_sizes_are_those_published(name):
     network = build_model(name, 751)
     digits = 2 if parameters == 2.17 else 1
     assert round(count_parameters(network) / 1e6, digits) == parameters
-    assert round(count_macs(network, 256, 128) / 1e9, 1 if name == "resnet50" else 2) == macs
+    assert round(count_macs(network, 256, 128) / 1e9, 1 if name.startswith("resnet") else 2) == macs
 
 
 def test_counts_of_a_network_worked_out_by_hand():

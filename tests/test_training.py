@@ -12,6 +12,8 @@ from autoreid.distributed import StopSignal
 from autoreid.recipes import load_config
 from autoreid.reporting.history import read_history
 from autoreid.reporting.run_folder import RunFolder
+from autoreid.spaces import build_model
+from autoreid.training.build import build_optimizer
 from autoreid.training.schedules import learning_rate
 from autoreid.training.task import TrainTask
 from tests.helpers.ranks import run_ranks
@@ -82,7 +84,7 @@ def test_the_moving_average_follows_its_definition(tmp_path):
         assert task.state.ema.module.get_buffer(name).equal(buffer), "buffers are copied, not averaged"
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "amsgrad"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "amsgrad", "adamw"])
 def test_the_learning_rate_of_the_backbone_is_scaled(tmp_path, optimizer):
     rate = 1e-3
     task = build_training_task(
@@ -100,6 +102,38 @@ def test_the_learning_rate_of_the_backbone_is_scaled(tmp_path, optimizer):
         "backbone": 0.0,
         "head": rate,
     }
+
+
+def adam_by_hand(weight, gradients, rate, decay, amsgrad=False, decoupled=False):
+    """Adam (arXiv 1412.6980, algorithm 1), AMSGrad (Reddi et al., 2018) and AdamW (arXiv 1711.05101, algorithm 2)."""
+    mean = square = largest = torch.zeros_like(weight)
+    for step, gradient in enumerate(gradients, start=1):
+        if decoupled:
+            weight = weight - rate * decay * weight
+        else:
+            gradient = gradient + decay * weight
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        largest = torch.maximum(largest, square)
+        deviation = ((largest if amsgrad else square) / (1 - 0.999**step)).sqrt()
+        weight = weight - rate * (mean / (1 - 0.9**step)) / (deviation + 1e-8)
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [("adam", {}), ("amsgrad", {"amsgrad": True}), ("adamw", {"decoupled": True})],
+)
+def test_variants_of_adam_follow_their_papers(optimizer, options):
+    network, loss = build_model("osnet_x0_25", 4).double(), torch.nn.Identity()
+    settings = Training(optimizer=optimizer, learning_rate=0.1, weight_decay=0.5)
+    built = build_optimizer(settings, network, loss)
+    weight = network.classifier.weight
+    before = weight.detach().clone()
+    gradients = torch.randn(3, *weight.shape, dtype=torch.float64) * torch.tensor([3, 0.1, 1])[:, None, None]
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        built.step()
+    torch.testing.assert_close(weight.detach(), adam_by_hand(before, gradients, 0.1, 0.5, **options))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +154,10 @@ def test_schedules_by_their_formulas():
         expected = 0.1 + 0.15 * (1 + math.cos(math.pi * step / 50)) * 1.0
         expected *= min((step + 1) / 10, 1)
         assert learning_rate(cosine, step, 5) == pytest.approx(expected)
+    flat = Training(**base, flat_epochs=4, warmup_epochs=2)
+    for step in range(50):
+        lowered = 0.1 + 0.15 * (1 + math.cos(math.pi * max(step - 20, 0) / 30))
+        assert learning_rate(flat, step, 5) == pytest.approx(lowered * min((step + 1) / 10, 1))
     steps = Training(**base, schedule="step", milestones=(4, 6), decay=0.5)
     rates = [learning_rate(steps, epoch * 5, 5) for epoch in range(8)]
     assert rates == pytest.approx([0.4] * 4 + [0.2] * 2 + [0.1] * 2)

@@ -202,7 +202,11 @@ def test_statistics_made_while_embedding_serve_training():
     st.integers(1, 12),
     st.data(),
     st.sampled_from(
-        [Augmentation(padding=3, flip=0.5), Augmentation(erasing=0.8), Augmentation(2, 0.5, 0.5, 0.4, 0.4)]
+        [
+            Augmentation(padding=3, flip=0.5),
+            Augmentation(erasing=0.8),
+            Augmentation(2, 0.5, 0.5, 0.4, 0.4, 0.5),
+        ]
     ),
 )
 def test_a_share_of_a_batch_has_the_views_of_the_whole(seed, count, data, augmentation):
@@ -212,12 +216,33 @@ def test_a_share_of_a_batch_has_the_views_of_the_whole(seed, count, data, augmen
     assert torch.equal(see(augmentation, 0, seed, slice(start, stop)), whole[start:stop])
 
 
+def test_autoaugment_is_torchvisions_with_its_probability_and_leaves_the_runs_random_numbers_alone():
+    pixels = resize(picture(), HEIGHT, WIDTH)
+    before = torch.get_rng_state()
+    views = Augmentation(autoaugment=0.25).sample(3, slice(0, 400), HEIGHT, WIDTH)
+    share = (views.policies >= 0).mean()
+    assert share == pytest.approx(0.25, abs=0.1)
+    changed = 0
+    for place, policy in enumerate(views.policies[:60].tolist()):
+        found, expected = np.zeros_like(pixels), torch.from_numpy(pixels.copy())
+        views.crop(place, pixels, found)
+        if policy >= 0:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(policy)
+                expected = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)(expected)
+        np.testing.assert_array_equal(found, expected.numpy())
+        changed += not np.array_equal(found, pixels)
+    assert changed >= 5
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len({*views.policies.tolist()}) > 50, "each image has its own"
+
+
 def test_another_seed_gives_other_views():
     augmentation = Augmentation(padding=3, flip=0.5)
     assert torch.equal(see(augmentation, 8, seed=1), see(augmentation, 8, seed=1))
     assert not torch.equal(see(augmentation, 8, seed=1), see(augmentation, 8, seed=2))
     # Augmentations use independent random numbers: enabling erasing does not change crops and flips.
-    erased = replace(augmentation, erasing=0.5)
+    erased = replace(augmentation, erasing=0.5, autoaugment=0.5)
     mine, other = (one.sample(5, slice(0, 8), HEIGHT, WIDTH) for one in (augmentation, erased))
     np.testing.assert_array_equal(mine.shift, other.shift)
     np.testing.assert_array_equal(mine.mirrored, other.mirrored)

@@ -77,6 +77,11 @@ def test_a_shorter_training_has_the_whole_schedule(tmp_path):
     training = trial_of(tmp_path, epochs=20, training=schedule).config.training
     assert (training.milestones, training.warmup_epochs, training.frozen_epochs) == ((10, 15), 2, 1)
     assert trial_of(tmp_path, epochs=20).config.evaluation.every_epochs == 20
+    for epochs, flat in ((20, 5), (1, 0)):
+        training = trial_of(
+            tmp_path, epochs=epochs, training={"epochs": 40, "flat_epochs": 10}
+        ).config.training
+        assert training.flat_epochs == flat
 
 
 def _append(folder, process):

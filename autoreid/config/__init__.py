@@ -17,12 +17,13 @@ from autoreid.config.spaces import (
     ReidCell,
     SpaceSection,
 )
-from autoreid.config.training import Losses, Model, Training
+from autoreid.config.training import METRIC_LEARNING, Losses, Model, Training
 
 __all__ = [
     "CELL_OPERATIONS",
     "DEFAULT_CELL_OPERATIONS",
     "MAY_DIFFER",
+    "METRIC_LEARNING",
     "Checkpoint",
     "Config",
     "Cost",

@@ -88,6 +88,8 @@ class Data(Section):
     """Strength of random brightness."""
     contrast: Fraction = 0.0
     """Strength of random contrast."""
+    autoaugment: Fraction = 0.0
+    """Probability that AutoAugment's policy for ImageNet (arXiv 1805.09501) changes an image before it is cropped."""
     cache: ExpandedPath | None = Path(".image_cache")
     """Folder for decoded and resized images, below `root` unless it is absolute; null decodes them each time."""
     on_broken_image: Literal["error", "skip"] = "error"

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from autoreid.config.data import Data
 from autoreid.config.search import SAMPLING, Search
 from autoreid.config.section import Count, CountOrZero, ExpandedPath, Metric, Positive, Section
-from autoreid.config.training import Losses, Model, Training
+from autoreid.config.training import METRIC_LEARNING, Losses, Model, Training
 
 #: Numbers such as 1e-3, which YAML 1.1 reads as text. Configs read them as numbers.
 EXPONENTIAL = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
@@ -201,7 +201,7 @@ class Config(Section):
         training, search = self.training, self.search
         if training.optimizer != "sgd":
             raise ValueError(
-                "training.optimizer: must be sgd, whose step a search unrolls; amsgrad is for task: train"
+                f"training.optimizer: must be sgd, whose step a search unrolls; {training.optimizer} is for task: train"
             )
         for key in ("nesterov", "frozen_epochs", "ema_decay", "backbone_scale"):
             if key in training.changed_keys():
@@ -212,8 +212,13 @@ class Config(Section):
                 f"({training.epochs})"
             )
         for key, losses in (("losses", self.losses), ("search.losses", search.losses)):
-            if losses is not None and "alignment" in losses.terms:
-                raise ValueError(f"{key}.terms: alignment is for task: train only")
+            if losses is None:
+                continue
+            for term in losses.terms:
+                if term == "alignment" or term.startswith(METRIC_LEARNING):
+                    raise ValueError(f"{key}.terms: {term} is for task: train only")
+            if losses.softmax != "linear":
+                raise ValueError(f"{key}.softmax: {losses.softmax} is for task: train only")
         self._check_alphas_see()
         self._check_compiled_search()
         search.space_section.check_images(self.data.height, self.data.width)

@@ -17,20 +17,25 @@ from autoreid.config.section import (
     Section,
 )
 
+#: What the names of terms from pytorch-metric-learning begin with, in `losses.terms`.
+METRIC_LEARNING = "metric_learning:"
+
 
 class Model(Section):
     """The network that `task: train` trains."""
 
     name: str = "resnet50"
-    """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, msinet_x1_0, ..., or derived, built from a genotype."""
+    """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, msinet_x1_0, ...; derived, built from a genotype; or
+    timm:NAME, a network of timm."""
     weights: ExpandedPath | None = None
-    """Checkpoint to start from: published weights (of torchvision, torchreid or MSINet), or weights of a run."""
+    """Checkpoint to start from: published weights (of torchvision, torchreid, IBN-Net, MSINet or timm), or weights of a
+    run."""
     options: dict[str, int | float | bool | str | tuple[int, ...]] = {}  # noqa: RUF012 (pydantic copies it)
     """Options of the network, such as {last_stride: 1}; for derived {genotype: FILE, channels: 48, ...}."""
 
 
 class Losses(Section):
-    """The retrieval loss: λ·cross-entropy + (1 - λ)·batch-hard triplet loss + further terms."""
+    """The retrieval loss: λ·cross-entropy + (1 - λ)·triplet loss + further terms."""
 
     classification_weight: Fraction = 0.5
     """λ."""
@@ -38,8 +43,19 @@ class Losses(Section):
     """Weight of the triplet loss; null for 1 - λ."""
     margin: NonNegative | None = 0.3
     """Margin of the triplet loss; null for the soft margin."""
+    mining: Literal["hard", "weighted"] = "hard"
+    """Positives and negatives of the triplet loss. hard: the hardest of each anchor; weighted: all of them, weighted by
+    how hard they are (AGW)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing of the cross-entropy."""
+    softmax: Literal["linear", "cosface", "arcface", "circle"] = "linear"
+    """What the cross-entropy classifies. linear: the logits of a linear classifier; the others: cosines of the
+    angles θ to a vector of each identity, with a margin for the image's own identity. cosface: cos θ - margin;
+    arcface: cos(θ + margin); circle: Circle loss. Only in task: train."""
+    softmax_scale: Positive = 64.0
+    """Factor of the cosines, if softmax is not linear."""
+    softmax_margin: NonNegative = 0.35
+    """Margin of cosface, arcface (in radians) or circle."""
     auxiliary_weight: NonNegative = 0.4
     """Weight of the cross-entropy of the auxiliary head, for derived networks that have one."""
     mine_across_ranks: bool = False
@@ -50,7 +66,10 @@ class Losses(Section):
     terms: dict[str, NonNegative] = {}  # noqa: RUF012 (pydantic copies it)
     """Weights of further terms of the loss, by their names in autoreid.losses.TERMS. memory: cross-entropy of the
     similarities to a moving centre of each identity (MSINet). alignment: spatial alignment of the images of a batch,
-    for other domains (MSINet); only in task: train."""
+    for other domains (MSINet); only in task: train. metric_learning:NAME: the loss NAME of pytorch-metric-learning,
+    such as metric_learning:MultiSimilarityLoss; only in task: train."""
+    metric_learning: dict[str, dict[str, int | float | bool | str]] = {}  # noqa: RUF012 (pydantic copies it)
+    """Options of terms from pytorch-metric-learning, such as {MultiSimilarityLoss: {alpha: 2.0, base: 0.5}}."""
     memory_temperature: Positive = 0.05
     """Temperature of the term memory: similarities are divided by it."""
     memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -62,8 +81,17 @@ class Losses(Section):
     def _check(self) -> Losses:
         for key in self.changed_keys():
             term = key.partition("_")[0]
+            if key.startswith("softmax_") and self.softmax == "linear":
+                raise ValueError(
+                    f"{key}: needs softmax: cosface, arcface or circle; a linear one has no margin"
+                )
             if term in ("memory", "alignment") and term not in self.terms:
                 raise ValueError(f"{key}: needs the term {term}, such as terms: {{{term}: 1.0}}")
+        for name in self.metric_learning:
+            if METRIC_LEARNING + name not in self.terms:
+                raise ValueError(
+                    f"metric_learning.{name}: needs the term, such as terms: {{{METRIC_LEARNING}{name}: 1.0}}"
+                )
         if not any((self.own_weights() | self.terms).values()):
             raise ValueError("terms: need a weight above 0, because no other part of the loss has one")
         return self
@@ -88,14 +116,17 @@ class Training(Section):
 
     epochs: Count = 50
     """Number of epochs; an epoch is a pass over the images that train the weights."""
-    optimizer: Literal["sgd", "amsgrad"] = "sgd"
-    """sgd: SGD with momentum; amsgrad: the AMSGrad variant of Adam. A search always uses sgd."""
+    optimizer: Literal["sgd", "adam", "amsgrad", "adamw"] = "sgd"
+    """sgd: SGD with momentum; adam: Adam; amsgrad: the AMSGrad variant of Adam; adamw: Adam with decoupled weight
+    decay. A search always uses sgd."""
     learning_rate: Positive = 0.025
     """Learning rate at the start."""
     schedule: Literal["cosine", "step"] = "cosine"
     """cosine: lower the learning rate step by step to the final one; step: multiply it by `decay` at each milestone."""
     final_learning_rate: NonNegative = 0.001
     """Learning rate at the end of the cosine schedule."""
+    flat_epochs: CountOrZero = 0
+    """Epochs at the full learning rate before the cosine schedule begins to lower it."""
     milestones: tuple[Count, ...] = ()
     """Epochs after which the step schedule decays."""
     decay: Positive = 0.1
@@ -134,6 +165,11 @@ class Training(Section):
     def _check(self) -> Training:
         if self.final_learning_rate > self.learning_rate:
             raise ValueError("final_learning_rate: must not exceed learning_rate")
+        if self.flat_epochs and (self.schedule != "cosine" or self.flat_epochs >= self.epochs):
+            raise ValueError(
+                f"flat_epochs: {self.flat_epochs} needs schedule: cosine and more epochs than that, not "
+                f"{self.schedule} and {self.epochs}"
+            )
         if self.cuda_graphs and self.compile:
             raise ValueError("cuda_graphs: true cannot be combined with compile: true; choose one of them")
         if self.cuda_graphs and self.accumulation > 1:

@@ -257,6 +257,8 @@ def _stream(
         raise DataError(
             f"{' + '.join(data.sources)}: the training set has {len(identities)} identity; a loss needs two or more"
         )
-    augmentation = Augmentation(data.padding, data.flip, data.erasing, data.brightness, data.contrast)
+    augmentation = Augmentation(
+        data.padding, data.flip, data.erasing, data.brightness, data.contrast, data.autoaugment
+    )
     labels = label(split.identities, identities)
     return BatchStream(split, sampler, labels, images, augmentation, data.workers, world.device)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as F
 
 #: ImageNet's channel means and standard deviations, on a scale of 0 to 1.
@@ -82,14 +83,18 @@ class Views(NamedTuple):
         shift: (B, 2) int64, offset of the crop from the image's corner, down and right.
         mirrored: (B,) bool, horizontal flips.
         finish: the remaining transforms.
+        policies: (B,) int64, a seed of AutoAugment for each image that it changes, -1 for the others; None for none.
     """
 
     shift: npt.NDArray[np.int64]
     mirrored: npt.NDArray[np.bool_]
     finish: Finish
+    policies: npt.NDArray[np.int64] | None = None
 
     def crop(self, place: int, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
         """Copy the view at one position of the batch from (3, H, W) pixels into a black image."""
+        if self.policies is not None and self.policies[place] >= 0:
+            pixels = _autoaugment(pixels, int(self.policies[place]))
         down, right = self.shift[place].tolist()
         (rows, rows_out), (columns, columns_out) = (
             _overlap(shift, size) for shift, size in zip((down, right), pixels.shape[1:], strict=True)
@@ -116,6 +121,7 @@ class Augmentation:
         erasing: probability that a rectangle is set to the mean colour (arXiv 1708.04896).
         brightness: the factor is uniform in 1 ± this value, as in torchvision's ColorJitter.
         contrast: likewise; the two are applied in random order.
+        autoaugment: probability that AutoAugment's policy for ImageNet changes the image.
     """
 
     padding: int = 0
@@ -123,6 +129,7 @@ class Augmentation:
     erasing: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
+    autoaugment: float = 0.0
 
     def sample(self, seed: int, share: slice, height: int, width: int) -> Views:
         """Sample the views of a slice of a global batch; they do not depend on how the batch is sliced."""
@@ -136,7 +143,28 @@ class Augmentation:
         if self.erasing:
             rectangles = _rectangles(numbers[:, 9:], row, column, height, width)
             erased = torch.from_numpy(rectangles * (erase < self.erasing)[:, None])
-        return Views(shift.astype(np.int64) - self.padding, mirror < self.flip, Finish(jitter, erased))
+        policies = self._policies(seed, share) if self.autoaugment else None
+        finish = Finish(jitter, erased)
+        return Views(shift.astype(np.int64) - self.padding, mirror < self.flip, finish, policies)
+
+    def _policies(self, seed: int, share: slice) -> npt.NDArray[np.int64]:
+        """Sample the seeds of AutoAugment; from another generator, so that the other transforms stay the same."""
+        chance, policy = np.random.default_rng([seed, 1]).random((share.stop, 2))[share.start :].T
+        return np.where(chance < self.autoaugment, (policy * 2**53).astype(np.int64), -1)
+
+
+def _autoaugment(pixels: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint8]:
+    """Apply torchvision's AutoAugment to (3, H, W) pixels, with random numbers that only depend on the seed."""
+    # It samples from torch's global generator, whose state belongs to the run.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        result: Tensor = _autoaugment_policy()(torch.tensor(pixels))
+    return result.numpy()
+
+
+@functools.cache
+def _autoaugment_policy() -> AutoAugment:
+    return AutoAugment(AutoAugmentPolicy.IMAGENET)
 
 
 def _factor(uniform: npt.NDArray[np.float64], strength: float) -> npt.NDArray[np.float64]:

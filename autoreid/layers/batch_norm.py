@@ -112,7 +112,13 @@ def _normalise_alone(norm: Norm, training: bool, momentum: float, eps: float) ->
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Batch normalisation of (B, C) or (B, C, ...) over all ranks, which must have equal batch sizes."""
+    """Batch normalisation of (B, C) or (B, C, ...) over all ranks, which must have equal batch sizes.
+
+    Attributes:
+        shares_statistics: whether the statistics are those of all ranks; subclasses may begin without.
+    """
+
+    shares_statistics = True
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -139,7 +145,7 @@ class SharedBatchNorm(_BatchNorm):
             self.training,
             self.momentum,
             self.eps,
-            shared=True,
+            self.shares_statistics,
         )
 
 

@@ -1,13 +1,17 @@
-"""Adaptive average pooling as a product with a constant matrix.
+"""Pooling: adaptive average pooling as a product with a constant matrix, and the pooling of a map to an embedding.
 
 PyTorch's adaptive average pooling computes the same means, but its backward pass is not deterministic on GPUs.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from autoreid.errors import ConfigError
 from autoreid.layers.autocast import without_autocast
 
 
@@ -52,3 +56,61 @@ class AveragePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, rows, columns)."""
         return average_pool(x, self.rows, self.columns)
+
+
+class Pooling(nn.Module, ABC):
+    """A pooling of a last feature map to an embedding.
+
+    Attributes:
+        label: its name in drawings.
+    """
+
+    label: ClassVar[str]
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C)."""
+
+
+class GlobalAveragePool(Pooling):
+    """The mean over all positions of a map."""
+
+    label = "average"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C)."""
+        return x.mean(dim=(2, 3))
+
+
+class GeneralizedMeanPool(Pooling):
+    """Generalised-mean pooling (GeM, arXiv 1711.02512, eq. 3): (mean of x^p)^(1/p), with one learned exponent p.
+
+    With p = 1 it is average pooling; for large p it approaches max pooling. Values below 1e-6 count as 1e-6.
+    """
+
+    label = "GeM"
+    #: Lower bound of the values, because the derivative of a power is infinite at zero for an exponent below 1.
+    SMALLEST = 1e-6
+
+    def __init__(self, exponent: float = 3.0) -> None:
+        super().__init__()
+        self.exponent = nn.Parameter(torch.tensor([exponent]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C), in float32 for half precision."""
+        with without_autocast(x.device.type):
+            wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+            powers = wide.clamp(min=self.SMALLEST).pow(self.exponent)
+            pooled: Tensor = powers.mean(dim=(2, 3)).pow(1 / self.exponent)
+            return pooled
+
+
+#: The poolings of a last feature map (B, C, H, W) to an embedding (B, C), by their names in `model.options.pooling`.
+POOLINGS: dict[str, type[Pooling]] = {"average": GlobalAveragePool, "gem": GeneralizedMeanPool}
+
+
+def build_pooling(name: str) -> Pooling:
+    """Build the pooling of a last feature map; raises ConfigError if there is no such pooling."""
+    if name not in POOLINGS:
+        raise ConfigError(f"pooling = {name!r}: must be one of {', '.join(POOLINGS)}")
+    return POOLINGS[name]()

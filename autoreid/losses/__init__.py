@@ -5,21 +5,22 @@ To add a term, add a file here and a line to `TERMS`; `losses.terms` in the conf
 
 from __future__ import annotations
 
-from autoreid.config import Losses
+from autoreid.config import METRIC_LEARNING, Losses
 from autoreid.errors import ConfigError
 from autoreid.losses.alignment import SpatialAlignment
 from autoreid.losses.classification import AuxiliaryClassification, Classification
 from autoreid.losses.loss import LossValues, RetrievalLoss
 from autoreid.losses.memory import ClassMemory
+from autoreid.losses.metric_learning import MetricLearning
 from autoreid.losses.term import Outputs, Term
-from autoreid.losses.triplet import BatchHardTriplet, batch_hard_triplet
+from autoreid.losses.triplet import Triplet, triplet_loss
 
-__all__ = ["TERMS", "LossValues", "Outputs", "RetrievalLoss", "Term", "batch_hard_triplet", "build_loss"]
+__all__ = ["TERMS", "LossValues", "Outputs", "RetrievalLoss", "Term", "build_loss", "triplet_loss"]
 
 #: All terms by name. TensorBoard shows each term under its name.
 TERMS: dict[str, type[Term]] = {
     "classification": Classification,
-    "triplet": BatchHardTriplet,
+    "triplet": Triplet,
     "auxiliary": AuxiliaryClassification,
     "memory": ClassMemory,
     "alignment": SpatialAlignment,
@@ -44,11 +45,20 @@ def build_loss(
     weights = settings.own_weights()
     further = sorted({*TERMS} - {*weights, "auxiliary"})
     for name in settings.terms:
-        if name not in further:
-            raise ConfigError(f"{section}.terms: unknown term {name!r}; known are {', '.join(further)}")
+        if name not in further and not name.startswith(METRIC_LEARNING):
+            raise ConfigError(
+                f"{section}.terms: unknown term {name!r}; known are {', '.join(further)}, "
+                f"and {METRIC_LEARNING}NAME"
+            )
     if has_auxiliary:
         weights["auxiliary"] = settings.auxiliary_weight
     weights |= settings.terms
     if only_weighted:
         weights = {name: weight for name, weight in weights.items() if weight}
-    return RetrievalLoss({name: TERMS[name](settings) for name in weights}, weights)
+    return RetrievalLoss({name: _build_term(name, settings) for name in weights}, weights)
+
+
+def _build_term(name: str, settings: Losses) -> Term:
+    if name.startswith(METRIC_LEARNING):
+        return MetricLearning(name.removeprefix(METRIC_LEARNING), settings)
+    return TERMS[name](settings)

@@ -13,7 +13,7 @@ from autoreid.models.last_map import LastMap
 from autoreid.models.network import Network
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
-from autoreid.models.resnet import ResNet50
+from autoreid.models.resnet import ReidResNet
 from autoreid.models.summary import OutputSizes, check_input_size, count_macs, count_parameters, output_sizes
 from autoreid.models.weights import LoadReport, load_weights
 
@@ -37,7 +37,10 @@ _AIN = ("in_inside", "in_inside", "plain", "in_inside", "in_inside", "plain")
 
 #: Fixed networks by name; each takes the number of identities and its own options.
 NETWORKS: dict[str, Callable[..., Network]] = {
-    "resnet50": ResNet50,
+    "resnet50": partial(ReidResNet, 50, False),
+    "resnet101": partial(ReidResNet, 101, False),
+    "resnet50_ibn_a": partial(ReidResNet, 50, True),
+    "resnet101_ibn_a": partial(ReidResNet, 101, True),
     "pcb": PCB,
     "osnet_x1_0": partial(OSNet, _PLAIN, False, 1.0),
     "osnet_x0_75": partial(OSNet, _PLAIN, False, 0.75),

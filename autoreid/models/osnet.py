@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autoreid.errors import ConfigError
 from autoreid.layers.initialisation import initialise
+from autoreid.layers.pooling import build_pooling
 from autoreid.layers.recompute import recompute
 from autoreid.models.network import Network
 from autoreid.models.weights import rename
@@ -237,9 +238,17 @@ class OSNet(OmniScaleFrame):
         stem_in: use instance norm instead of batch norm after the first convolution.
         width: factor for all channels except the embedding's.
         num_identities: number of outputs of the classifier.
+        pooling: a name from `POOLINGS`.
     """
 
-    def __init__(self, blocks: Sequence[str], stem_in: bool, width: float, num_identities: int) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[str],
+        stem_in: bool,
+        width: float,
+        num_identities: int,
+        pooling: str = "average",
+    ) -> None:
         unknown = sorted(set(blocks) - set(OSBLOCKS))
         if len(blocks) != 6 or unknown:
             raise ConfigError(f"blocks = {list(blocks)}: must be six names from {', '.join(OSBLOCKS)}")
@@ -249,8 +258,13 @@ class OSNet(OmniScaleFrame):
 
         super().__init__(build_block, stem_in, width, num_identities)
         self.blocks = tuple(blocks)
+        self.pool = build_pooling(pooling)
+
+    def head(self) -> list[nn.Module]:
+        """Return the classifier and the pooling."""
+        return [*super().head(), self.pool]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) -> embedding (B, 512); in training (embedding, logits (B, identities))."""
-        embedding: Tensor = self.fc(self.feature_map(images).mean(dim=(2, 3)))
+        embedding: Tensor = self.fc(self.pool(self.feature_map(images)))
         return (embedding, self.classifier(embedding)) if self.training else embedding

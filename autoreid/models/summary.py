@@ -65,10 +65,10 @@ def output_sizes(network: Network, height: int, width: int, *inputs: Any) -> Out
 
 
 def check_input_size(network: nn.Module, height: int, width: int) -> None:
-    """Raise ConfigError if images of height × width pixels are too small for a network; computes only shapes."""
+    """Raise ConfigError if a network cannot take images of height × width pixels; computes only shapes."""
     try:
         count_macs(network, height, width)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"data.height {height}, data.width {width}: too small for the network: {reason}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from autoreid import models
 from autoreid.config import Search
 from autoreid.models import Network
+from autoreid.models.timm_network import TIMM, TimmNetwork
 from autoreid.spaces.genotype import Genotype, read_genotype
 from autoreid.spaces.msinet.derived import msinet_x1_0
 from autoreid.spaces.msinet.space import MsinetSpace
@@ -60,7 +62,8 @@ def build_model(name: str, num_identities: int, **options: Any) -> Network:
     See `autoreid.models.Network` for what it returns.
 
     Args:
-        name: one of `NETWORKS`, such as "resnet50", "pcb", "osnet_x1_0" or "derived".
+        name: one of `NETWORKS`, such as "resnet50", "pcb", "osnet_x1_0" or "derived"; or the name of a network of timm
+            with the prefix "timm:".
         num_identities: number of identities in the training set.
         options: options of the network, such as `last_stride` of resnet50, `parts` of pcb or `genotype` of derived.
 
@@ -68,4 +71,7 @@ def build_model(name: str, num_identities: int, **options: Any) -> Network:
         ConfigError: the network or an option does not exist, an option is missing, or a value is out of range.
         DataError: the genotype cannot be read.
     """
-    return models.build_from(NETWORKS, name, num_identities, options)
+    networks = NETWORKS
+    if name.startswith(TIMM):
+        networks = {name: partial(TimmNetwork, name.removeprefix(TIMM))}
+    return models.build_from(networks, name, num_identities, options)

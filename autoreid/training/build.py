@@ -72,9 +72,15 @@ def build_optimizer(training: Training, network: Network, loss: nn.Module) -> to
         {"params": groups[True], "scale": 1.0, "part": "head"},
     ]
     rate, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "amsgrad":
-        return torch.optim.Adam(named, rate, weight_decay=decay, amsgrad=True)
-    return torch.optim.SGD(named, rate, training.momentum, weight_decay=decay, nesterov=training.nesterov)
+    match training.optimizer:
+        case "sgd":
+            return torch.optim.SGD(
+                named, rate, training.momentum, weight_decay=decay, nesterov=training.nesterov
+            )
+        case "adamw":
+            return torch.optim.AdamW(named, rate, weight_decay=decay)
+        case name:
+            return torch.optim.Adam(named, rate, weight_decay=decay, amsgrad=name == "amsgrad")
 
 
 def build_accumulation(config: Config, world: World) -> Accumulation:

@@ -19,8 +19,9 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
         step: index of the step, from 0.
     """
     if training.schedule == "cosine":
-        steps = training.epochs * steps_per_epoch
-        rate = cosine(step, steps, training.learning_rate, training.final_learning_rate)
+        flat = training.flat_epochs * steps_per_epoch
+        steps = training.epochs * steps_per_epoch - flat
+        rate = cosine(max(step - flat, 0), steps, training.learning_rate, training.final_learning_rate)
     else:
         passed = sum(step // steps_per_epoch >= milestone for milestone in training.milestones)
         rate = training.learning_rate * training.decay**passed

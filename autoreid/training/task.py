@@ -16,6 +16,7 @@ from autoreid.data.training_data import TrainingData
 from autoreid.distributed import StopSignal, World, averaging, check_stop
 from autoreid.errors import ConfigError
 from autoreid.layers.batch_norm import frozen_statistics
+from autoreid.layers.heads import use_cosines
 from autoreid.losses import LossValues, build_loss
 from autoreid.models import LastMap, LoadReport, check_input_size, output_sizes
 from autoreid.models.network import Network
@@ -161,6 +162,8 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
     """
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(config.model.name, data.num_identities, **config.model.options)
+    if config.losses.softmax != "linear":
+        use_cosines(model)
     check_input_size(model, config.data.height, config.data.width)
     start = None if config.model.weights is None else load_start(model, config.model.weights)
     loss = build_loss(config.losses, model.has_auxiliary)

@@ -88,6 +88,7 @@ def _compressed(training: Training, epochs: int) -> Training:
         "milestones": tuple(max(1, scaled(milestone)) for milestone in training.milestones),
         "warmup_epochs": scaled(training.warmup_epochs),
         "frozen_epochs": scaled(training.frozen_epochs),
+        "flat_epochs": min(scaled(training.flat_epochs), epochs - 1),
     }
     return training.model_copy(update=update)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoreid.errors import ConfigError
-from autoreid.layers.pooling import average_pool
+from autoreid.layers.pooling import average_pool, build_pooling
 from autoreid.models.weights import COUNTER
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.msinet.body import MsinetBody
@@ -87,12 +87,15 @@ class MSINet(MsinetBody, Derived):
         num_identities: number of outputs of each classifier.
         genotype: the twelve interactions.
         width: factor of all channels except the 256 of the second part.
+        pooling: of the last map, a name from `POOLINGS`.
 
     Raises:
         ConfigError: an option is out of range.
     """
 
-    def __init__(self, num_identities: int, genotype: MsinetGenotype, width: float = 1.0) -> None:
+    def __init__(
+        self, num_identities: int, genotype: MsinetGenotype, width: float = 1.0, pooling: str = "average"
+    ) -> None:
         if not isinstance(width, int | float) or width < 0.25:
             raise ConfigError(f"derived: width = {width!r}: must be at least 0.25")
 
@@ -104,6 +107,7 @@ class MSINet(MsinetBody, Derived):
         self.global_head = Head(self.channels[3], num_identities)
         self.local_conv = nn.Conv2d(self.channels[2], 128, 1)
         self.local_head = Head(2 * 128, num_identities)
+        self.pool = build_pooling(pooling)
         self.initialise()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -114,7 +118,7 @@ class MSINet(MsinetBody, Derived):
             (B, identities, 2).
         """
         middle, last = self.feature_maps(images)
-        whole = last.mean(dim=(2, 3))
+        whole = self.pool(last)
         # The average of the convolution's output, as published, is the convolution of the average.
         pooled = average_pool(middle, 2, 1).split(1, dim=2)
         halves = torch.cat([self.local_conv(half).flatten(1) for half in pooled], dim=1)
@@ -124,8 +128,8 @@ class MSINet(MsinetBody, Derived):
         return embedding, torch.stack([self.global_head(whole), self.local_head(halves)], dim=2)
 
     def head(self) -> list[nn.Module]:
-        """Return both heads, and the convolution that the second one begins with."""
-        return [self.global_head, self.local_conv, self.local_head]
+        """Return both heads, the pooling of the first, and the convolution that the second one begins with."""
+        return [self.pool, self.global_head, self.local_conv, self.local_head]
 
     def last_map(self) -> nn.Module:
         """Return the last cell."""
@@ -137,9 +141,9 @@ class MSINet(MsinetBody, Derived):
 
     def drawing(self, shapes: Mapping[str, str], caption: str, size: str) -> Drawing:
         """Return a drawing of all cells."""
-        return cells_drawing(self.genotype.cells, f"{caption}   {size}", shapes)
+        return cells_drawing(self.genotype.cells, f"{caption}   {size}", shapes, self.pool.label)
 
 
-def msinet_x1_0(num_identities: int) -> MSINet:
+def msinet_x1_0(num_identities: int, pooling: str = "average") -> MSINet:
     """Build MSINet with the interactions that its authors found on MSMT17."""
-    return MSINet(num_identities, PUBLISHED)
+    return MSINet(num_identities, PUBLISHED, pooling=pooling)

@@ -19,7 +19,10 @@ _BETWEEN_BRANCHES = {"exc", "cross_att"}
 
 
 def cells_drawing(
-    cells: Sequence[tuple[str, str]], caption: str, shapes: Mapping[str, str] | None = None
+    cells: Sequence[tuple[str, str]],
+    caption: str,
+    shapes: Mapping[str, str] | None = None,
+    pooling: str = "average",
 ) -> Drawing:
     """Return the drawing of a whole MSINet, with the layers of its six cells from top to bottom.
 
@@ -30,6 +33,7 @@ def cells_drawing(
         cells: both interactions of each cell.
         caption: for example "quickstart · epoch 3 · mAP 41.2 %".
         shapes: output shape C × H × W of each module, by its name; None to omit them.
+        pooling: how the last map is pooled.
     """
     notes = shapes or {}
     items: list[Node | Arrow | Group] = [Node("stem", _lines("7×7\nmax pool", notes.get("maxpool")), INPUT)]
@@ -52,7 +56,7 @@ def cells_drawing(
             chain.append(f"cell{after}")
     items += [
         Group(
-            [Node("average", "average", OUTPUT), Node("halves", "1×1\naverages of\nboth halves", OUTPUT)],
+            [Node("average", pooling, OUTPUT), Node("halves", "1×1\naverages of\nboth halves", OUTPUT)],
             {"rank": "same"},
         ),
         *(Arrow(tail, head, {"weight": "20"}) for tail, head in pairwise([*chain, "average"])),

@@ -11,7 +11,11 @@ _INK = "#455a64"
 
 
 def blocks_drawing(
-    stages: Sequence[Sequence[str]], stem_in: bool, caption: str, shapes: Mapping[str, str] | None = None
+    stages: Sequence[Sequence[str]],
+    stem_in: bool,
+    caption: str,
+    shapes: Mapping[str, str] | None = None,
+    pooling: str = "average",
 ) -> Drawing:
     """Return the drawing of a whole OSNet, with the layers of its six blocks from top to bottom.
 
@@ -23,6 +27,7 @@ def blocks_drawing(
         stem_in: whether the norm after the first convolution is instance norm.
         caption: for example "quickstart · epoch 3 · mAP 41.2 %".
         shapes: output shape C × H × W of each module, by its name; None to omit them.
+        pooling: how the last map is pooled.
     """
     notes = shapes or {}
     items: list[Node | Arrow | Group] = [
@@ -43,7 +48,7 @@ def blocks_drawing(
         items.append(Group(blocks, FRAME | {"label": f"stage {number}"}, f"cluster stage {number}"))
         items.append(Node(f"after{number}", _lines(text, notes.get(transition))))
         chain += [*(block.name for block in blocks), f"after{number}"]
-    items.append(Node("embedding", "average\nlinear, 512", OUTPUT))
+    items.append(Node("embedding", f"{pooling}\nlinear, 512", OUTPUT))
     items += [Arrow(tail, head) for tail, head in pairwise([*chain, "embedding"])]
     count = sum(block != "plain" for stage in stages for block in stage)
     heading = title(f"OSNet · IN in {count} of 6 blocks", caption)

@@ -10,7 +10,7 @@ from torchvision.ops import stochastic_depth
 
 from autoreid.errors import ConfigError
 from autoreid.layers.heads import BNNeck
-from autoreid.layers.pooling import AveragePool
+from autoreid.layers.pooling import AveragePool, build_pooling
 from autoreid.spaces.drawing import Drawing
 from autoreid.spaces.reid_cell.cells import build_preprocess
 from autoreid.spaces.reid_cell.genotype import Cell, CellGenotype
@@ -99,6 +99,7 @@ class DerivedNetwork(Derived):
         drop_path: probability that an edge is dropped for an image in training. `set_epoch` lets it grow linearly
             from 0 to this value.
         auxiliary: whether to add an auxiliary head after the cell at 2/3 of the depth.
+        pooling: a name from `POOLINGS`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -114,6 +115,7 @@ class DerivedNetwork(Derived):
         parts: int = 4,
         drop_path: float = 0.0,
         auxiliary: bool = False,
+        pooling: str = "average",
     ) -> None:
         super().__init__()
         _check(channels, cells_per_stage, stem, parts, drop_path)
@@ -125,6 +127,7 @@ class DerivedNetwork(Derived):
         self.stem = build_stem(stem, channels)
         self.cells = nn.ModuleList(DerivedCell(cells[plan.kind], plan, parts) for plan in self.plans)
         self.embedding_size = self.plans[-1].out_channels
+        self.pool = build_pooling(pooling)
         self.neck = BNNeck(self.embedding_size, num_identities)
         self.auxiliary_after = 2 * len(self.plans) // 3
         self.auxiliary: AuxiliaryHead | None = None
@@ -150,15 +153,15 @@ class DerivedNetwork(Derived):
             x0, x1 = x1, cell(x0, x1, self.drop_path)
             if self.auxiliary is not None and self.training and index == self.auxiliary_after:
                 auxiliary.append(self.auxiliary(x1))
-        embedding = x1.mean(dim=(2, 3))
+        embedding = self.pool(x1)
         if self.training:
             return embedding, self.neck(embedding), *auxiliary
         ranked: Tensor = self.neck.norm(embedding)
         return ranked
 
     def head(self) -> list[nn.Module]:
-        """Return the neck, and the auxiliary head if there is one."""
-        return [self.neck] if self.auxiliary is None else [self.neck, self.auxiliary]
+        """Return the pooling, the neck, and the auxiliary head if there is one."""
+        return [self.pool, self.neck, *([] if self.auxiliary is None else [self.auxiliary])]
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Set the drop-path probability, which grows linearly over the epochs (DARTS)."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _FILLS = {"normal": INNER, "reduce": INPUT}
 #: What follows the last cell of a network.
-_ENDS = {"embedding": "average", "neck": "BNNeck"}
+_ENDS = ("embedding", "neck")
 #: Arrows from a cell to the next but one, drawn faintly so that the sequence of cells stands out.
 _SKIPPING = {"color": "#b0bec5", "style": "dashed", "arrowsize": "0.6"}
 
@@ -52,7 +52,8 @@ def network_drawing(network: DerivedNetwork, shapes: Mapping[str, str], caption:
             Node(f"cell{index}", f"{kind}\n{shapes[f'cells.{index}']}", _FILLS[kind]) for index, kind in cells
         ]
         items.append(_frame(f"stage {stage + 1}", [network.cells[index] for index, _ in cells], nodes))
-    ends = [Node(name, f"{text}\n{network.embedding_size}", OUTPUT) for name, text in _ENDS.items()]
+    texts = zip(_ENDS, (network.pool.label, "BNNeck"), strict=True)
+    ends = [Node(name, f"{text}\n{network.embedding_size}", OUTPUT) for name, text in texts]
     items += [_frame("head", [network.neck], ends), *_arrows(network)]
     heading = title(caption, size)
     return Drawing("network", heading, items, BOX)

@@ -1,0 +1,86 @@
+"""Losses of pytorch-metric-learning as terms."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoreid.config import METRIC_LEARNING, Losses
+from autoreid.distributed import gather
+from autoreid.errors import ConfigError
+from autoreid.layers.autocast import without_autocast
+from autoreid.losses.term import Outputs, Term
+from autoreid.models import OutputSizes
+
+
+class MetricLearning(Term):
+    """A loss of pytorch-metric-learning, of the embeddings before the neck.
+
+    With `losses.mine_across_ranks`, each rank computes the loss of the global batch. The average over the ranks and its
+    gradients are then those of a single process.
+
+    Losses with a classifier or proxies are told the number of identities and the size of the embeddings. They are
+    trained with the head of the network.
+
+    Args:
+        name: name of the class in pytorch_metric_learning.losses.
+        settings: the section `losses` of the config, with the options of the class.
+
+    Raises:
+        ConfigError: the library is not installed, or it has no such loss.
+    """
+
+    labels: Tensor
+    loss: nn.Module
+
+    def __init__(self, name: str, settings: Losses) -> None:
+        super().__init__()
+        self.name, self.loss_type = name, _loss_type(name)
+        self.options = dict(settings.metric_learning.get(name, {}))
+        self.across_ranks = settings.mine_across_ranks
+
+    def prepare(self, sizes: OutputSizes, labels: Tensor) -> None:
+        """Create the loss; raises ConfigError if an option does not exist, is missing or has an impossible value."""
+        known = inspect.signature(self.loss_type).parameters
+        own: dict[str, Any] = {"num_classes": len(labels), "embedding_size": sizes.embedding}
+        options = {key: value for key, value in own.items() if key in known} | self.options
+        try:
+            self.loss = self.loss_type(**options)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(f"losses.metric_learning.{self.name} = {self.options}: {error}") from error
+        self.register_buffer("labels", labels, persistent=False)
+
+    def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
+        """Compute the term, a scalar."""
+        embeddings = outputs.embedding
+        embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        if self.across_ranks:
+            embeddings, labels = gather(embeddings), gather(labels)
+        with without_autocast(embeddings.device.type):
+            # Losses with a classifier need labels from 0 to N - 1.
+            value: Tensor = self.loss(embeddings, torch.searchsorted(self.labels, labels))
+        return value
+
+
+def _loss_type(name: str) -> type[nn.Module]:
+    try:
+        from pytorch_metric_learning import losses
+    except ImportError as error:
+        raise ConfigError(
+            f"losses.terms: {METRIC_LEARNING}{name} requires pytorch-metric-learning: pip install "
+            f"'autoreid[metric-learning]'"
+        ) from error
+    found = vars(losses).get(name)
+    if not (isinstance(found, type) and issubclass(found, losses.BaseMetricLossFunction)):
+        names = [
+            key for key, value in vars(losses).items() if isinstance(value, type) and key.endswith("Loss")
+        ]
+        nearest = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0))
+        raise ConfigError(
+            f"losses.terms: pytorch-metric-learning has no loss {name!r}; did you mean one of {nearest}?"
+        )
+    return found
