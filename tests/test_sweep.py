@@ -319,7 +319,7 @@ def test_other_folders_are_no_sweeps(tmp_path, recipe, slurm):
 def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path, slurm):
     recipe = write_tiny(tmp_path, **OSNET_TRAINING)
     before = contents(tmp_path)
-    shown = submit(tmp_path, slurm, recipe, *SWEEP, "--dry-run", "--array-limit", "3")
+    shown = submit(tmp_path, slurm, recipe, *SWEEP, "--dry-run", "--array-limit", "3", checked=True)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("#!/bin/bash\n")
     assert "#SBATCH --array=0-5%3\n" in shown.stdout
