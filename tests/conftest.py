@@ -38,6 +38,7 @@ LONGEST = (
     "memory",
     "train",
     "study",
+    "class_memory",
 )
 
 
