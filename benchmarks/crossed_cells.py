@@ -135,7 +135,7 @@ def show(report: Mapping[str, Any]) -> None:
         of_kind = report[kind]
         print(
             f"{kind:<8} standard deviation between cells {100 * of_kind['deviation']:.1f} points, "
-            f"p {of_kind['p']:.4f}, correlation with size {of_kind['size_correlation']:.2f}"
+            f"p {of_kind['p']:.5f}, correlation with size {of_kind['size_correlation']:.2f}"
         )
     print(f"{'rest':<8} standard deviation {100 * report['rest']:.1f} points")
 

@@ -97,6 +97,8 @@ def check_out(folder: Path) -> Path:
         (folder / name).symlink_to(ROOT / name)
     for name in ("README.md", "LICENSE", "docs", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "searched_genotypes").mkdir()  # searches write there
+    (folder / "searched_genotypes" / "published").symlink_to(ROOT / "searched_genotypes" / "published")
     return folder
 
 
