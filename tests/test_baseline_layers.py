@@ -20,7 +20,7 @@ from autoreid.losses import Outputs
 from autoreid.losses.classification import Classification
 from autoreid.losses.margin_softmax import MARGINS, arcface
 from autoreid.models import load_weights
-from autoreid.spaces import NETWORKS, build_model
+from autoreid.spaces.build import NETWORKS, build_model
 from tests.test_models import OPTIONS, images
 
 

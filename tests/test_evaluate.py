@@ -512,7 +512,7 @@ def test_the_table_has_a_row_a_source_and_a_column_a_target():
     cells = [TableCell("ours", "market", {}, perfect), TableCell("ours", "duke", {}, worst)]
     cells += [TableCell("resnet50", "market", {}, worst), TableCell("resnet50", "duke", {}, perfect)]
     assert as_table(cells).splitlines() == [
-        "mAP / rank-1 in %   market          duke",
-        "ours                100.0 / 100.0   25.0 / 0.0",
-        "resnet50            25.0 / 0.0      100.0 / 100.0",
+        "mAP / rank-1 in %  market         duke",
+        "ours               100.0 / 100.0  25.0 / 0.0",
+        "resnet50           25.0 / 0.0     100.0 / 100.0",
     ]

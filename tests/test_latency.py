@@ -110,7 +110,7 @@ def test_costs_are_in_the_table_and_the_files_and_nothing_else_changes(world_of,
 
     assert printed.startswith(plain.rstrip("\n"))
     head, *rows = printed[len(plain) :].strip().splitlines()
-    assert head.split("   ")[:2] == ["cost", "M parameters"]
+    assert head.startswith("cost  M parameters  GMACs")
     assert [row.split()[0] for row in rows] == ["net0", "net1"]
     assert f"{parameters / 1e6:.2f}" in rows[0]
     files = {folder: {path.name for path in (tmp_path / folder).iterdir()} for folder in ("plain", "out")}
@@ -118,11 +118,11 @@ def test_costs_are_in_the_table_and_the_files_and_nothing_else_changes(world_of,
     assert (tmp_path / "out/cost.png").stat().st_size > 5000
 
 
-def write_onnx(path, channels):
+def write_onnx(path, channels, width=WIDTH):
     """Write a network that averages its images (B, channels, H, W), in the format of an exported one."""
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    images = helper.make_tensor_value_info("images", kind, ["batch", channels, HEIGHT, WIDTH])
+    images = helper.make_tensor_value_info("images", kind, ["batch", channels, HEIGHT, width])
     embedding = helper.make_tensor_value_info("embedding", kind, ["batch", channels, 1, 1])
     node = helper.make_node("GlobalAveragePool", ["images"], ["embedding"])
     graph = helper.make_graph([node], "average", [images], [embedding])
@@ -152,7 +152,7 @@ def test_wrong_options_and_files_are_one_line(line, tmp_path, capsys):
         (["--onnx", f"net0={found}"], "--onnx: requires --latency"),
         (["--latency", "--onnx", f"{found}"], "no --checkpoint has the name found.onnx"),
         (["--latency", "--onnx", f"net0={tmp_path / 'none.onnx'}"], "no such file or folder"),
-        (["--latency", "--onnx", f"net0={tmp_path / 'text.onnx'}"], "text.onnx: ONNX Runtime cannot read"),
+        (["--latency", "--onnx", f"net1={tmp_path / 'text.onnx'}"], "text.onnx: ONNX Runtime cannot read"),
     ):
         assert main([*line, *more]) == 2
         printed = capsys.readouterr()
@@ -160,6 +160,17 @@ def test_wrong_options_and_files_are_one_line(line, tmp_path, capsys):
         assert printed.out == ""
     assert main(["--query", str(found), "--gallery", str(found), "--latency"]) == 2
     assert "--latency: requires --checkpoint" in capsys.readouterr().err
+
+
+def test_an_exported_file_for_images_of_another_size_is_not_measured(line, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    path = write_onnx(tmp_path / "found.onnx", 3, WIDTH + 8)
+    assert main([*line, "--latency", f"--onnx=net0={path}", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert f"takes images of {HEIGHT}x{WIDTH + 8} pixels, but net0 those of {HEIGHT}x{WIDTH}" in printed.err
+    shown = json.loads(printed.out)
+    assert [cell["source"] for cell in shown["results"]] == ["net0", "net1"]
+    assert [cost["source"] for cost in shown["costs"]] == ["net1"]
 
 
 def cost(source, parameters, milliseconds, is_onnx=False):

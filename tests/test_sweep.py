@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import yaml
 
-from autoreid import commands, train
+from autoreid import train
+from autoreid.commands import train as work
 from autoreid.data.training_data import generate_people
+from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.reporting.board import Board
 from autoreid.reporting.history import read_history, record
 from autoreid.slurm import submit as submission
+from autoreid.sweeps.sweep import Sweep, read_sweep
 from tests.helpers.commands import run_job_script
 from tests.helpers.hparams import read_hparams
 from tests.helpers.tiny import OSNET_TRAINING, write_tiny
@@ -68,7 +71,7 @@ def slurm(tmp_path_factory):
 def submit(folder, slurm, recipe, *line, checked=False):
     """Submit trainings; their networks are only built if they are to be checked, because that takes a while."""
     path = f"{slurm}:/usr/bin:/bin"
-    with nullcontext() if checked else mock.patch.object(commands.train, "check"):
+    with nullcontext() if checked else mock.patch.object(work, "check"):
         return call(folder, "submit_train", "--gpus", "0", "--config", recipe, *line, path=path)
 
 
@@ -278,6 +281,30 @@ def test_the_same_command_submits_what_has_no_result_and_more_values_are_added(
     assert done.returncode == 0
     assert "0 of them to submit" in done.stderr
     assert not (slurm / "script").exists()
+    (half_done / "sweep.json").unlink()
+    assert submit(tmp_path, slurm, recipe, "--sweep", "seed=0,1", "--sweep", f"{RATE}=0.01").returncode == 0
+    rows = json.loads(call(tmp_path, "sweep", "runs/tiny", "--json").stdout)["runs"]
+    assert [row["run"] for row in rows] == NAMES[:2]
+
+
+def test_calls_at_the_same_time_keep_the_runs_of_each_other(tmp_path, recipe):
+    config = load_config(recipe)
+    first, second, other = (
+        Sweep(tmp_path / "rates", config, (key,), {f"{key}-{value}": {key: value}}).added_to_stored()
+        for key, value in (("seed", 0), ("seed", 1), ("task_number", 2))
+    )
+    first.save()
+    second.save()
+    assert read_sweep(tmp_path / "rates").runs == {"seed-0": {"seed": 0}, "seed-1": {"seed": 1}}
+    with pytest.raises(ConfigError, match="has a sweep of seed"):
+        other.save()
+
+
+def test_a_local_sweep_whose_folder_cannot_be_created_says_so(tmp_path, recipe, slurm):
+    (tmp_path / "runs").write_text("")
+    refused = submit(tmp_path, slurm, recipe, "--local", *SWEEP)
+    assert refused.returncode == 2
+    assert "runs/tiny: cannot create the folder" in refused.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -141,3 +141,14 @@ def test_a_long_value_has_a_short_name_with_a_digest():
     name = SweptValue("", "/data/" + "x" * 300).name
     assert re.fullmatch(r"data-x+-[0-9a-f]{6}", name)
     assert len(name) == 40
+
+
+def test_the_name_of_a_run_with_many_keys_is_a_valid_task_name():
+    keys = [f"model.options={{channels: {'9' * 60}}}", *(f"k.key{n}={'x' * 30}a" for n in range(8))]
+    names = [
+        run_name(one)
+        for last in ("0", "1")
+        for one in combinations(parse_swept_keys([*keys, f"k.zzz={last}"], []))
+    ]
+    assert len({*names}) == 2
+    assert all(len(name) == 200 and TASK_NAME.fullmatch(name) for name in names)

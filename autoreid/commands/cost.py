@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,19 +38,31 @@ def cost_of(name: str, embed: EmbeddingPass, height: int, width: int) -> Network
     return NetworkCost(name, count_parameters(embed.network), macs, where, latencies)
 
 
-def cost_of_onnx(path: Path, network: NetworkCost) -> NetworkCost:
+def check_exported(paths: Iterable[Path]) -> None:
+    """Check that exported networks can be measured; raises what `cost_of_onnx` raises, except for their sizes."""
+    for path in paths:
+        _size(_open(path), path)
+
+
+def cost_of_onnx(path: Path, network: NetworkCost, height: int, width: int) -> NetworkCost:
     """Measure an exported network in ONNX Runtime, on the CPU and with as many threads as PyTorch uses.
 
     Args:
         path: the file that `autoreid.export` has written.
         network: the cost of the network that was exported.
+        height, width: size of the images that this network takes.
 
     Raises:
-        DataError: ONNX Runtime cannot read the file, or its input is not that of an exported network.
+        DataError: ONNX Runtime cannot read the file, or its input is not that of this network.
         RunError: onnxruntime is not installed.
     """
     session = _open(path)
-    height, width = _size(session, path)
+    found = _size(session, path)
+    if found != (height, width):
+        raise DataError(
+            f"{path}: takes images of {found[0]}x{found[1]} pixels, but {network.source} those of {height}x{width}; "
+            f"export this checkpoint again"
+        )
     latencies = []
     for batch in BATCHES:
         images = {"images": _images(batch, height, width).numpy()}

@@ -19,7 +19,7 @@ from torch import nn
 
 from autoreid import distributed
 from autoreid.architecture import architecture_of
-from autoreid.commands.cost import cost_of, cost_of_onnx
+from autoreid.commands.cost import check_exported, cost_of, cost_of_onnx
 from autoreid.config import Config, Metric, Precision
 from autoreid.data.images import Images
 from autoreid.data.loaders import Batch, embedding_batches
@@ -134,7 +134,9 @@ class TrainedNetwork:
 
         def measure() -> list[NetworkCost]:
             cost = cost_of(self.name, self.forward, data.height, data.width)
-            return [cost] if onnx is None else [cost, cost_of_onnx(onnx, cost)]
+            if onnx is None:
+                return [cost]
+            return [cost, cost_of_onnx(onnx, cost, data.height, data.width)]
 
         return on_main(measure)
 
@@ -215,7 +217,8 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise the errors of an evaluation's start: ConfigError or DataError for a checkpoint or data set."""
+    """Raise the errors of an evaluation's start: of a checkpoint, a data set or an exported file."""
+    check_exported(options.onnx.values())
     for path in options.checkpoint.values():
         load_network(path, architecture_of(options), may_be_trained=True)
     for name, path in options.data.items():
@@ -250,12 +253,13 @@ def evaluate(options: argparse.Namespace, world: World) -> list[TableCell]:
 def evaluate_networks(context: Context, cells: list[TableCell], costs: list[NetworkCost]) -> None:
     """Add the cells of all checkpoints and data sets, and with --latency the costs of all checkpoints.
 
-    A cell that fails does not stop the others.
+    A cell that fails does not stop the others, and neither does a cost.
 
     Raises:
         DataError, DivergedError: the first failure, when all other cells are there.
     """
     options, world = context.options, context.world
+    on_main(lambda: check_exported(options.onnx.values()))
     targets, notes = read_targets(options.data, options.keep_same_camera, options.on_broken_image, world)
     for note in notes if world.is_main else ():
         _log.warning("%s", note)
@@ -264,7 +268,10 @@ def evaluate_networks(context: Context, cells: list[TableCell], costs: list[Netw
         network = TrainedNetwork.load(context, name, path)
         network.warn_of_seen_people(list(targets.values()))
         if options.latency:
-            costs += network.costs()
+            try:
+                costs += network.costs()
+            except DataError as error:
+                failures.append(error)
         for target, data in targets.items():
             try:
                 cells.append(network.evaluate(target, data))

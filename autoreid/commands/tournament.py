@@ -16,6 +16,7 @@ from autoreid.errors import DataError, RunError
 from autoreid.files import make_folder, write_atomically
 from autoreid.reporting.curves import curves_png
 from autoreid.reporting.logs import start_logging
+from autoreid.reporting.text_table import as_text
 from autoreid.spaces.genotype import Genotype
 from autoreid.trials.alone import single_process
 from autoreid.trials.genotypes import Found, random_of_size, read_found
@@ -131,12 +132,7 @@ def as_table(content: Mapping[str, Any]) -> str:
     for name in rounds[0]["results"]:
         values = [one["results"].get(name, {}) for one in rounds]
         rows.append([name, *(_shown(value) for value in values)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, f"winner: {content['winner']}, after {content['seconds']:.0f} s of training"])
+    return f"{as_text(rows)}\nwinner: {content['winner']}, after {content['seconds']:.0f} s of training"
 
 
 def rounds_picture(rounds: Sequence[Mapping[str, Any]]) -> bytes | None:

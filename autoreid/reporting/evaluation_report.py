@@ -20,7 +20,7 @@ from autoreid.reporting.cost_report import NetworkCost, cost_figure, cost_json, 
 from autoreid.reporting.curves import cmc_figure, picture_of
 from autoreid.reporting.environment import describe_environment
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.reporting.text_table import as_markdown
+from autoreid.reporting.text_table import as_markdown, as_text
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def as_table(cells: Sequence[TableCell], costs: Sequence[NetworkCost] = ()) -> s
     A cell that is missing is shown as failed. The lines below the table give the precision of each source, the number
     of queries without a match, and whether matches by the query's camera count. The table of the costs follows.
     """
-    lines = _aligned(_rows(cells))
+    lines = [as_text(_rows(cells))]
     for source, settings in {cell.source: cell.settings for cell in cells}.items():
         if "precision" in settings:
             lines.append(f"{source}: computed in {settings['precision']}")
@@ -72,13 +72,8 @@ def as_table(cells: Sequence[TableCell], costs: Sequence[NetworkCost] = ()) -> s
     if any(cell.settings.get("keep_same_camera") for cell in cells):
         lines.append("matches by the query's own camera are counted: not comparable with published results")
     if costs:
-        lines += ["", *_aligned(cost_rows(costs))]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+        lines += ["", as_text(cost_rows(costs))]
+    return "\n".join(lines)
 
 
 def _rows(cells: Sequence[TableCell]) -> list[list[str]]:

@@ -65,26 +65,22 @@ def submit_runs(
     Args:
         sweep: that the runs belong to; its file is written before they are submitted.
     """
+    if options.local:
+        run_all_locally(runs, job_options)
+        return
     first = runs[0]
     name = first.config.task_name if sweep is None else sweep.folder.name
     executor = JobExecutor(job_options, first.folder / "slurm", name, [run.folder for run in runs])
-    if not options.local:
-        check_log_folder(executor.folder)
+    check_log_folder(executor.folder)
     if is_dry_run(options):
         script = executor.script(len(runs))
         print(script) if options.dry_run else test_only(script)
         return
-    if not options.local:
-        require_slurm()
+    require_slurm()
     if sweep is not None:
         sweep.save()
     for run in runs:
         run.freeze()
-    if options.local:
-        statuses = [call_locally(run.command(), job_options.ranks) for run in runs]
-        if any(statuses):
-            raise SystemExit(next(filter(None, statuses)))
-        return
     ids = executor.launch([run.command() for run in runs])
     for run, job in zip(runs, ids, strict=True):
         record(run.folder, "submitted", job=(job, 0))
@@ -110,6 +106,19 @@ def test_only(script: str) -> None:
     if done.returncode:
         raise ConfigError(f"sbatch --test-only: {message}")
     print(message)
+
+
+def run_all_locally(runs: Sequence[PlannedRun], job_options: JobOptions) -> None:
+    """Run all runs on this machine, one after the other; one that fails does not stop the others.
+
+    Raises:
+        SystemExit: a run failed; the status is that of the first one that did.
+    """
+    for run in runs:
+        run.freeze()
+    statuses = [call_locally(run.command(), job_options.ranks) for run in runs]
+    if any(statuses):
+        raise SystemExit(next(filter(None, statuses)))
 
 
 def run_locally(command: PackageCommand, ranks: int) -> None:
@@ -188,15 +197,18 @@ def submit_sweep(task: Task, options: argparse.Namespace, job_options: JobOption
     check([run.config for run in runs], job_options.ranks, not is_dry_run(options), names)
     folder = os.path.relpath(sweep.folder)
     print(f"sweep {folder}: {len(sweep.runs)} runs, {len(runs)} of them to submit", file=sys.stderr)
-    try:
-        if runs:
-            submit_runs(runs, job_options, options, sweep)
-    finally:
-        if options.local:
+    if runs and not options.local:
+        submit_runs(runs, job_options, options, sweep)
+    if is_dry_run(options):
+        return 0
+    sweep.save()  # not only by submit_runs: all runs may have finished
+    write_hparams(sweep)
+    if options.local:
+        try:
+            run_all_locally(runs, job_options)
+        finally:
             show_results(sweep)
-    if not is_dry_run(options):
-        write_hparams(sweep)
-        print(f"show the results with: python jobs/sweep.py {shlex.quote(folder)}", file=sys.stderr)
+    print(f"show the results with: python jobs/sweep.py {shlex.quote(folder)}", file=sys.stderr)
     return 0
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autoreid.config import MAY_DIFFER
 from autoreid.errors import ConfigError, named
 from autoreid.recipes import load_config, override_of
 from autoreid.slurm.job_options import JobOptions
@@ -77,7 +76,7 @@ def plan_sweep(
     }
     first = planned[0][1]
     own = Sweep(first.folder.parent, first.config, tuple(swept.key for swept in keys), values)
-    sweep = own.added_to_stored(MAY_DIFFER)
+    sweep = own.added_to_stored()
     left = [(one, run) for one, run in planned if not sweep.is_finished(run.config.task_name)]
     runs = [run for _, run in left]
     check_not_queued([run.folder for run in runs])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoreid.config import Config
+from autoreid.config import MAY_DIFFER, Config
 from autoreid.errors import ConfigError, DataError
 from autoreid.files import make_folder, write_atomically
 from autoreid.recipes import parse_config
@@ -19,6 +20,8 @@ from autoreid.reporting.run_folder import SWEEP_FILE, RunFolder, differences
 from autoreid.sweeps.swept_key import MAX_RUNS, SweptKey, SweptValue, key_names
 
 _ANEW = "give another task_name, or delete the folder to start over"
+#: The longest name of a run that is not shortened; a task name has at most 200 characters.
+_LONGEST_NAME = 200
 #: Values of the swept keys, by key.
 Combination = Mapping[str, SweptValue]
 
@@ -43,9 +46,13 @@ def in_words(combination: Combination) -> str:
 
 
 def run_name(combination: Combination) -> str:
-    """Return the name of a run, such as `learning_rate-0.01__seed-0`."""
+    """Return the name of a run, such as `learning_rate-0.01__seed-0`; one that is too long ends with a digest."""
     names = key_names(list(combination))
-    return "__".join(f"{name}-{value.name}" for name, value in zip(names, combination.values(), strict=True))
+    name = "__".join(f"{key}-{value.name}" for key, value in zip(names, combination.values(), strict=True))
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -72,15 +79,8 @@ class Sweep:
         """Return whether a run has its result."""
         return self.run_folder(name).result.exists()
 
-    def labels(self, name: str) -> tuple[str, ...]:
-        """Return the values of a run as a table shows them."""
-        return tuple(SweptValue("", self.runs[name][key]).label for key in self.keys)
-
-    def added_to_stored(self, may_differ: Sequence[str]) -> Sweep:
+    def added_to_stored(self) -> Sweep:
         """Return the sweep together with the runs of an earlier one in the same folder.
-
-        Args:
-            may_differ: keys of the config whose values may be new.
 
         Raises:
             ConfigError: the folder belongs to something else: a run, or a sweep of other keys or another config.
@@ -92,21 +92,22 @@ class Sweep:
         stored = read_sweep(self.folder)
         if stored.keys != self.keys:
             raise ConfigError(f"{self.folder} has a sweep of {' and '.join(stored.keys)}; {_ANEW}")
-        differing = differences(stored.config, self.config, [*may_differ, *self.keys, "task_name"])
+        differing = differences(stored.config, self.config, [*MAY_DIFFER, *self.keys, "task_name"])
         if differing is not None:
             raise ConfigError(f"{self.folder} has a sweep of another config: {differing}; {_ANEW}")
         return Sweep(self.folder, self.config, self.keys, {**stored.runs, **self.runs})
 
     def save(self) -> None:
-        """Write the sweep's file.
+        """Write the sweep's file, with the runs that another call has added to it in the meantime.
 
         Raises:
-            ConfigError, RunError: it cannot be written.
+            ConfigError, RunError: it cannot be written, or the folder belongs to something else by now.
         """
+        runs = self.added_to_stored().runs
         make_folder(self.folder, "set output_dir to a folder that can be written")
         content = {
             "keys": list(self.keys),
-            "runs": dict(self.runs),
+            "runs": dict(runs),
             "config": self.config.model_dump(mode="json"),
         }
         write_atomically(self.folder / SWEEP_FILE, (json.dumps(content, indent=1) + "\n").encode())
