@@ -13,7 +13,7 @@ from autoreid.errors import ConfigError, DataError
 from autoreid.layers.batch_norm import SharedBatchNorm, share_batch_statistics
 from autoreid.models import check_input_size, count_macs, load_weights, output_sizes
 from autoreid.networks import Architecture, load_network
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from tests.helpers.tasks import build_training_task
 from tests.test_models import images
 

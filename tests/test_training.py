@@ -12,7 +12,7 @@ from autoreid.distributed import StopSignal
 from autoreid.recipes import load_config
 from autoreid.reporting.history import read_history
 from autoreid.reporting.run_folder import RunFolder
-from autoreid.spaces import build_model
+from autoreid.spaces.build import build_model
 from autoreid.training.build import build_optimizer
 from autoreid.training.schedules import learning_rate
 from autoreid.training.task import TrainTask
