@@ -49,6 +49,22 @@ def test_gem_lies_between_average_and_maximum():
     torch.testing.assert_close(GeneralizedMeanPool()(half).double(), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("exponent", [1.0, 3.0, 8.0, 50.0])
+def test_gem_of_a_silent_channel_has_finite_gradients_for_every_exponent(exponent):
+    pool, x = GeneralizedMeanPool(exponent), torch.zeros(1, 2, 3, 3)
+    x[0, 1, 1, 1] = 4.0
+    found = pool(x.requires_grad_())
+    torch.testing.assert_close(
+        found, torch.tensor([[1e-6, 4.0 * 9 ** (-1 / exponent)]]), rtol=1e-4, atol=1e-5
+    )
+    found.sum().backward()
+    assert x.grad.isfinite().all()
+    # The derivative of (4^p / 9)^(1/p) by p.
+    assert pool.exponent.grad.item() == pytest.approx(
+        found[0, 1].item() * math.log(9) / exponent**2, rel=1e-4
+    )
+
+
 def test_instance_batch_norm_norms_one_half_by_image_and_the_other_by_batch():
     norm = InstanceBatchNorm(5).double()
     x = random(3, 5, 4, 2)
@@ -229,6 +245,12 @@ def test_classifiers_of_every_network_can_compute_cosines(name):
     sum(values.square().sum() for values in logits).backward()
     silent = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
     assert silent == []
+
+
+def test_a_network_without_a_classifier_to_replace_is_refused():
+    network = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ConfigError, match=r"losses\.softmax: must be linear for Sequential"):
+        use_cosines(network)
 
 
 def test_cosines_are_not_rounded_by_autocast():

@@ -89,6 +89,7 @@ def test_the_recipes_have_the_published_numbers():
         training = config.training
         assert (training.optimizer, training.learning_rate, training.weight_decay) == ("adam", 3.5e-4, 5e-4)
         assert config.model.options["last_stride"] == 1
+        assert training.unused() == {}
     for config in (bot, agw):
         training, data = config.training, config.data
         assert (training.epochs, training.milestones, training.warmup_epochs) == (120, (40, 70), 10)

@@ -74,6 +74,17 @@ def test_a_loss_with_proxies_has_parameters_and_labels_from_zero():
     torch.testing.assert_close(values.terms[term], theirs(embeddings, torch.searchsorted(KNOWN, LABELS)))
 
 
+@pytest.mark.parametrize("name", ["ArcFaceLoss", "CosFaceLoss", "SubCenterArcFaceLoss"])
+def test_classes_that_pass_on_their_parameters_are_told_the_sizes(name):
+    """The second and the third do not name them themselves."""
+    loss, term = build(name)
+    embeddings = batch().float()
+    value = loss((embeddings, torch.zeros(8, 10)), LABELS).terms[term]
+    theirs = getattr(library, name)(num_classes=3, embedding_size=6)
+    theirs.load_state_dict(loss.terms[term].loss.state_dict())
+    torch.testing.assert_close(value, theirs(embeddings, torch.searchsorted(KNOWN, LABELS)))
+
+
 def _on_ranks(world, embeddings):
     loss, term = build("MultiSimilarityLoss", across_ranks=True)
     own = embeddings.chunk(world.size)[world.rank].clone().requires_grad_()

@@ -147,6 +147,23 @@ def test_other_networks_take_a_step(tmp_path, name, options):
     assert metrics[1] == pytest.approx(math.log(12), abs=2.5), "near chance level for twelve identities"
 
 
+def test_settings_that_the_optimiser_and_the_schedule_ignore_are_logged(tmp_path, caplog):
+    ignored = {"training__momentum": 0.5, "training__nesterov": True, "training__milestones": [1]}
+    build_training_task(tmp_path, **ignored, training__optimizer="adam")
+    lines = [record.message for record in caplog.records if "no effect" in record.message]
+    assert sorted(lines) == [
+        "training.milestones has no effect with training.schedule: cosine",
+        "training.momentum has no effect with training.optimizer: adam",
+        "training.nesterov has no effect with training.optimizer: adam",
+    ]
+    steps = {"training__schedule": "step", "training__decay": 0.5, "training__final_learning_rate": 0.0}
+    assert Training(schedule="step", learning_rate=1e-4).unused() == {}, "below the default of the final rate"
+    caplog.clear()
+    build_training_task(tmp_path, **ignored, **steps)
+    lines = [record.message for record in caplog.records if "no effect" in record.message]
+    assert lines == ["training.final_learning_rate has no effect with training.schedule: step"]
+
+
 def test_schedules_by_their_formulas():
     base = {"epochs": 10, "learning_rate": 0.4, "final_learning_rate": 0.1}
     cosine = Training(**base, warmup_epochs=2)

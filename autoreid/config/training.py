@@ -54,7 +54,7 @@ class Losses(Section):
     arcface: cos(θ + margin); circle: Circle loss. Only in task: train."""
     softmax_scale: Positive = 64.0
     """Factor of the cosines, if softmax is not linear."""
-    softmax_margin: NonNegative = 0.35
+    softmax_margin: Fraction = 0.35
     """Margin of cosface, arcface (in radians) or circle."""
     auxiliary_weight: NonNegative = 0.4
     """Weight of the cross-entropy of the auxiliary head, for derived networks that have one."""
@@ -163,7 +163,7 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Training:
-        if self.final_learning_rate > self.learning_rate:
+        if self.schedule == "cosine" and self.final_learning_rate > self.learning_rate:
             raise ValueError("final_learning_rate: must not exceed learning_rate")
         if self.flat_epochs and (self.schedule != "cosine" or self.flat_epochs >= self.epochs):
             raise ValueError(
@@ -180,3 +180,16 @@ class Training(Section):
         if self.cuda_graphs and self.frozen_epochs:
             raise ValueError("cuda_graphs: true needs frozen_epochs: 0; a captured pass cannot be frozen")
         return self
+
+    def unused(self) -> dict[str, str]:
+        """Return the keys that were set but have no effect, each with the key that would have to change."""
+        optimizer, schedule = f"optimizer: {self.optimizer}", f"schedule: {self.schedule}"
+        needs = {
+            "momentum": (self.optimizer == "sgd", optimizer),
+            "nesterov": (self.optimizer == "sgd", optimizer),
+            "final_learning_rate": (self.schedule == "cosine", schedule),
+            "milestones": (self.schedule == "step", schedule),
+            "decay": (self.schedule == "step", schedule),
+        }
+        changed = self.changed_keys()
+        return {key: other for key, (used, other) in needs.items() if key in changed and not used}

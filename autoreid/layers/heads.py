@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoreid.errors import ConfigError
 from autoreid.layers.autocast import without_autocast
 
 
@@ -49,8 +50,20 @@ class CosineLinear(nn.Linear):
 
 
 def use_cosines(network: nn.Module) -> None:
-    """Replace the classifiers of a network: all linear layers called `classifier`, or inside of one so called."""
-    for name, module in [*network.named_modules()]:
-        if isinstance(module, nn.Linear) and "classifier" in name.split("."):
-            new = CosineLinear(module.in_features, module.out_features, module.bias is not None)
-            network.set_submodule(name, new)
+    """Replace the classifiers of a network: all linear layers called `classifier`, or inside of one so called.
+
+    Raises:
+        ConfigError: the network has no such layer.
+    """
+    classifiers = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and "classifier" in name.split(".")
+    }
+    if not classifiers:
+        raise ConfigError(
+            f"losses.softmax: must be linear for {type(network).__name__}, which has no linear layer called classifier"
+        )
+    for name, module in classifiers.items():
+        new = CosineLinear(module.in_features, module.out_features, module.bias is not None)
+        network.set_submodule(name, new)

@@ -5,6 +5,7 @@ PyTorch's adaptive average pooling computes the same means, but its backward pas
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -100,8 +101,11 @@ class GeneralizedMeanPool(Pooling):
         """Map (B, C, H, W) to (B, C), in float32 for half precision."""
         with without_autocast(x.device.type):
             wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-            powers = wide.clamp(min=self.SMALLEST).pow(self.exponent)
-            pooled: Tensor = powers.mean(dim=(2, 3)).pow(1 / self.exponent)
+            # In logarithms: for exponents above 6, the powers of the smallest values would be 0 in float32, and the
+            # gradient of a channel without larger ones NaN.
+            logs = wide.clamp(min=self.SMALLEST).log().flatten(2)
+            sums = (self.exponent * logs).logsumexp(2)
+            pooled: Tensor = ((sums - math.log(logs.shape[2])) / self.exponent).exp()
             return pooled
 
 

@@ -45,8 +45,8 @@ class MetricLearning(Term):
 
     def prepare(self, sizes: OutputSizes, labels: Tensor) -> None:
         """Create the loss; raises ConfigError if an option does not exist, is missing or has an impossible value."""
-        known = inspect.signature(self.loss_type).parameters
         own: dict[str, Any] = {"num_classes": len(labels), "embedding_size": sizes.embedding}
+        known = _parameters(self.loss_type)
         options = {key: value for key, value in own.items() if key in known} | self.options
         try:
             self.loss = self.loss_type(**options)
@@ -64,6 +64,12 @@ class MetricLearning(Term):
             # Losses with a classifier need labels from 0 to N - 1.
             value: Tensor = self.loss(embeddings, torch.searchsorted(self.labels, labels))
         return value
+
+
+def _parameters(loss_type: type[nn.Module]) -> set[str]:
+    """Return the parameters of a class and its base classes; some classes pass on those that they do not name."""
+    bases = (base for base in loss_type.__mro__ if "__init__" in vars(base))
+    return {name for base in bases for name in inspect.signature(vars(base)["__init__"]).parameters}
 
 
 def _loss_type(name: str) -> type[nn.Module]:

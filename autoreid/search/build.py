@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 
 import torch
 from torch import Tensor
@@ -23,11 +22,9 @@ from autoreid.search.task import SearchTask
 from autoreid.seeding import derive_seed
 from autoreid.spaces.build import build_space
 from autoreid.spaces.space import Supernet
-from autoreid.training.build import build_accumulation, build_optimizer, place_network
+from autoreid.training.build import build_accumulation, build_optimizer, place_network, warn_of_unused
 from autoreid.training.cuda_graphs import capture_alphas
 from autoreid.training.precision import PassPrecision
-
-_log = logging.getLogger(__name__)
 
 
 def build_alpha_optimizer(config: Config, alphas: Alphas) -> torch.optim.Optimizer:
@@ -45,8 +42,8 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     Raises:
         ConfigError: a setting is not possible on this device or with this many ranks.
     """
-    for key, other in config.search.unused().items():
-        _log.warning("search.%s has no effect with search.%s", key, other)
+    warn_of_unused("search", config.search)
+    warn_of_unused("training", config.training)
     space = build_space(config.search)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     supernet = space.build_supernet(data.num_identities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,21 @@ import torch
 from torch import nn
 
 from autoreid import distributed
-from autoreid.config import Config, Training
+from autoreid.config import Config, Search, Training
 from autoreid.distributed import World
 from autoreid.errors import ConfigError
 from autoreid.layers.batch_norm import share_batch_statistics
 from autoreid.models.network import Network
 from autoreid.training.accumulation import Accumulation
 from autoreid.training.cuda_graphs import capture_training, check_cuda_graphs
+
+_log = logging.getLogger(__name__)
+
+
+def warn_of_unused(name: str, section: Search | Training) -> None:
+    """Log the keys of a section that were set but have no effect."""
+    for key, other in section.unused().items():
+        _log.warning("%s.%s has no effect with %s.%s", name, key, name, other)
 
 
 def memory_format(training: Training) -> torch.memory_format:

@@ -24,7 +24,13 @@ from autoreid.seeding import derive_seed
 from autoreid.spaces.build import build_model
 from autoreid.spaces.inheritance import load_start
 from autoreid.training.accumulation import Accumulation
-from autoreid.training.build import build_accumulation, build_optimizer, memory_format, place_network
+from autoreid.training.build import (
+    build_accumulation,
+    build_optimizer,
+    memory_format,
+    place_network,
+    warn_of_unused,
+)
 from autoreid.training.loop import EpochResult, close_epoch
 from autoreid.training.measure import is_due, measure_network
 from autoreid.training.precision import PassPrecision
@@ -160,6 +166,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
         ConfigError: a network, option or loss term does not exist, or a setting is not supported on this device.
         DataError: the initial weights cannot be loaded.
     """
+    warn_of_unused("training", config.training)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(config.model.name, data.num_identities, **config.model.options)
     if config.losses.softmax != "linear":
