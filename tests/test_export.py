@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from autoreid import commands, export
+from autoreid import export
+from autoreid.commands import export as work
 from autoreid.errors import RunError
 from autoreid.spaces.build import build_model
 from tests.helpers.commands import run_python
@@ -28,7 +29,7 @@ def checkpoint(network, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(network):
     """One export for all tests, because it takes seconds."""
-    return commands.export.export_onnx(network, HEIGHT, WIDTH)
+    return work.export_onnx(network, HEIGHT, WIDTH)
 
 
 def test_the_command_writes_what_it_checked(checkpoint, network, tmp_path):
@@ -51,7 +52,7 @@ def test_the_command_writes_what_it_checked(checkpoint, network, tmp_path):
 
 def test_weights_of_another_program_are_exported(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(commands.export, "export_onnx", lambda *given: seen.append(given) or b"model")
+    monkeypatch.setattr(work, "export_onnx", lambda *given: seen.append(given) or b"model")
     torch.manual_seed(5)
     state = build_model("resnet50", 3, neck=False).state_dict()
     torch.save(state, tmp_path / "resnet50.pth")
@@ -96,22 +97,22 @@ def test_pooling_into_parts_that_do_not_divide_the_rows_stays_small(model):
 
 
 def test_another_networks_file_is_found_out(model, network):
-    assert 0 <= commands.export.check_onnx(model, network, HEIGHT, WIDTH) < 1e-4
+    assert 0 <= work.check_onnx(model, network, HEIGHT, WIDTH) < 1e-4
     with pytest.raises(RunError, match="embedding differs from the network's by"):
-        commands.export.check_onnx(model, small_network(1), HEIGHT, WIDTH)
+        work.check_onnx(model, small_network(1), HEIGHT, WIDTH)
     wider = torch.nn.Sequential(network, torch.nn.ZeroPad1d((0, 1)))
     with pytest.raises(
         RunError, match=rf"returns shape \(1, {DIMENSIONS}\), expected \(1, {DIMENSIONS + 1}\)"
     ):
-        commands.export.check_onnx(model, wider, HEIGHT, WIDTH)
+        work.check_onnx(model, wider, HEIGHT, WIDTH)
     broken = small_network(0)
     torch.nn.init.constant_(broken.neck.norm.weight, torch.nan)
     with pytest.raises(RunError, match="by nan"):
-        commands.export.check_onnx(model, broken, HEIGHT, WIDTH)
+        work.check_onnx(model, broken, HEIGHT, WIDTH)
 
 
 def test_a_check_that_fails_writes_nothing(checkpoint, model, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(commands.export, "export_onnx", lambda *_: model)
+    monkeypatch.setattr(work, "export_onnx", lambda *_: model)
     # The checkpoint has other weights than those that were exported.
     other = write_checkpoint(tmp_path / "other.pt", small_network(1))
     output = tmp_path / "model.onnx"

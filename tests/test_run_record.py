@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autoreid import commands, train
+from autoreid import train
+from autoreid.commands import train as work
 from autoreid.errors import ConfigError, DataError, PeerError, StoppedError
 from autoreid.reporting import run_record
 from autoreid.reporting.history import FILE, read_history, record
@@ -23,7 +24,7 @@ def fail_in(monkeypatch, name, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(commands.train, name, fail)
+    monkeypatch.setattr(work, name, fail)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from autoreid import commands, distributed, study
+from autoreid import distributed, study
+from autoreid.commands import study as work
 from autoreid.config import Distributed
 from autoreid.distributed import World
 from autoreid.errors import ConfigError, DivergedError
@@ -148,7 +149,7 @@ def test_two_processes_share_a_study(whole, tmp_path):
 
 def test_a_search_that_diverges_does_not_hold_up_the_others(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "folder"
-    original = commands.study.run_search
+    original = work.run_search
 
     def run_search(config, world, folder, stop):
         if config.seed == 0:
@@ -156,7 +157,7 @@ def test_a_search_that_diverges_does_not_hold_up_the_others(tmp_path, monkeypatc
         original(config, world, folder, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands.study, "run_search", run_search)
+        patch.setattr(work, "run_search", run_search)
         assert call(folder) == 1
     complaint = capsys.readouterr().err.splitlines()[-1]
     assert "2 of 4 trainings have no result: found0, random0" in complaint

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from autoreid import commands, derive, tournament
+from autoreid import derive, tournament
+from autoreid.commands import tournament as work
 from autoreid.models import count_parameters
 from autoreid.recipes import load_config
 from autoreid.spaces.build import build_model
@@ -173,8 +174,8 @@ def test_random_networks_have_the_operations_of_the_search_and_the_sizes_of_the_
     found = random_genotype(np.random.default_rng(5), 2, operations)
     run = search_result(tmp_path, "search", found, search__reid_cell=reid_cell)
     recipe = load_config(write_tiny(tmp_path, **DERIVED_TRAINING))
-    entries = commands.tournament.read_entries([run])
-    genotypes = commands.tournament.add_random(entries, 6, 0, recipe)
+    entries = work.read_entries([run])
+    genotypes = work.add_random(entries, 6, 0, recipe)
     assert list(genotypes) == ["search", *(f"random:{seed}" for seed in range(6))]
     used = {
         edge.operation for g in genotypes.values() for _, cell in g.cells() for node in cell for edge in node
