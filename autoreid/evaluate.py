@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line.
 
     Returns:
-        The options; `checkpoint` and `data` are paths by name.
+        The options; `checkpoint`, `data` and `onnx` are paths by name.
 
     Raises:
         ConfigError: options contradict each other, or a path does not exist.
@@ -50,7 +50,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    _add_inputs(parser.add_argument_group("networks and data"))
+    _add_protocol(parser.add_argument_group("protocol"))
+    _add_computation(parser.add_argument_group("computation"))
+    _add_output(parser.add_argument_group("output"))
+    add_architecture_options(parser)
+    options = parser.parse_args(arguments)
+    _check(options)
+    options.checkpoint = named_paths("--checkpoint", options.checkpoint)
+    options.data = named_paths("--data", options.data)
+    options.onnx = named_paths("--onnx", options.onnx)
+    for name, path in options.onnx.items():
+        if name not in options.checkpoint:
+            raise ConfigError(f"--onnx {path}: no --checkpoint has the name {name}; give NAME={path}")
+    return options
+
+
+def _add_inputs(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     for option, what in (
         ("--checkpoint", "run folder or checkpoint of a trained network, or weights of the network --model"),
         ("--data", "folder of a data set"),
@@ -58,6 +75,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         add(option, action="append", default=[], metavar="[NAME=]PATH", help=f"{what}; may be repeated")
     add("--query", type=Path, metavar="FILE", help="query features (.npz); requires --gallery")
     add("--gallery", type=Path, metavar="FILE", help="gallery features (.npz); requires --query")
+    add(
+        "--on-broken-image",
+        choices=("error", "skip"),
+        default="error",
+        help="skip: decode all images first, and leave out those that cannot be read (default: error)",
+    )
+
+
+def _add_protocol(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--metric",
         choices=get_args(Metric),
@@ -71,6 +98,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
+
+
+def _add_computation(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--precision",
         choices=get_args(Precision),
@@ -85,13 +116,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="images per batch on each rank (default: 128)",
     )
     add("--workers", type=int, metavar="N", help="loader processes per rank (default: the checkpoint's)")
-    add(
-        "--on-broken-image",
-        choices=("error", "skip"),
-        default="error",
-        help="skip: decode all images first, and leave out those that cannot be read (default: error)",
-    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--output",
         type=Path,
@@ -119,16 +148,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="[NAME=]FILE",
         help="exported file of the checkpoint NAME, whose latency in ONNX Runtime is printed as well; may be repeated",
     )
-    add_architecture_options(parser)
-    options = parser.parse_args(arguments)
-    _check(options)
-    options.checkpoint = named_paths("--checkpoint", options.checkpoint)
-    options.data = named_paths("--data", options.data)
-    options.onnx = named_paths("--onnx", options.onnx)
-    for name, path in options.onnx.items():
-        if name not in options.checkpoint:
-            raise ConfigError(f"--onnx {path}: no --checkpoint has the name {name}; give NAME={path}")
-    return options
 
 
 def _check(options: argparse.Namespace) -> None:
