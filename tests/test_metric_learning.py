@@ -166,6 +166,14 @@ def test_the_config_takes_them_in_trainings_only(tmp_path):
         load_config(path, [*overrides, "task=search"])
 
 
+def test_a_loss_that_needs_other_inputs_is_an_error_in_one_line():
+    loss, term = build("VICRegLoss")
+    with pytest.raises(
+        ConfigError, match=r"^losses\.terms: metric_learning:VICRegLoss cannot be computed: .*; use another"
+    ):
+        loss.terms[term](Outputs(batch(), batch()), LABELS)
+
+
 def test_outputs_of_half_precision_are_computed_in_single():
     loss, term = build("SupConLoss")
     half = batch().bfloat16()

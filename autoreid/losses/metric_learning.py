@@ -55,14 +55,22 @@ class MetricLearning(Term):
         self.register_buffer("labels", labels, persistent=False)
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
-        """Compute the term, a scalar."""
+        """Compute the term, a scalar; raises ConfigError if the loss cannot be computed for such a batch."""
         embeddings = outputs.embedding
         embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         if self.across_ranks:
             embeddings, labels = gather(embeddings), gather(labels)
         with without_autocast(embeddings.device.type):
-            # Losses with a classifier need labels from 0 to N - 1.
-            value: Tensor = self.loss(embeddings, torch.searchsorted(self.labels, labels))
+            try:
+                # Losses with a classifier need labels from 0 to N - 1.
+                value: Tensor = self.loss(embeddings, torch.searchsorted(self.labels, labels))
+            except (
+                ValueError,
+                AssertionError,
+            ) as error:  # such as that of VICRegLoss, which needs pairs of images
+                raise ConfigError(
+                    f"losses.terms: {METRIC_LEARNING}{self.name} cannot be computed: {error}; use another loss"
+                ) from error
         return value
 
 
