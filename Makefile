@@ -16,7 +16,7 @@ demo: install
 test: lint
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15
 
-## Tests without a cluster and without long runs, in less than three minutes on two cores.
+## Tests without a cluster and without long runs, in about five minutes on two cores.
 quick: install
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster"
 
