@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoreid.config import OsnetAin, Search
+from autoreid.layers import cpu
 from autoreid.spaces.osnet_ain.blocks import MixedBlock
 from autoreid.spaces.osnet_ain.space import OsnetAinSpace
 from tests.helpers.fused import (
@@ -19,6 +22,15 @@ from tests.helpers.fused import (
     statistics,
 )
 from tests.helpers.per_block import PerBlock
+
+
+@pytest.fixture(params=["cpu", "cpu, large maps", "gpu"])
+def form(request, monkeypatch):
+    """All forms of the blocks; for large maps, the blocks and their streams are computed one after the other."""
+    if request.param == "cpu, large maps":
+        monkeypatch.setattr(cpu, "_CACHE_BYTES", 0)
+    with cpu.gpu_forms() if request.param == "gpu" else nullcontext():
+        yield request.param
 
 
 def build(in_channels, out_channels):

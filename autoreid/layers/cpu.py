@@ -17,6 +17,9 @@ from torch.autograd import Function
 
 from autoreid.layers import batch_norm_passes as passes
 
+#: A map of this size nearly fills the cache of a core.
+_CACHE_BYTES = 512 * 1024
+
 _gpu_forms = False
 
 
@@ -143,3 +146,11 @@ def multiplies_pointwise(x: Tensor, weight: Tensor, groups: int) -> bool:
     if groups == 1:
         return torch.is_grad_enabled()
     return x.shape[2] * x.shape[3] >= weight.shape[1]
+
+
+def fills_cache(x: Tensor, channels: int) -> bool:
+    """Return whether a map of the batch and size of x with these channels nearly fills the cache of a core.
+
+    The layers that read it next then find less of it there if several such maps are computed at once.
+    """
+    return x.numel() // x.shape[1] * channels * x.element_size() >= _CACHE_BYTES

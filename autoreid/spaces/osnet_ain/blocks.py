@@ -3,6 +3,7 @@
 All four share their input and differ only in their last norms. Up to these they are computed as one wide block: one
 1×1 convolution for the first ones of all blocks, and one light convolution per depth for all streams that reach that
 depth. Weights and statistics belong to four ordinary `models.osnet.OSBlock`s; each forward pass concatenates them.
+On a CPU, large maps are faster if the blocks and their streams are computed one after the other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from autoreid.layers import cpu
 from autoreid.layers.batch_norm import normalise
 from autoreid.layers.pointwise import pointwise
 from autoreid.models.osnet import OSBLOCKS, STREAMS, OSBlock
@@ -49,19 +51,42 @@ class MixedBlock(nn.ModuleDict):
         assert mixing is not None  # noqa: S101
         # Any, because mypy does not know the type of a ModuleDict's values.
         blocks: Sequence[Any] = list(self.values())
-        gated = self._streams(F.relu(self._conv_norm(x, [block.conv1 for block in blocks])), blocks)
+        channels = blocks[0].conv1.conv.out_channels
+        if cpu.uses_cpu_form(x) and cpu.fills_cache(x, channels):
+            outputs = [output for block in blocks for output in self._outputs(x, [block])]
+        else:
+            outputs = self._outputs(x, blocks)
+        return _weighted_sum(outputs, mixing)
+
+    def _outputs(self, x: Tensor, blocks: Sequence[Any]) -> list[Tensor]:
+        """Map (B, in_channels, H, W) to each block's output, (B, out_channels, H, W)."""
+        narrow = F.relu(self._conv_norm(x, [block.conv1 for block in blocks]))
+        gated = (
+            [self._stream_by_stream(narrow, *blocks)] if len(blocks) == 1 else self._streams(narrow, blocks)
+        )
         shortcuts: Sequence[Tensor] = [x] * len(blocks)
         if not isinstance(blocks[0].downsample, nn.Identity):
             wide = self._conv_norm(x, [block.downsample for block in blocks])
             shortcuts = wide.unflatten(1, (len(blocks), -1)).unbind(1)
         outputs = []
-        for block, streams, shortcut in zip(blocks, gated.unbind(1), shortcuts, strict=True):
+        for block, streams, shortcut in zip(blocks, gated, shortcuts, strict=True):
             residual = block.norm_inside(self._conv_norm(streams, [block.conv3]))
             outputs.append(F.relu(block.norm_after(residual + shortcut)))
-        return _weighted_sum(outputs, mixing)
+        return outputs
 
-    def _streams(self, x: Tensor, blocks: Sequence[Any]) -> Tensor:
-        """Map (B, O·C, H, W) to each block's gated sum of its streams, (B, O, C, H, W).
+    def _stream_by_stream(self, x: Tensor, block: Any) -> Tensor:
+        """Map (B, C, H, W) to a block's gated sum of its streams, (B, C, H, W)."""
+        ended: list[Tensor] = []
+        for stream in block.streams:
+            y = x
+            for conv in stream:
+                y = _narrow_then_depthwise(y, conv.conv1.weight, conv.conv2.weight, groups=1)
+                y = F.relu_(self._norm(y, [conv.bn]))
+            ended.append(y)
+        return _weighted_sum(ended, [block.gate.scales(y) for y in ended])
+
+    def _streams(self, x: Tensor, blocks: Sequence[Any]) -> Sequence[Tensor]:
+        """Map (B, O·C, H, W) to each block's gated sum of its streams, (B, C, H, W).
 
         At each depth one stream of every block ends.
         """
@@ -78,7 +103,7 @@ class MixedBlock(nn.ModuleDict):
             last, others = y.split([1, reached - 1], dim=2)
             ended.append(F.relu(last.squeeze(2)))
             x = F.relu(others).flatten(1, 3)
-        return _gate(ended, [block.gate for block in blocks])
+        return _gate(ended, [block.gate for block in blocks]).unbind(1)
 
     def _conv_norm(self, x: Tensor, layers: Sequence[Any]) -> Tensor:
         """Apply several 1×1 convolutions, each with its norm if it has one: (B, C, H, W) -> (B, O·C', H, W)."""
