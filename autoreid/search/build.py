@@ -10,7 +10,7 @@ from torch import Tensor
 from autoreid.config import Config
 from autoreid.data.training_data import SearchData
 from autoreid.distributed import World
-from autoreid.losses import build_loss
+from autoreid.losses import RetrievalLoss, build_loss
 from autoreid.models import OutputSizes, output_sizes
 from autoreid.search.alphas import Alphas
 from autoreid.search.architect import Architect
@@ -21,7 +21,8 @@ from autoreid.search.state import SearchState
 from autoreid.search.task import SearchTask
 from autoreid.seeding import derive_seed
 from autoreid.spaces.build import build_space
-from autoreid.spaces.space import Supernet
+from autoreid.spaces.space import Space, Supernet
+from autoreid.training.accumulation import Accumulation
 from autoreid.training.build import build_accumulation, build_optimizer, place_network, warn_of_unused
 from autoreid.training.cuda_graphs import capture_alphas
 from autoreid.training.precision import PassPrecision
@@ -47,21 +48,56 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
     space = build_space(config.search)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     supernet = space.build_supernet(data.num_identities)
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "alphas"))
-    shapes = {name: group.shape for name, group in space.choices().items()}
-    alphas = Alphas(shapes, generator).to(world.device)
+    alphas = _build_alphas(config, space, world)
     relaxation = build_relaxation(config, space, data.stream.batches_per_epoch)
+    losses = _build_losses(config, data, _output_sizes(config, supernet, relaxation, alphas))
+    graphed = config.training.cuda_graphs
+    single = config.search.level == "single"
+    inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphed else []
+    network = place_network(supernet, config, world, inputs, relaxation.samples)
+    state = _build_state(config, data, world, space, supernet, alphas, losses)
+    accumulation = build_accumulation(config, world)
+    architect = _build_architect(config, world, state, relaxation, accumulation)
+    precision = PassPrecision(config.training.precision, world.device)
+    return SearchTask(
+        config, world, data, state, space, relaxation, architect, precision, accumulation, network
+    )
+
+
+def _build_alphas(config: Config, space: Space, world: World) -> Alphas:
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "alphas"))
+    return Alphas(_shapes(space), generator).to(world.device)
+
+
+def _shapes(space: Space) -> dict[str, tuple[int, int]]:
+    """Return the shape of each group of alphas, (E, O)."""
+    return {name: group.shape for name, group in space.choices().items()}
+
+
+def _build_losses(
+    config: Config, data: SearchData, sizes: OutputSizes
+) -> tuple[RetrievalLoss, RetrievalLoss]:
+    """Return the loss of the weights and the loss of the alphas, which `search.losses` may set apart."""
     loss = build_loss(config.losses.in_search())
+    loss.prepare(sizes, data.stream.labels)
     own, section = config.search.losses, "losses" if config.search.losses is None else "search.losses"
     alpha_loss = build_loss((own or config.losses).in_search(), only_weighted=True, section=section)
-    sizes = _output_sizes(config, supernet, relaxation, alphas)
-    loss.prepare(sizes, data.stream.labels)
     if data.alpha_stream is not None:
         alpha_loss.prepare(sizes, data.alpha_stream.labels)
-    graphs, single = config.training.cuda_graphs, config.search.level == "single"
-    inputs = [_example_mixing(relaxation, alphas, requires_grad=single)] if graphs else []
-    network = place_network(supernet, config, world, inputs, relaxation.samples)
-    state = SearchState(
+    return loss, alpha_loss
+
+
+def _build_state(
+    config: Config,
+    data: SearchData,
+    world: World,
+    space: Space,
+    supernet: Supernet,
+    alphas: Alphas,
+    losses: tuple[RetrievalLoss, RetrievalLoss],
+) -> SearchState:
+    loss, alpha_loss = losses
+    return SearchState(
         network=supernet,
         weight_optimizer=build_optimizer(config.training, supernet, loss),
         stream=data.stream,
@@ -70,41 +106,34 @@ def build_search(config: Config, data: SearchData, world: World) -> SearchTask:
         alpha_loss=alpha_loss.to(world.device),
         alpha_optimizer=build_alpha_optimizer(config, alphas),
         alpha_stream=data.alpha_stream,
-        progress=SearchProgress(shapes, world.device),
+        progress=SearchProgress(_shapes(space), world.device),
         cost=None if config.search.cost.measure == "none" else SearchCost(config, space, world),
         alphas_before=copy.deepcopy(alphas) if config.search.alphas_see == "domains" else None,
         totals=torch.zeros(len(loss.metric_names), device=world.device),
     )
+
+
+def _build_architect(
+    config: Config, world: World, state: SearchState, relaxation: Relaxation, accumulation: Accumulation
+) -> Architect:
     search, precision = config.search, config.training.precision
-    alpha_precision = precision if search.order == "first" else search.second_order_precision
-    accumulation = build_accumulation(config, world)
     architect = Architect(
-        supernet,
-        alphas,
+        state.network,
+        state.alphas,
         relaxation,
-        alpha_loss,
-        loss,
+        state.alpha_loss,
+        state.loss,
         state.weight_optimizer,
         search.order,
-        PassPrecision(alpha_precision, world.device),
+        PassPrecision(precision if search.order == "first" else search.second_order_precision, world.device),
         accumulation,
     )
     architect.by_running_statistics = search.alphas_see == "domains"
-    if graphs and not single and search.order == "first" and not architect.by_running_statistics:
-        mixing = _example_mixing(relaxation, alphas, requires_grad=True)
-        architect.captured = capture_alphas(supernet, config, world, mixing)
-    return SearchTask(
-        config,
-        world,
-        data,
-        state,
-        space,
-        relaxation,
-        architect,
-        PassPrecision(precision, world.device),
-        accumulation,
-        network,
-    )
+    captures = config.training.cuda_graphs and search.level != "single" and search.order == "first"
+    if captures and not architect.by_running_statistics:
+        mixing = _example_mixing(relaxation, state.alphas, requires_grad=True)
+        architect.captured = capture_alphas(state.network, config, world, mixing)
+    return architect
 
 
 def _output_sizes(config: Config, supernet: Supernet, relaxation: Relaxation, alphas: Alphas) -> OutputSizes:
