@@ -248,7 +248,7 @@ def test_a_study_is_two_arrays_and_a_table_and_its_trainings_are_requeued(lab):
 def test_a_sweep_is_an_array_whose_runs_end_in_one_table(lab):
     folder = lab.folder / "swept"
     folder.mkdir()
-    recipe = write_tiny(folder, **OSNET_TRAINING, training__epochs=1)
+    recipe = write_tiny(folder, **OSNET_TRAINING, training__epochs=2, checkpoint__every_steps=1000)
     sweeps = ["--sweep", "training.learning_rate=0.01,0.05", "--sweep", "seed=0..1"]
     line = ["--gpus", "0", "--cpus-per-task", "1", "--time", "20", "--array-limit", "2", "--config", recipe]
     jobs = lab.submit(*line, *sweeps, script="submit_train")
@@ -257,6 +257,9 @@ def test_a_sweep_is_an_array_whose_runs_end_in_one_table(lab):
     sweep = folder / "runs/tiny"
     before = json.loads(lab.call("sweep", sweep, "--json").stdout)["runs"]
     assert [row["job"] for row in before] == jobs
+    requeued = Path(before[0]["folder"])
+    lab.wait_for_step(requeued, 2)
+    lab.cluster.run("scontrol", "requeue", jobs[0])
     for job in jobs:
         lab.cluster.wait_for(job, "COMPLETED", timeout=PATIENCE)
     content = json.loads(lab.call("sweep", sweep, "--json").stdout)
@@ -268,5 +271,8 @@ def test_a_sweep_is_an_array_whose_runs_end_in_one_table(lab):
         result = json.loads((Path(row["folder"]) / "result.json").read_text())
         assert (row["map"], row["rank1"]) == (result["map"], result["cmc"]["1"])
     assert [(mean["finished"], mean["runs"]) for mean in content["means"]] == [(2, 2)] * 2
+    events = read_history(requeued)
+    assert [event.kind for event in events] == ["submitted", "started", "stopped", "started", "finished"]
+    assert events[3].step == events[2].step >= 2, "the requeued run resumes where it was stopped"
     again = lab.call("submit_train", *line, *sweeps)
     assert (again.returncode, "0 of them to submit" in again.stderr) == (0, True)
