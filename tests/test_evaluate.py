@@ -397,6 +397,24 @@ def test_targets_are_checked_before_anything_is_computed(world_of, tmp_path, cap
         assert printed.out == ""
 
 
+def test_checkpoints_are_checked_before_anything_is_computed(world_of, tmp_path, capsys):
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1")
+    torch.save({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    (tmp_path / "search").mkdir()
+    cases = {
+        "pointer.pth": "pointer.pth: this is a Git LFS pointer, not the weights",
+        "other.pth": "other.pth: not a checkpoint of python -m autoreid.train",
+        "search": "search: not the folder of a trained run: it contains no checkpoints/best.pt",
+    }
+    for name, message in cases.items():
+        checkpoints = [f"--checkpoint={world_of / 'net0'}", f"--checkpoint={tmp_path / name}"]
+        assert main([*checkpoints, f"--data={world_of / 'people0'}", *ON_CPU]) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert printed.err.count("\n") == 1
+        assert printed.out == "", "the first checkpoint was evaluated"
+
+
 def test_one_camera_is_evaluated_with_the_option(world_of, tmp_path, capsys):
     """As if each image had a camera of its own: an image is its own match in neither case."""
     shop = write_own(tmp_path / "shop", ONE_CAMERA)
