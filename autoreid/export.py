@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from autoreid.architecture import add_architecture_options, architecture_of
 from autoreid.cli import run_command
+from autoreid.config import expand
 
 _DESCRIPTION = """\
 Export the network of a training checkpoint, or one with weights of another program, to ONNX, for any number of images
@@ -38,11 +38,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "checkpoint",
-        type=Path,
+        type=expand,
         metavar="CHECKPOINT",
         help="checkpoint of a training, or its run folder; or a file of weights, with --model",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
+    parser.add_argument(
+        "--output", type=expand, required=True, metavar="FILE", help="the .onnx file to write"
+    )
     parser.add_argument(
         "--check", action="store_true", help="compare the network with onnxruntime's result before writing"
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from autoreid.cli import run_command
+from autoreid.config import expand
 from autoreid.errors import DataError
 from autoreid.files import make_folder
 from autoreid.reporting.dot import draw_graph
@@ -54,11 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="genotype, graph description or folder"
+        "paths", nargs="+", type=expand, metavar="PATH", help="genotype, graph description or folder"
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=expand,
         metavar="FOLDER",
         help="folder for the pictures (default: the folder of each PATH)",
     )

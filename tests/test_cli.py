@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoreid import train
+from autoreid import evaluate, train
 from autoreid.cli import run_command
 from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
 from autoreid.reporting.logs import start_logging
@@ -65,6 +65,22 @@ def test_only_rank_0_speaks_once_the_others_have_a_log(capsys, monkeypatch, tmp_
     assert _fail_with(ConfigError("wrong")) == 2
     assert not capsys.readouterr().err
     assert "wrong" in (tmp_path / "rank1.log").read_text()
+
+
+def test_paths_on_a_command_line_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    """A shell expands `--output ~/x`, but neither `--output=~/x` nor what is quoted."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = evaluate.parse(["--query=~/q.npz", "--gallery", "$HOME/g.npz", "--output=~/out"])
+    assert [options.query, options.gallery, options.output] == [
+        tmp_path / name for name in ("q.npz", "g.npz", "out")
+    ]
+    # The paths of this command are those of a batch script.
+    files = [
+        path
+        for path in (*ROOT.glob("autoreid/**/*.py"), *ROOT.glob("scripts/*.py"))
+        if path.name != "resume.py"
+    ]
+    assert [path.name for path in files if "type=Path" in path.read_text()] == []
 
 
 _COMMAND = """

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoreid.config import expand
 from autoreid.errors import ConfigError
 from autoreid.slurm.runs import Run, find_runs
 
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--lines", type=int, default=40, metavar="N", help="number of last lines to show (default: 40)"
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
+        "--output-dir", type=expand, default=Path("runs"), help="folder of the run folders (default: runs)"
     )
     options = parser.parse_args(arguments)
     runs = find_runs([options.run], options.output_dir)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from autoreid.config import Config
+from autoreid.config import Config, expand
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
 from autoreid.recipes import load_config, override_of
@@ -133,10 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _EXAMPLES,
     )
     add = parser.add_argument
-    add("--config", type=Path, required=True, metavar="FILE", help="recipe of the search")
+    add("--config", type=expand, required=True, metavar="FILE", help="recipe of the search")
     add(
         "--train-config",
-        type=Path,
+        type=expand,
         required=True,
         metavar="FILE",
         help="recipe of the training of the found network",
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="add N random networks of the same sizes to the tournament, as a control; one of them may win",
     )
-    add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
+    add("--data", type=expand, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
     add("--name", help="task name of the training (default: the task name of the search, with _found)")
     add(
         "--train",

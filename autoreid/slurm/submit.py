@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoreid.config import expand
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.reporting.history import record
@@ -158,7 +159,7 @@ def submit_run(task: Task, arguments: Sequence[str] | None) -> int:
         f"      --sweep {swept} --sweep seed=0..4\n",
     )
     add = parser.add_argument
-    add("--config", type=Path, required=True, metavar="FILE", help="YAML recipe, as in configs/")
+    add("--config", type=expand, required=True, metavar="FILE", help="YAML recipe, as in configs/")
     add(
         "--seeds",
         type=int,
