@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from autoreid import evaluate, train
 from autoreid.cli import run_command
 from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
+from autoreid.reporting.history import record
 from autoreid.reporting.logs import start_logging
 from tests.helpers.commands import ROOT
 
@@ -103,6 +105,18 @@ def test_a_reader_that_goes_ends_the_command_without_a_word():
     assert command.stdout.readline() == b"0\n"
     command.stdout.close()
     assert command.wait(60) == 141
+    assert command.stderr.read() == b""
+
+
+def test_a_log_that_nobody_reads_any_more_ends_without_a_word(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/rank0.log").write_text("2026-01-01 00:00:00 INFO step\n" * 10_000)
+    record(tmp_path, "finished")
+    line = [sys.executable, ROOT / "jobs/logs.py", tmp_path, "--lines", "10000"]
+    command = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert command.stdout.readline().endswith(b"step\n")
+    command.stdout.close()
+    assert command.wait(60) == -signal.SIGPIPE
     assert command.stderr.read() == b""
 
 

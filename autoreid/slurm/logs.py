@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,4 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"{options.run}: has {len(runs)} runs; name one of them, such as {runs[0].folder}")
     path = find_log(runs[0], options.rank, options.raw)
     command = ["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), str(path)]
+    signal.signal(
+        signal.SIGPIPE, signal.SIG_DFL
+    )  # Python ignores it: in a broken pipe, tail would print an error
     os.execvp("tail", command)  # noqa: S606
