@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from autoreid.architecture import add_architecture_options, architecture_of
 from autoreid.cli import run_command
 from autoreid.config import expand
+from autoreid.errors import ConfigError
 
 _DESCRIPTION = """\
 Export the network of a training checkpoint, or one with weights of another program, to ONNX, for any number of images
@@ -29,7 +30,7 @@ exit status: 0 written; 1 a package is missing, the file cannot be written, or o
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; raises ConfigError if an option of the network is wrong."""
+    """Parse the command line; raises ConfigError if an option of the network, or the output, is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m autoreid.export",
         description=_DESCRIPTION,
@@ -51,6 +52,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_architecture_options(parser)
     options = parser.parse_args(arguments)
     architecture_of(options)
+    if options.output.is_dir():
+        raise ConfigError(f"--output {options.output}: is a folder; give the .onnx file to write")
     return options
 
 
