@@ -115,6 +115,11 @@ def test_one_value_is_a_list_of_one(users_file):
             [],
             r"slurm\.yaml: --slurm --hold=: expected an option of sbatch without dashes",
         ),
+        (
+            "nodse: 3",
+            [],
+            r"slurm\.yaml: nodse = '3': unknown option; did you mean nodes\? Other options of sbatch go",
+        ),
         ("mem: lots", [], r"slurm\.yaml: mem = 'lots'"),
     ],
 )

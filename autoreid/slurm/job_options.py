@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -164,6 +165,9 @@ def read_job_options(options: Mapping[str, Any]) -> JobOptions:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "job"
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(name, JobOptions.model_fields, n=1, cutoff=0)
+            message = f"unknown option; did you mean {nearest[0]}? Other options of sbatch go below slurm"
         raise ConfigError(f"{_named(name, origin)} = {first['input']!r}: {message}") from error
     _check_combination(job_options, origin)
     return job_options
