@@ -360,6 +360,20 @@ def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):
         assert complaint.count("\n") == 1
 
 
+def test_an_empty_feature_file_is_named(tmp_path, capsys):
+    write_features(tmp_path)
+    np.savez(
+        tmp_path / "none.npz",
+        features=np.zeros((0, 2)),
+        identities=np.zeros(0, int),
+        cameras=np.zeros(0, int),
+    )
+    full, empty = (str(tmp_path / name) for name in ("query.npz", "none.npz"))
+    for query, gallery in ((full, empty), (empty, full)):
+        assert main(["--query", query, "--gallery", gallery]) == 2
+        assert capsys.readouterr().err == f"autoreid: {empty}: contains the features of no image\n"
+
+
 def write_own(folder, rows):
     """A data set with images.csv; rows are (file, identity, camera, split)."""
     folder.mkdir()

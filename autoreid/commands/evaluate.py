@@ -67,6 +67,9 @@ def evaluate_files(context: Context) -> TableCell:
     """Evaluate the two feature files."""
     paths = (context.options.query, context.options.gallery)
     query, gallery = (FeatureSet.load(path) for path in paths)
+    for path, features in zip(paths, (query, gallery), strict=True):
+        if not len(features.identities):
+            raise DataError(f"{path}: contains the features of no image")
     if query.features.shape[1] != gallery.features.shape[1]:
         dimensions = [features.features.shape[1] for features in (query, gallery)]
         raise DataError(
