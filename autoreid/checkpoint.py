@@ -45,6 +45,8 @@ class CheckpointFolder:
         torch.save(state, buffer)
         path = self.path(step)
         write_atomically(path, buffer.getvalue())
+        for partial in self.folder.glob("*.partial"):  # of a process that was killed
+            partial.unlink()
         if is_best:
             self._name_best(path)
         # Later steps are damaged checkpoints, before which this run had to resume.
@@ -56,7 +58,6 @@ class CheckpointFolder:
     def _name_best(self, path: Path) -> None:
         """Link the checkpoint as the best one; the rename replaces the old link atomically."""
         partial = self.folder / f"{BEST}.partial"
-        partial.unlink(missing_ok=True)
         try:
             os.link(path, partial)
         except OSError:  # a file system without hard links

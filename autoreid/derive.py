@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoreid.cli import run_command
-from autoreid.config import Config
+from autoreid.config import Config, expand
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config, override_of
 from autoreid.trials.trial import require_derived
@@ -35,13 +35,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "source",
-        type=Path,
+        type=expand,
         help="JSON file of a genotype, run folder of a finished search, or folder of a tournament",
     )
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="recipe for training the network"
+        "--config", type=expand, required=True, metavar="FILE", help="recipe for training the network"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for the files")
+    parser.add_argument("--output", type=expand, required=True, metavar="FOLDER", help="folder for the files")
     parser.add_argument(
         "--random",
         type=int,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoreid.cli import run_command
+from autoreid.config import expand
 
 _DESCRIPTION = """\
 Find problems and how to fix them. Prints one line per check: ok, warn (works, but with limitations) or FAIL.
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs"), help="folder where runs are written (default: runs)")
+    add("--folder", type=expand, default=Path("runs"), help="folder where runs are written (default: runs)")
     add(
         "--timeout",
         type=float,

@@ -21,7 +21,7 @@ class AutoreidError(Exception):
     """An error that the user can act on; its message is one line.
 
     Attributes:
-        is_reported: whether another rank reports the same error.
+        is_reported: whether it has been printed, here or by another rank.
     """
 
     exit_status = 1

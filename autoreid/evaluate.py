@@ -73,8 +73,8 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         ("--data", "folder of a data set"),
     ):
         add(option, action="append", default=[], metavar="[NAME=]PATH", help=f"{what}; may be repeated")
-    add("--query", type=Path, metavar="FILE", help="query features (.npz); requires --gallery")
-    add("--gallery", type=Path, metavar="FILE", help="gallery features (.npz); requires --query")
+    add("--query", type=expand, metavar="FILE", help="query features (.npz); requires --gallery")
+    add("--gallery", type=expand, metavar="FILE", help="gallery features (.npz); requires --query")
     add(
         "--on-broken-image",
         choices=("error", "skip"),
@@ -123,7 +123,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--output",
-        type=Path,
+        type=expand,
         metavar="FOLDER",
         help="write result.json, features, pictures and TensorBoard logs here",
     )
@@ -180,7 +180,7 @@ def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for value in values:
         given = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", value)
-        path = expand(Path(given[2] if given else value))  # a shell does not expand NAME=~
+        path = expand(given[2] if given else value)  # a shell does not expand NAME=~
         if not path.exists():
             # Such as `--data FOLDER training.epochs=2`, where the option takes several values.
             is_override = given and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", given[1])

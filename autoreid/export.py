@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from autoreid.architecture import add_architecture_options, architecture_of
 from autoreid.cli import run_command
+from autoreid.config import expand
+from autoreid.errors import ConfigError
 
 _DESCRIPTION = """\
 Export the network of a training checkpoint, or one with weights of another program, to ONNX, for any number of images
@@ -29,7 +30,7 @@ exit status: 0 written; 1 a package is missing, the file cannot be written, or o
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; raises ConfigError if an option of the network is wrong."""
+    """Parse the command line; raises ConfigError if an option of the network, or the output, is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m autoreid.export",
         description=_DESCRIPTION,
@@ -38,17 +39,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "checkpoint",
-        type=Path,
+        type=expand,
         metavar="CHECKPOINT",
         help="checkpoint of a training, or its run folder; or a file of weights, with --model",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
+    parser.add_argument(
+        "--output", type=expand, required=True, metavar="FILE", help="the .onnx file to write"
+    )
     parser.add_argument(
         "--check", action="store_true", help="compare the network with onnxruntime's result before writing"
     )
     add_architecture_options(parser)
     options = parser.parse_args(arguments)
     architecture_of(options)
+    if options.output.is_dir():
+        raise ConfigError(f"--output {options.output}: is a folder; give the .onnx file to write")
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from autoreid.errors import ConfigError, RunError
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that after a kill or a power failure it has either the old content or the new.
 
+    Processes that write the same file at the same time do not disturb each other: the last one counts.
+
     Raises:
         RunError: the file cannot be written (full disk, missing folder); the message names the path, and the old
             file is not changed.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)

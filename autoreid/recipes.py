@@ -173,6 +173,8 @@ def _explain(error: ValidationError, where: str, overridden: set[str]) -> str:
         text = ".".join(filter(None, [key, str(first["ctx"]["error"])]))
     else:
         text = f"{key} = {value}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        if first["input"] is None and ":" in str(first["loc"][-1]):  # {triplet:1.0} is a key without a value
+            text += "; put a space after the colon"
     named = set(re.findall(r"[\w.-]*\w", text))
     # If a check over several keys failed, only the keys that the text names are to blame, not the whole section.
     whole = first["type"] != "value_error"

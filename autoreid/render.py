@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from autoreid.errors import AutoreidError, DataError
+from autoreid.cli import run_command
+from autoreid.config import expand
+from autoreid.errors import DataError
 from autoreid.files import make_folder
 from autoreid.reporting.dot import draw_graph
 from autoreid.reporting.genotype_graph import write_graphs
@@ -32,17 +34,17 @@ exit status: 0 all drawn; 1 `dot` is missing or fails, or a picture cannot be wr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw what the command line names, print the path of each picture, and return the exit status."""
-    arguments = _parser().parse_args(argv)
-    try:
+
+    def command() -> int:
+        arguments = _parser().parse_args(argv)
         if arguments.output is not None:
             make_folder(arguments.output, "choose another --output")
         for path in arguments.paths:
             for picture in _render(path, arguments.output or (path if path.is_dir() else path.parent)):
                 print(picture)
-    except AutoreidError as error:
-        print(f"autoreid.render: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+        return 0
+
+    return run_command(command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,11 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="genotype, graph description or folder"
+        "paths", nargs="+", type=expand, metavar="PATH", help="genotype, graph description or folder"
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=expand,
         metavar="FOLDER",
         help="folder for the pictures (default: the folder of each PATH)",
     )

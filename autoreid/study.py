@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoreid.cli import run_command
-from autoreid.config import MAY_DIFFER, Config
+from autoreid.config import MAY_DIFFER, Config, expand
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config, override_of
 from autoreid.reporting.run_folder import RunFolder
@@ -50,11 +50,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what a study consists of to a parser."""
     add = parser.add_argument
-    add("--search", type=Path, required=True, metavar="FILE", help="recipe of the searches")
-    add("--train", type=Path, required=True, metavar="FILE", help="recipe that trains the networks")
+    add("--search", type=expand, required=True, metavar="FILE", help="recipe of the searches")
+    add("--train", type=expand, required=True, metavar="FILE", help="recipe that trains the networks")
     add("--searches", type=int, required=True, metavar="S", help="number of searches")
     add("--random", type=int, required=True, metavar="R", help="number of random networks")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the study")
+    add("--output", type=expand, required=True, metavar="FOLDER", help="folder of the study")
     add(
         "--train-set",
         nargs="+",

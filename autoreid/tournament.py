@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoreid.cli import run_command
-from autoreid.config import Config
+from autoreid.config import Config, expand
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.trials.trial import require_derived, require_held_out
@@ -41,8 +41,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="SOURCE",
         help="genotype file, or run folder of a search; or section.key=value, which replaces a value of the recipe",
     )
-    add("--config", type=Path, required=True, metavar="FILE", help="recipe to train the networks with")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    add("--config", type=expand, required=True, metavar="FILE", help="recipe to train the networks with")
+    add("--output", type=expand, required=True, metavar="FOLDER", help="folder of the results")
     add(
         "--random",
         type=int,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from autoreid.cli import run_command
-from autoreid.config import Config
+from autoreid.config import Config, expand
 from autoreid.recipes import describe_options, load_config
 from autoreid.spaces.genotype import with_genotype_text
 
@@ -37,7 +36,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="YAML recipe, as in configs/"
+        "--config", type=expand, required=True, metavar="FILE", help="YAML recipe, as in configs/"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from autoreid.cli import run_command
+from autoreid.config import expand
 from autoreid.data.datasets import BENCHMARKS
 from autoreid.data.prepare import check_dataset, prepare_dataset
 from autoreid.errors import ConfigError
@@ -40,14 +40,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("name", metavar="NAME", help="name of the data set")
     add(
         "--archive",
-        type=Path,
+        type=expand,
         action="append",
         metavar="FILE",
         help="zip or tar archive, list or .mat file; may be repeated",
     )
     add(
         "--root",
-        type=Path,
+        type=expand,
         required=True,
         metavar="DIR",
         help="folder of all data sets: data.root of a config",

@@ -85,7 +85,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
 
 
 def test_what_a_kill_left_behind_is_not_in_the_way(tmp_path):
-    for name in ("step-00000004.pt.partial", "best.pt.partial"):
+    for name in ("step-00000004.pt.partial", ".step-00000002.pt.0a1b.partial", "best.pt.partial"):
         (tmp_path / name).write_bytes(b"half")
     checkpoints = CheckpointFolder(tmp_path, 2)
     assert checkpoints.load_latest() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoreid import train
+from autoreid import evaluate, train
 from autoreid.cli import run_command
 from autoreid.errors import ConfigError, DataError, DisagreementError, RunError
+from autoreid.reporting.history import record
 from autoreid.reporting.logs import start_logging
 from tests.helpers.commands import ROOT
 
@@ -67,6 +69,22 @@ def test_only_rank_0_speaks_once_the_others_have_a_log(capsys, monkeypatch, tmp_
     assert "wrong" in (tmp_path / "rank1.log").read_text()
 
 
+def test_paths_on_a_command_line_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    """A shell expands `--output ~/x`, but neither `--output=~/x` nor what is quoted."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = evaluate.parse(["--query=~/q.npz", "--gallery", "$HOME/g.npz", "--output=~/out"])
+    assert [options.query, options.gallery, options.output] == [
+        tmp_path / name for name in ("q.npz", "g.npz", "out")
+    ]
+    # The paths of this command are those of a batch script.
+    files = [
+        path
+        for path in (*ROOT.glob("autoreid/**/*.py"), *ROOT.glob("scripts/*.py"))
+        if path.name != "resume.py"
+    ]
+    assert [path.name for path in files if "type=Path" in path.read_text()] == []
+
+
 _COMMAND = """
 import sys
 from autoreid.cli import run_command
@@ -87,6 +105,18 @@ def test_a_reader_that_goes_ends_the_command_without_a_word():
     assert command.stdout.readline() == b"0\n"
     command.stdout.close()
     assert command.wait(60) == 141
+    assert command.stderr.read() == b""
+
+
+def test_a_log_that_nobody_reads_any_more_ends_without_a_word(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/rank0.log").write_text("2026-01-01 00:00:00 INFO step\n" * 10_000)
+    record(tmp_path, "finished")
+    line = [sys.executable, ROOT / "jobs/logs.py", tmp_path, "--lines", "10000"]
+    command = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert command.stdout.readline().endswith(b"step\n")
+    command.stdout.close()
+    assert command.wait(60) == -signal.SIGPIPE
     assert command.stderr.read() == b""
 
 

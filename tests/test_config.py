@@ -313,6 +313,7 @@ def test_a_key_like_no_other_is_answered_with_help(recipe):
         ("model.options.genotype=#1.json", "# begins a comment"),
         ("losses.margin=1:30.5", 'losses.margin = "1:30.5": input should be a valid number'),
         ("reporting.every_seconds=2024-01-01", 'reporting.every_seconds = "2024-01-01": '),
+        ("losses.terms={triplet:1.0}", "input should be a valid number; put a space after the colon"),
         ("training", "'training' is not of the form section.key=value"),
         ("=3", "not of the form"),
         ("task_name.deeper=3", "task_name is a value, not a section"),

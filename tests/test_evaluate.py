@@ -360,6 +360,20 @@ def test_wrong_inputs_are_one_line_and_status_2(world_of, tmp_path, capsys):
         assert complaint.count("\n") == 1
 
 
+def test_an_empty_feature_file_is_named(tmp_path, capsys):
+    write_features(tmp_path)
+    np.savez(
+        tmp_path / "none.npz",
+        features=np.zeros((0, 2)),
+        identities=np.zeros(0, int),
+        cameras=np.zeros(0, int),
+    )
+    full, empty = (str(tmp_path / name) for name in ("query.npz", "none.npz"))
+    for query, gallery in ((full, empty), (empty, full)):
+        assert main(["--query", query, "--gallery", gallery]) == 2
+        assert capsys.readouterr().err == f"autoreid: {empty}: contains the features of no image\n"
+
+
 def write_own(folder, rows):
     """A data set with images.csv; rows are (file, identity, camera, split)."""
     folder.mkdir()
@@ -395,6 +409,24 @@ def test_targets_are_checked_before_anything_is_computed(world_of, tmp_path, cap
         printed = capsys.readouterr()
         assert message in printed.err
         assert printed.out == ""
+
+
+def test_checkpoints_are_checked_before_anything_is_computed(world_of, tmp_path, capsys):
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1")
+    torch.save({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    (tmp_path / "search").mkdir()
+    cases = {
+        "pointer.pth": "pointer.pth: this is a Git LFS pointer, not the weights",
+        "other.pth": "other.pth: not a checkpoint of python -m autoreid.train",
+        "search": "search: not the folder of a trained run: it contains no checkpoints/best.pt",
+    }
+    for name, message in cases.items():
+        checkpoints = [f"--checkpoint={world_of / 'net0'}", f"--checkpoint={tmp_path / name}"]
+        assert main([*checkpoints, f"--data={world_of / 'people0'}", *ON_CPU]) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert printed.err.count("\n") == 1
+        assert printed.out == "", "the first checkpoint was evaluated"
 
 
 def test_one_camera_is_evaluated_with_the_option(world_of, tmp_path, capsys):

@@ -132,6 +132,12 @@ def test_missing_packages_are_one_line(checkpoint, monkeypatch, capsys, tmp_path
     assert capsys.readouterr().err == message
 
 
+def test_an_output_that_is_a_folder_is_refused_before_the_export(checkpoint, capsys, tmp_path):
+    assert export.main([str(checkpoint), "--output", str(tmp_path)]) == 2
+    message = f"autoreid: --output {tmp_path}: is a folder; give the .onnx file to write\n"
+    assert capsys.readouterr().err == message
+
+
 def test_a_wrong_checkpoint_ends_with_status_2(capsys, tmp_path):
     assert export.main([str(tmp_path / "gone.pt"), "--output", str(tmp_path / "model.onnx")]) == 2
     error = capsys.readouterr().err

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from autoreid.spaces.osnet_ain.drawing import blocks_drawing
 from autoreid.spaces.osnet_ain.genotype import OSNET_BLOCKS, OsnetAinGenotype
 from autoreid.spaces.reid_cell.drawing import cell_drawing
 from autoreid.spaces.reid_cell.genotype import CellGenotype
-from tests.helpers.commands import run_python
+from tests.helpers.commands import ROOT, run_python
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_genotypes.json").read_text())["reid_cell"]
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz's dot")
@@ -233,6 +236,20 @@ def test_render_draws_the_same_pictures_as_a_run(tmp_path, capsys, monkeypatch):
     draw_genotype(published(), tmp_path / "run", "EP01", "demo · mAP 41.2 %")
     assert (tmp_path / "EP01-normal.png").read_bytes() == (tmp_path / "run" / "EP01-normal.png").read_bytes()
     assert (tmp_path / "EP01-normal.gv").read_bytes() == kept
+
+
+def test_render_ends_silently_if_nobody_reads_its_output(tmp_path):
+    """As in `python -m autoreid.render FOLDER | head -0`; there are pictures to print even without dot."""
+    published().save(tmp_path / "found.json")
+    command = (
+        "from pathlib import Path; import sys; from autoreid import render; "
+        "render.draw_graph = lambda text, folder: Path('x' * 100_000); sys.exit(render.main(['found.json']))"
+    )
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(command)} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @needs_dot

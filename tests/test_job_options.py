@@ -115,6 +115,11 @@ def test_one_value_is_a_list_of_one(users_file):
             [],
             r"slurm\.yaml: --slurm --hold=: expected an option of sbatch without dashes",
         ),
+        (
+            "nodse: 3",
+            [],
+            r"slurm\.yaml: nodse = '3': unknown option; did you mean nodes\? Other options of sbatch go",
+        ),
         ("mem: lots", [], r"slurm\.yaml: mem = 'lots'"),
     ],
 )
@@ -139,6 +144,13 @@ def test_an_impossible_combination_names_where_it_was_set(users_file, text, line
         (["--slurm", "cpus-per-task=4"], "--slurm cpus-per-task: use"),
         (["--slurm", "ntasks_per_node=8"], "--slurm ntasks-per-node: use"),
         (["--slurm", "gres=gpu:8"], "--slurm gres: use"),
+        (
+            ["--slurm", "array=0-3"],
+            "--slurm array: cannot be changed; --seeds or --sweep submit several runs",
+        ),
+        (["--slurm", "signal=USR1@60"], "--slurm signal: cannot be changed; use --signal-lead"),
+        (["--slurm", "no_requeue"], "--slurm no-requeue: cannot be changed; use --max-restarts 0"),
+        (["--slurm", "output=x.log"], "--slurm output: cannot be changed; logs are in the folder of the run"),
         (["--gpus", "2", "--tasks", "4"], "--tasks: only allowed with --gpus 0"),
         (
             ["--time", "2", "--signal-lead", "120"],

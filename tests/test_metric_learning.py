@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -172,6 +173,25 @@ def test_a_loss_that_needs_other_inputs_is_an_error_in_one_line():
         ConfigError, match=r"^losses\.terms: metric_learning:VICRegLoss cannot be computed: .*; use another"
     ):
         loss.terms[term](Outputs(batch(), batch()), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "compares"),
+    [("TripletMarginLoss", True), ("SupConLoss", True), ("ProxyAnchorLoss", False), ("ArcFaceLoss", False)],
+)
+def test_one_image_an_identity_is_refused_for_losses_that_need_positives(tmp_path, name, compares):
+    """The loss would be 0 in each step."""
+    terms = {"losses__terms": {f"metric_learning:{name}": 1.0}, "losses__triplet_weight": 0.0}
+    changes = {**terms, "data__images_per_identity": 1, "data__batch_size": 8}
+    expected = (
+        pytest.raises(
+            ConfigError, match=f"1 leaves no positives to losses.terms metric_learning:{name}, which"
+        )
+        if compares
+        else nullcontext()
+    )
+    with expected:
+        build_training_task(tmp_path, **changes)
 
 
 def test_outputs_of_half_precision_are_computed_in_single():

@@ -113,6 +113,7 @@ def test_a_list_has_the_same_names_as_folders(tmp_path):
     lines += ["e.jpg,0000,2,gallery", "f.jpg,-1,2,test"]
     (tmp_path / "images.csv").write_text("\n".join(["path,identity,camera,split", *lines]))
     dataset = read_folder(tmp_path, "x")
+    assert f"{tmp_path / 'images.csv'}: the 1 images of split val are used for training" in dataset.notes
     assert found(dataset.train, tmp_path) == ["a.webp", "b.tif"]
     assert found(dataset.query, tmp_path) == ["c.jpg"]
     assert found(dataset.gallery, tmp_path) == ["d.jpg", "e.jpg"]
@@ -183,6 +184,18 @@ def test_more_cameras_than_people_are_told(tmp_path, layout):
     (note,) = read_folder(tmp_path, "x").notes
     assert "identities: 2, such as c1; cameras: 5, such as 0000; are people and cameras swapped" in note
     assert ("listed in images.csv" if layout == "list" else "read as folders IDENTITY/CAMERA") in note
+
+
+def test_a_camera_for_each_image_is_no_mistake(tmp_path):
+    """The way out for people seen by one camera; an image may be query and gallery."""
+    rows = [
+        f"{who}{n}.jpg,{who},{who}{n},{split}"
+        for who in "abc"
+        for n in range(3)
+        for split in ("query", "gallery")
+    ]
+    (tmp_path / "images.csv").write_text("\n".join(["path,identity,camera,split", *rows]))
+    assert read_folder(tmp_path, "x").notes == ()
 
 
 def test_a_level_too_many_is_told_with_what_was_assumed(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autoreid.slurm.queue import JobState, job_states
+from autoreid.errors import ConfigError
+from autoreid.slurm.queue import JobState, check_array_size, job_states
 
 
 @pytest.fixture
@@ -57,3 +58,17 @@ def test_sacct_is_not_called_for_jobs_in_the_queue(programs):
 def test_there_are_no_states_without_slurm(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert job_states({"7"}) == {}
+
+
+def test_an_array_that_the_cluster_does_not_allow_is_refused(programs):
+    check_array_size(5000)  # without scontrol, sbatch decides
+    calls = programs(
+        "scontrol", "MailProg                = /bin/mail\nMaxArraySize            = 1001\nMaxDBDMsgs = 1\n"
+    )
+    check_array_size(1001)
+    check_array_size(1)  # no array
+    assert calls() == ["show config"]
+    with pytest.raises(ConfigError, match=r"array of 1002 tasks is too large .* at most 1001 runs at a time"):
+        check_array_size(1002)
+    programs("scontrol", "slurm_load_ctl_conf error: Unable to contact slurm controller\n", status=1)
+    check_array_size(5000)

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -267,6 +268,16 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
     with disk_of(1000), pytest.raises(RunError, match=r"result\.json: cannot write the file: File too large"):
         write_atomically(path, b"n" * 2000)
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_processes_may_write_a_file_at_the_same_time(tmp_path):
+    """As two calls of jobs/sweep.py write the same table; threads do it here, because they are faster to start."""
+    path = tmp_path / "table.md"
+    contents = [bytes([number]) * 10_000 for number in range(8)]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(lambda content: write_atomically(path, content), contents * 10))
+    assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
 from autoreid import train
+from autoreid.cli import run_command
 from autoreid.commands import train as work
 from autoreid.errors import ConfigError, DataError, PeerError, StoppedError
 from autoreid.reporting import run_record
@@ -123,6 +126,29 @@ def test_another_rank_records_and_prints_an_error_that_rank_0_does_not_have(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("autoreid: rank 3 on ")
     assert str(error) in line
+
+
+@pytest.mark.parametrize("rank_0_has_it", [False, True])
+def test_a_rank_whose_log_cannot_be_opened_says_so_once(tmp_path, monkeypatch, capsys, rank_0_has_it):
+    """`run_command` prints errors of ranks without a log, and must not repeat what was recorded."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(logging.getLogger("autoreid"), "handlers", [])
+    monkeypatch.setattr(run_record, "REPORT_SECONDS", 0.0)
+    config = tiny_config(tmp_path)
+    run = tmp_path / "runs/tiny"
+    (run / "logs/rank3.log").mkdir(parents=True)
+    if rank_0_has_it:
+        monkeypatch.setattr(run_record, "_is_reported", lambda *_: True)
+
+    def command() -> int:
+        with open_run(config):
+            return 0
+
+    assert run_command(command) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (0 if rank_0_has_it else 1)
+    assert all("rank3.log: cannot write the log: Is a directory" in line for line in lines)
+    assert [kind for kind, _, _ in ends(run)] == ([] if rank_0_has_it else ["failed"])
 
 
 def test_rank_0_alone_reports_an_error_of_all_ranks(tmp_path, capsys):

@@ -87,6 +87,20 @@ def test_without_slurm_nothing_is_written(tmp_path):
     assert not (tmp_path / "folder/study").exists()
 
 
+def test_an_array_larger_than_the_cluster_allows_is_refused_and_nothing_is_written(tmp_path):
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'MaxArraySize            = 4'\n")
+    program.chmod(0o755)
+    line = [*line_of(tmp_path / "folder"), "--gpus", "0"]
+    refused = submit(tmp_path / "folder", *line, path=str(program.parent))
+    assert refused.returncode == 2
+    assert "a job array of 5 tasks is too large" in refused.stderr
+    assert not (tmp_path / "folder/study").exists()
+    shared = submit(tmp_path / "folder", *line, "--trainings-at-once", "4", path=str(program.parent))
+    assert "sbatch: command not found" in shared.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -146,6 +146,19 @@ def test_a_sweep_is_one_job_array_with_a_folder_for_each_run(tmp_path, recipe, s
         assert config.genotype_dir == tmp_path / "genotypes/tiny"
 
 
+def test_an_array_larger_than_the_cluster_allows_is_refused_before_files_are_written(tmp_path, recipe, slurm):
+    (slurm / "scontrol").write_text("#!/bin/sh\necho 'MaxArraySize            = 5'\n")
+    before = contents(tmp_path)
+    for line in (SWEEP, ["--seeds", *map(str, range(6))], [*SWEEP, "--dry-run"]):
+        refused = submit(tmp_path, slurm, recipe, *line, checked=True)
+        assert refused.returncode == 2
+        (message,) = refused.stderr.splitlines()
+        assert message.startswith("autoreid: a job array of 6 tasks is too large for this cluster")
+    assert contents(tmp_path) == before
+    assert not (slurm / "script").exists()
+    assert submit(tmp_path, slurm, recipe, "--seeds", *map(str, range(5))).returncode == 0
+
+
 def test_no_job_is_submitted_twice_and_slurm_is_asked_once(tmp_path, recipe, slurm):
     assert submit(tmp_path, slurm, recipe, *SWEEP).returncode == 0
     (slurm / "queue").write_text("12_4|RUNNING|n1|1:00\n12_5|PENDING|(Priority)|UNLIMITED\n")
@@ -259,6 +272,26 @@ def test_tensorboard_shows_words_lists_and_switches(tmp_path, recipe, slurm):
     }
     shown = {tuple(row["hparams"][key] for key in columns) for row in rows.values()}
     assert shown == set(itertools.product(*(values for _, values in columns.values())))
+
+
+def test_tensorboard_shows_values_of_one_type_if_a_value_of_another_is_added(tmp_path, recipe, slurm):
+    def margins():
+        columns, rows = read_hparams(tmp_path / "runs/tiny")
+        assert columns.keys() == {"losses.margin"}
+        return columns["losses.margin"], [row["hparams"]["losses.margin"] for row in rows.values()]
+
+    assert submit(tmp_path, slurm, recipe, "--sweep", "losses.margin=0.2,0.3").returncode == 0
+    assert margins() == (("DATA_TYPE_FLOAT64", [0.2, 0.3]), [0.2, 0.3])
+    started = tmp_path / "runs/tiny/margin-0.2/events.out.tfevents.hparams"
+    before = started.stat().st_mtime_ns
+    assert submit(tmp_path, slurm, recipe, "--sweep", "losses.margin=0.4").returncode == 0
+    assert started.stat().st_mtime_ns == before, "nothing has changed for this run"
+    assert submit(tmp_path, slurm, recipe, "--sweep", "losses.margin=null").returncode == 0
+    texts = ["0.2", "0.3", "0.4", "null"]
+    assert margins() == (("DATA_TYPE_STRING", texts), texts)
+    started.write_bytes(started.read_bytes()[:-9])
+    assert call(tmp_path, "sweep", "runs/tiny").returncode == 0
+    assert margins() == (("DATA_TYPE_STRING", texts), texts)
 
 
 def test_the_same_command_submits_what_has_no_result_and_more_values_are_added(

@@ -362,6 +362,28 @@ def test_identities_with_one_image_are_told_and_repeated(tmp_path):
     assert sorted(batch.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
+def test_without_training_images_the_reason_is_told(tmp_path):
+    """A split folder of an unknown name is skipped."""
+    own_people(
+        tmp_path,
+        {f"{split}/q{person}/{split}": 1 for split in ("training", "query", "gallery") for person in (1, 2)},
+    )
+    with pytest.raises(DataError) as error:
+        of_seasons(tmp_path, sources=("own",))
+    assert str(error.value) == (
+        f"own: no images for training; 1 file or folder is skipped, such as {tmp_path / 'own/training'} (beside the "
+        "folders of the splits)"
+    )
+
+
+def test_an_archive_is_no_data_set(tmp_path):
+    (tmp_path / "people.zip").write_bytes(b"PK")
+    with pytest.raises(
+        DataError, match=r"people\.zip: is a file; expected the folder .* scripts/prepare_dataset\.py"
+    ):
+        of_seasons(tmp_path, sources=("people.zip",))
+
+
 def test_one_identity_is_not_enough(tmp_path):
     test = {f"query/q{person}/a": 1 for person in (1, 2)} | {"gallery/q1/b": 2, "gallery/q2/b": 2}
     for people, refused in ((1, True), (2, False)):

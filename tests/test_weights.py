@@ -209,6 +209,14 @@ def test_archives_of_other_kinds_are_called_what_they_are(tmp_path):
     assert_refused(tmp_path / "half.pth", "the file is damaged: it is incomplete")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_torchscript_program_is_called_what_it_is(tmp_path, recwarn):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    recwarn.clear()
+    assert_refused(tmp_path / "program.pt", "a TorchScript program, not weights")
+    assert not recwarn.list, "torch's advice how to run it"
+
+
 def test_a_changed_byte_in_a_tensor_is_damage(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"weight": torch.full((100,), 2.0)}, path)

@@ -67,6 +67,9 @@ def evaluate_files(context: Context) -> TableCell:
     """Evaluate the two feature files."""
     paths = (context.options.query, context.options.gallery)
     query, gallery = (FeatureSet.load(path) for path in paths)
+    for path, features in zip(paths, (query, gallery), strict=True):
+        if not len(features.identities):
+            raise DataError(f"{path}: contains the features of no image")
     if query.features.shape[1] != gallery.features.shape[1]:
         dimensions = [features.features.shape[1] for features in (query, gallery)]
         raise DataError(
@@ -219,10 +222,15 @@ def execute(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> None:
     """Raise the errors of an evaluation's start: of a checkpoint, a data set or an exported file."""
     check_exported(options.onnx.values())
-    for path in options.checkpoint.values():
-        load_network(path, architecture_of(options), may_be_trained=True)
+    check_checkpoints(options, list(options.checkpoint.values()))
     for name, path in options.data.items():
         check_target_folder(path, name, options.keep_same_camera)
+
+
+def check_checkpoints(options: argparse.Namespace, paths: Sequence[Path]) -> None:
+    """Raise the error of the first checkpoint that cannot be loaded; one at a time is in memory."""
+    for path in paths:
+        load_network(path, architecture_of(options), may_be_trained=True)
 
 
 def evaluate(options: argparse.Namespace, world: World) -> list[TableCell]:
@@ -260,6 +268,8 @@ def evaluate_networks(context: Context, cells: list[TableCell], costs: list[Netw
     """
     options, world = context.options, context.world
     on_main(lambda: check_exported(options.onnx.values()))
+    later = list(options.checkpoint.values())[1:]  # the first is loaded before anything is computed
+    on_main(lambda: check_checkpoints(options, later))
     targets, notes = read_targets(options.data, options.keep_same_camera, options.on_broken_image, world)
     for note in notes if world.is_main else ():
         _log.warning("%s", note)

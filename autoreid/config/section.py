@@ -18,8 +18,11 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 
 
-def expand(path: Path) -> Path:
-    """Return a path with ~ and environment variables replaced; those that do not exist stay."""
+def expand(path: str | Path) -> Path:
+    """Return a path with ~ and environment variables replaced; those that do not exist stay.
+
+    A shell replaces neither in `--output=~/x`, nor in a config.
+    """
     return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111 (pathlib raises without a home folder)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from autoreid.config import Data
 from autoreid.data.datasets import read_folder
-from autoreid.data.datasets.image_list import CSV
 from autoreid.data.images import prepare_images
 from autoreid.data.overlap import copied_queries
 from autoreid.data.records import ReidDataset, Split
@@ -63,15 +62,9 @@ def _parts(target: ReidDataset) -> tuple[Split, Split]:
 
 
 def _read(path: Path, name: str, keep_same_camera: bool) -> ReidDataset:
-    if path.is_dir():
-        target = read_folder(path, name)
-        copies = copied_queries(target) if keep_same_camera else ()
-        return replace(target, notes=target.notes + copies)
-    if path.name == CSV:
-        raise DataError(f"{path}: is a list; give the folder that it describes, {path.parent}")
-    raise DataError(
-        f"{path}: is a file; expected the folder of a data set; scripts/prepare_dataset.py makes one of an archive"
-    )
+    target = read_folder(path, name)
+    copies = copied_queries(target) if keep_same_camera else ()
+    return replace(target, notes=target.notes + copies)
 
 
 def check_target(target: ReidDataset, keep_same_camera: bool) -> tuple[str, ...]:

@@ -206,6 +206,8 @@ def _select(
     sources = [datasets[name] for name in data.sources]
     notes = tuple(note for dataset in datasets.values() for note in dataset.notes) + images.notes
     train = combine([_images_for_training(data, source) for source in sources])
+    if not len(train):
+        raise DataError("; ".join([f"{' + '.join(data.sources)}: no images for training", *notes]))
     if len(set(train.paths)) < len(train):
         (duplicate, _), *_ = Counter(train.paths).most_common(1)
         raise DataError(

@@ -72,6 +72,11 @@ class RetrievalLoss(nn.Module):
         """Whether a term needs the last feature map."""
         return any(term.needs_map for term in self._each())
 
+    @property
+    def comparing(self) -> list[str]:
+        """Names of the terms that compare images of one identity."""
+        return [name for name, term in zip(self.terms, self._each(), strict=True) if term.compares_images]
+
     def prepare(self, sizes: OutputSizes, labels: Tensor) -> RetrievalLoss:
         """Create the states and parameters of the terms, and return the loss itself; arguments as in `Term.prepare`."""
         for term in self._each():

@@ -53,6 +53,8 @@ class MetricLearning(Term):
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"losses.metric_learning.{self.name} = {self.options}: {error}") from error
         self.register_buffer("labels", labels, persistent=False)
+        # Others compare images with proxies or the weights of a classifier.
+        self.compares_images = not [*self.loss.parameters()]
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """Compute the term, a scalar; raises ConfigError if the loss cannot be computed for such a batch."""

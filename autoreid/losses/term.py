@@ -37,9 +37,12 @@ class Term(nn.Module, ABC):
 
     Attributes:
         needs_map: whether the term needs the last feature map; only in trainings.
+        compares_images: whether the term compares images of one identity, of which a batch must have two; known
+            after `prepare`.
     """
 
     needs_map: ClassVar[bool] = False
+    compares_images: bool = False
 
     @abstractmethod
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def _read_torch(path: Path) -> Any:
     if damage is not None:
         raise DataError(f"{path}: the file is damaged: {damage}; download or copy it again")
     try:
-        with torch.serialization.safe_globals(_harmless_objects()):
+        with torch.serialization.safe_globals(_harmless_objects()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which is refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files, torch raises almost any exception
         raise DataError(f"{path}: {_explain(error)}") from error

@@ -7,19 +7,20 @@ curves in the subfolder `tensorboard`, which the run writes.
 from __future__ import annotations
 
 import json
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from tensorboardX.proto.api_pb2 import DataType, Experiment, HParamInfo, MetricInfo, MetricName, Status
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboardX.record_writer import RecordWriter
+from tensorboardX.record_writer import masked_crc32c
 
-from autoreid.errors import RunError
-from autoreid.files import make_folder
+from autoreid.files import make_folder, write_atomically
 
 #: Names of the metrics in TensorBoard, and their curves.
 _METRICS = {"mAP": "epoch/map", "rank-1": "epoch/rank1", "loss": "epoch/loss"}
@@ -52,7 +53,9 @@ def write_experiment(folder: Path, values: Mapping[str, Sequence[Any]]) -> None:
 def write_session(
     run: Path, values: Mapping[str, Any], different: Mapping[str, Sequence[Any]], is_finished: bool
 ) -> None:
-    """Write the hyperparameters of a run, and whether it has finished, if its folder does not have them yet.
+    """Write the hyperparameters of a run, and whether it has finished, unless its folder has them already.
+
+    They are written again if their types have changed, because other runs have got values of another kind.
 
     Args:
         values: of the hyperparameters of this run.
@@ -61,12 +64,13 @@ def write_session(
     Raises:
         RunError: a file cannot be written.
     """
-    if not (run / _START).exists():
-        start = SessionStartInfo(start_time_secs=time.time())
-        for key, value in values.items():
-            shown = _as_kind(value, _kind(different[key]))
-            field = {bool: "bool_value", float: "number_value", str: "string_value"}[type(shown)]
-            setattr(start.hparams[key], field, shown)
+    before = _read(run / _START).session_start_info
+    start = SessionStartInfo(start_time_secs=before.start_time_secs or time.time())
+    for key, value in values.items():
+        shown = _as_kind(value, _kind(different[key]))
+        field = {bool: "bool_value", float: "number_value", str: "string_value"}[type(shown)]
+        setattr(start.hparams[key], field, shown)
+    if start != before:
         _write(run / _START, "_hparams_/session_start_info", HParamsPluginData(session_start_info=start))
     if is_finished and not (run / _END).exists():
         end = SessionEndInfo(status=Status.STATUS_SUCCESS, end_time_secs=time.time())
@@ -91,19 +95,36 @@ def _as_kind(value: Any, kind: int) -> bool | float | str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _read(path: Path) -> HParamsPluginData:
+    """Return the content of a file of `_write`; empty if there is no such file, or it is damaged."""
+    content = HParamsPluginData()
+    try:
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack_from("<Q", data)
+            for value in Event.FromString(data[12 : 12 + length]).summary.value:
+                content.MergeFromString(value.metadata.plugin_data.content)
+            data = data[16 + length :]
+    except (OSError, struct.error, DecodeError):
+        return HParamsPluginData()
+    return content
+
+
 def _write(path: Path, tag: str, content: HParamsPluginData) -> None:
-    """Write an event file with a single value of the HParams plugin, under a temporary name that is then changed."""
+    """Write an event file with a single value of the HParams plugin."""
     plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content.SerializeToString())
     summary = Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])
     make_folder(path.parent, "set output_dir to a folder that can be written")
-    partial = path.with_name(f"{path.name.partition('.')[0]}.partial")
-    try:
-        writer = RecordWriter(str(partial))
-        for event in (Event(file_version="brain.Event:2"), Event(summary=summary)):
-            event.wall_time = time.time()
-            writer.write(event.SerializeToString())
-        writer.flush()
-        writer.close()
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot write for TensorBoard: {error.strerror}") from error
+    events = (Event(file_version="brain.Event:2"), Event(summary=summary))
+    data = b""
+    for event in events:
+        event.wall_time = time.time()
+        data += _record(event.SerializeToString())
+    write_atomically(path, data)
+
+
+def _record(content: bytes) -> bytes:
+    """Return a record of an event file: length (8 bytes), checksum (4), content, and its checksum (4)."""
+    length = struct.pack("<Q", len(content))
+    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
+    return length + checksums[0] + content + checksums[1]

@@ -80,11 +80,14 @@ def recorded_end(run: Path, rank: int = 0) -> Iterator[None]:
         message = describe(error)
         # What another rank has done to this one, and what nobody expected, may not happen again.
         repeats = isinstance(error, AutoreidError) and not isinstance(error, PeerError)
-        if rank and not _is_reported(run, before, error):
+        if rank:
+            is_reported = _is_reported(run, before, error)
+            if isinstance(error, AutoreidError):
+                error.is_reported = True
+            if is_reported:
+                raise
             complain(message, on_every_rank=True)
             message = f"rank {rank}: {message}"
-        elif rank:
-            raise
         status = error.exit_status if isinstance(error, AutoreidError) else 1
         _record(run, "failed" if repeats else "crashed", message, status)
         raise

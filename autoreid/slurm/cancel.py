@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoreid.config import expand
 from autoreid.errors import RunError
 from autoreid.slurm.runs import find_runs
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs", nargs="+", metavar="RUN", help="task name, run folder, folder of a study or sweep, or job id"
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
+        "--output-dir", type=expand, default=Path("runs"), help="folder of the run folders (default: runs)"
     )
     options = parser.parse_args(arguments)
     for run in find_runs(options.runs, options.output_dir):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -164,6 +165,9 @@ def read_job_options(options: Mapping[str, Any]) -> JobOptions:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "job"
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(name, JobOptions.model_fields, n=1, cutoff=0)
+            message = f"unknown option; did you mean {nearest[0]}? Other options of sbatch go below slurm"
         raise ConfigError(f"{_named(name, origin)} = {first['input']!r}: {message}") from error
     _check_combination(job_options, origin)
     return job_options
@@ -183,6 +187,16 @@ _SIZES = frozenset(
         "cpus-per-task",
     )
 )
+#: Options of sbatch that every job sets itself, because requeueing, resuming and logs depend on them -> what to use.
+_OWN = {
+    "array": "--seeds or --sweep submit several runs",
+    "signal": "use --signal-lead",
+    "no-requeue": "use --max-restarts 0",
+    "output": "logs are in the folder of the run",
+    "error": "logs are in the folder of the run",
+    "open-mode": "logs are appended to",
+    "wrap": "use --setup for commands before the run",
+}
 
 
 def _check_combination(options: JobOptions, origin: Mapping[str, str]) -> None:
@@ -197,7 +211,10 @@ def _check_combination(options: JobOptions, origin: Mapping[str, str]) -> None:
             f"{_named('gres', origin)} {options.gres}: {asked} GPUs per node, but --gpus is {options.gpus}, and "
             f"there is one Slurm task for each GPU; add --gpus {asked}"
         )
-    sizes = sorted(_SIZES & {key.replace("_", "-") for key in options.slurm})
+    given = {key.replace("_", "-") for key in options.slurm}
+    for key in sorted(given & _OWN.keys()):
+        raise ConfigError(f"{_named('slurm', origin)} {key}: cannot be changed; {_OWN[key]}")
+    sizes = sorted(given & _SIZES)
     if sizes:
         raise ConfigError(
             f"{_named('slurm', origin)} {sizes[0]}: use --nodes, --gpus, --gres, --tasks and --cpus-per-task, "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoreid.config import expand
 from autoreid.errors import ConfigError
 from autoreid.slurm.runs import Run, find_runs
 
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--lines", type=int, default=40, metavar="N", help="number of last lines to show (default: 40)"
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
+        "--output-dir", type=expand, default=Path("runs"), help="folder of the run folders (default: runs)"
     )
     options = parser.parse_args(arguments)
     runs = find_runs([options.run], options.output_dir)
@@ -74,4 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"{options.run}: has {len(runs)} runs; name one of them, such as {runs[0].folder}")
     path = find_log(runs[0], options.rank, options.raw)
     command = ["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), str(path)]
+    signal.signal(
+        signal.SIGPIPE, signal.SIG_DFL
+    )  # Python ignores it: in a broken pipe, tail would print an error
     os.execvp("tail", command)  # noqa: S606

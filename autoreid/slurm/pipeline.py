@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoreid.config import expand
 from autoreid.errors import ConfigError
 from autoreid.evaluate import named_paths
 from autoreid.slurm.job_options import read_job_options
@@ -43,10 +44,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", type=Path, required=True, metavar="FILE", help="recipe of the search")
+    add("--config", type=expand, required=True, metavar="FILE", help="recipe of the search")
     add(
         "--train-config",
-        type=Path,
+        type=expand,
         required=True,
         metavar="FILE",
         help="recipe of the training of the found network",
@@ -65,7 +66,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="add N random networks of the same sizes to the tournament, as a control; one of them may win",
     )
-    add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
+    add("--data", type=expand, nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on")
     add("--name", help="task name of the training (default: the task name of the search, with _found)")
     add(
         "--train",

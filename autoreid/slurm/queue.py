@@ -1,4 +1,7 @@
-"""Ask Slurm for the states of jobs: squeue first, then sacct or scontrol for jobs that have left the queue."""
+"""Ask Slurm for its limits and for the states of jobs.
+
+States are those of squeue first, and then those of sacct or scontrol for jobs that have left the queue.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,18 @@ def require_slurm() -> None:
         raise ConfigError(
             "sbatch: command not found; submit from a login node, or run on this machine with --local "
             "(--dry-run prints the batch script)"
+        )
+
+
+def check_array_size(tasks: int) -> None:
+    """Raise ConfigError if a job array has more tasks than the cluster allows, as far as Slurm says how many."""
+    shown = _run("scontrol", "show", "config") if tasks > 1 else None
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown or "", re.MULTILINE)
+    most = tasks if limit is None else max(int(limit[1]), 1)  # 0 means that there are no arrays
+    if tasks > most:
+        raise ConfigError(
+            f"a job array of {tasks} tasks is too large for this cluster (MaxArraySize in scontrol show config): "
+            f"submit at most {most} runs at a time; for the trainings of a study, set --trainings-at-once {most}"
         )
 
 

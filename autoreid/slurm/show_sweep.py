@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from autoreid.config import expand
 from autoreid.sweeps.sweep import read_sweep
 
 _DESCRIPTION = """\
@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the sweep, such as runs/NAME")
+    parser.add_argument(
+        "folder", type=expand, metavar="FOLDER", help="folder of the sweep, such as runs/NAME"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
     options = parser.parse_args(arguments)
     sweep = read_sweep(options.folder)

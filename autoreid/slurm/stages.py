@@ -11,7 +11,7 @@ from pathlib import Path
 from autoreid.reporting.history import record
 from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import JobOptions
-from autoreid.slurm.queue import require_slurm
+from autoreid.slurm.queue import check_array_size, require_slurm
 from autoreid.slurm.submit import announce, is_dry_run, run_locally, test_only
 from autoreid.slurm.tasks import PackageCommand
 
@@ -61,6 +61,7 @@ def submit_stages(
     if not options.local:
         for stage in stages:
             check_log_folder(stage.folder)
+        check_array_size(max(len(stage.commands) for stage in stages))
     if is_dry_run(options):
         for stage in stages:
             print(f"# ---- {stage.name} ----", flush=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoreid.config import expand
 from autoreid.reporting.text_table import as_text
 from autoreid.slurm.runs import Run, find_runs
 
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="task name, run folder, folder of a study or sweep, or job id (default: all)",
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
+        "--output-dir", type=expand, default=Path("runs"), help="folder of the run folders (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     parser.add_argument(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoreid.config import expand
 from autoreid.errors import ConfigError
 from autoreid.recipes import load_config
 from autoreid.reporting.history import record
@@ -18,7 +19,7 @@ from autoreid.slurm.environment import sbatch_command
 from autoreid.slurm.executor import JobExecutor, check_log_folder
 from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
 from autoreid.slurm.planning import PlannedRun, Task, plan_runs
-from autoreid.slurm.queue import require_slurm
+from autoreid.slurm.queue import check_array_size, require_slurm
 from autoreid.slurm.sweep import add_sweep_option, plan_sweep
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.sweeps.sweep import Sweep
@@ -158,7 +159,7 @@ def submit_run(task: Task, arguments: Sequence[str] | None) -> int:
         f"      --sweep {swept} --sweep seed=0..4\n",
     )
     add = parser.add_argument
-    add("--config", type=Path, required=True, metavar="FILE", help="YAML recipe, as in configs/")
+    add("--config", type=expand, required=True, metavar="FILE", help="YAML recipe, as in configs/")
     add(
         "--seeds",
         type=int,
@@ -177,6 +178,8 @@ def submit_run(task: Task, arguments: Sequence[str] | None) -> int:
         for seed in seed_overrides(options.config, options.overrides, options.seeds)
     ]
     runs = plan_runs(options.config, overrides, task, job_options)
+    if not options.local:
+        check_array_size(len(runs))
     from autoreid.commands.train import check
 
     check([run.config for run in runs], job_options.ranks, may_generate=not is_dry_run(options))
@@ -190,6 +193,8 @@ def submit_sweep(task: Task, options: argparse.Namespace, job_options: JobOption
         seeds = ",".join(map(str, options.seeds))
         raise ConfigError(f"command line: --seeds cannot be combined with --sweep; add --sweep seed={seeds}")
     sweep, runs, names = plan_sweep(options.config, options.overrides, options.sweep, task, job_options)
+    if not options.local:
+        check_array_size(len(runs))
     from autoreid.commands.train import check
     from autoreid.slurm.sweep_results import show_results
     from autoreid.sweeps.results import write_hparams

@@ -180,6 +180,11 @@ def build_training(config: Config, data: TrainingData, world: World) -> TrainTas
             f"model.name: {config.model.name} names no last feature map, which losses.terms need"
         )
     loss.prepare(sizes, data.stream.labels).to(world.device)
+    if loss.comparing and config.data.images_per_identity < 2:
+        raise ConfigError(
+            f"data.images_per_identity: 1 leaves no positives to losses.terms {loss.comparing[0]}, which compares "
+            f"images of an identity; use 2 or more, or a loss with proxies or a classifier"
+        )
     network = place_network(model, config, world)
     decay = config.training.ema_decay
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None

@@ -15,6 +15,7 @@ from autoreid.data.datasets.benchmark import Benchmark, Counts
 from autoreid.data.datasets.cuhk03 import CUHK03_DETECTED, CUHK03_LABELED
 from autoreid.data.datasets.cuhk_sysu import CUHK_SYSU
 from autoreid.data.datasets.dukemtmc import DUKEMTMC
+from autoreid.data.datasets.image_list import CSV
 from autoreid.data.datasets.listing import locate, passed_over_in
 from autoreid.data.datasets.market1501 import FOLDERS, MARKET1501, MARKET1501_500K, read_market1501
 from autoreid.data.datasets.msmt17 import MSMT17, MSMT17_V2
@@ -51,7 +52,7 @@ def read_dataset(root: Path, name: str) -> ReidDataset:
             suggests similar names.
     """
     names = BENCHMARKS[name].folders if name in BENCHMARKS else (name,)
-    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    folder = next((root / name for name in names if (root / name).exists()), None)
     if folder is None:
         missing = root / names[0]
         raise DataError(f"{missing}: no such folder; expected the data set {name}{_nearest(root, name)}")
@@ -62,9 +63,16 @@ def read_folder(folder: Path, name: str) -> ReidDataset:
     """Read the folder of a data set; a published one is recognised by `name` or by the folder's name.
 
     Raises:
-        DataError: as in `read_dataset`, or the folder may be one of several published data sets, and `name` is
-            none of them.
+        DataError: as in `read_dataset`; or it is no folder; or it may be one of several published data sets, and
+            `name` is none of them.
     """
+    if folder.name == CSV:
+        raise DataError(f"{folder}: is a list; give the folder that it describes, {folder.parent}")
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: is a file; expected the folder of a data set; scripts/prepare_dataset.py makes one of an "
+            f"archive"
+        )
     benchmark = _benchmark_of(folder, name)
     if benchmark is None:
         inside = locate(folder, FOLDERS["train"])

@@ -31,15 +31,19 @@ class Row(NamedTuple):
     camera: str
 
 
-def read_image_list(file: Path) -> Iterator[Row]:
+def read_image_list(file: Path, notes: list[str]) -> Iterator[Row]:
     """Yield the lines of images.csv; paths are relative to its folder. Without `split`, all images are for training.
 
     An image may be listed twice, as query and as gallery, with the same identity and camera.
+
+    Args:
+        notes: a note is added if images of the split `val` are used for training.
 
     Raises:
         DataError: a line is wrong; the message says which.
     """
     seen: dict[str, tuple[Row, int]] = {}
+    validation = 0
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.DictReader(text, strict=True)
@@ -54,11 +58,14 @@ def read_image_list(file: Path) -> Iterator[Row]:
                 if row.path in seen:
                     _check_second(where, row, *seen[row.path])
                 seen[row.path] = (row, reader.line_num)
+                validation += (line.get("split") or "").strip().lower() == "val"
                 yield row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot read the list: {error}") from error
     if not seen:
         raise DataError(f"{file}: contains no images")
+    if validation:
+        notes.append(f"{file}: the {validation} images of split val are used for training")
 
 
 def _parse(where: str, folder: Path, line: dict[str, str | None]) -> Row:

@@ -12,6 +12,7 @@ subfolder, as in most archives.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,7 @@ def read_own_folder(folder: Path) -> ReidDataset:
         if not inside.is_relative_to(entry.path):
             passed.add(entry, "beside the folder of the data set")
     if (inside / CSV).exists():
-        layout, rows = f"listed in {CSV}", list(read_image_list(inside / CSV))
+        layout, rows = f"listed in {CSV}", list(read_image_list(inside / CSV, notes))
     else:
         layout, rows = f"read as {_NESTED}", list(_read_folders(inside, passed, notes))
     names = sorted({row.identity for row in rows} - _NOBODY.keys())
@@ -63,9 +64,11 @@ def read_own_folder(folder: Path) -> ReidDataset:
     for split in (train, query):
         refuse_nobody(split)
     notes += [*passed.notes(), *_nobody_notes(folder, rows)]
-    notes += _check_layout(
-        f"{folder}: {layout}", names, [*cameras], bool((gallery.identities == DISTRACTOR).any())
-    )
+    # In a list, each image may have a camera of its own, as the docs advise for people seen by one camera.
+    images = Counter({row.path: row.camera for row in rows}.values())
+    shared = [camera for camera in cameras if images[camera] > 1] if (inside / CSV).exists() else [*cameras]
+    distractors = bool((gallery.identities == DISTRACTOR).any())
+    notes += _check_layout(f"{folder}: {layout}", names, shared, distractors)
     return ReidDataset(folder.name, train, query, gallery.select(gallery.identities != JUNK), tuple(notes))
 
 
@@ -210,7 +213,7 @@ def _check_layout(
         DataError: there is a single identity, which cannot be told from anybody.
     """
     example = f"identities: {len(people)}, such as {people[0]}; " if people else "no identity; "
-    example += f"cameras: {len(cameras)}, such as {cameras[0]}"
+    example += f"cameras: {len(cameras)}" + (f", such as {cameras[0]}" if cameras else "")
     question = "are people and cameras swapped, or is a level of folders missing?"
     if len(people) < 2 and not distractors:
         raise DataError(f"{where}: {example}; expected two identities or more; {question}")
