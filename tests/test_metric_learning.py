@@ -216,3 +216,14 @@ def test_a_training_trains_proxies_and_resumes_them(tmp_path):
     for task in tasks:
         task.step(StopSignal())
     assert tasks[1].state.loss.state_dict()[name].equal(tasks[0].state.loss.state_dict()[name])
+
+
+def test_a_loss_with_running_statistics_resumes_with_them():
+    """The histogram of the distances in earlier batches weights the triplets of a batch."""
+    first, term = build("DynamicSoftMarginLoss")
+    logits = torch.zeros(8, 10)
+    first((batch().float(), logits), LABELS)
+    resumed, fresh = build("DynamicSoftMarginLoss")[0], build("DynamicSoftMarginLoss")[0]
+    resumed.load_state_dict(first.state_dict())
+    values = [loss((batch(1).float(), logits), LABELS).terms[term] for loss in (first, resumed, fresh)]
+    assert values[0] == values[1] != values[2]

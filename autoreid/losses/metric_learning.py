@@ -52,6 +52,11 @@ class MetricLearning(Term):
             self.loss = self.loss_type(**options)
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"losses.metric_learning.{self.name} = {self.options}: {error}") from error
+        # DynamicSoftMarginLoss keeps its histogram in an attribute; as a buffer, it is saved and resumed.
+        for key, value in list(vars(self.loss).items()):
+            if isinstance(value, Tensor):
+                delattr(self.loss, key)
+                self.loss.register_buffer(key, value)
         self.register_buffer("labels", labels, persistent=False)
         # Others compare images with proxies or the weights of a classifier.
         self.compares_images = not [*self.loss.parameters()]
