@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import get_args
 
 from autoreid.architecture import add_architecture_options, architecture_of
 from autoreid.cli import run_command
-from autoreid.config import Metric, Precision, expand
+from autoreid.config import Metric, Precision
 from autoreid.errors import ConfigError
+from autoreid.named_paths import named_paths
 
 _DESCRIPTION = """\
 Rank gallery images for each query by Market-1501's protocol and print mAP and rank-1, either of each --checkpoint
@@ -169,29 +169,6 @@ def _check(options: argparse.Namespace) -> None:
     ):
         if value < least:
             raise ConfigError(f"{option} {value}: must be at least {least}")
-
-
-def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
-    """Return the paths of a repeated option by name; the name is given as NAME=PATH or taken from the path.
-
-    Raises:
-        ConfigError: a path does not exist, or two have the same name.
-    """
-    paths: dict[str, Path] = {}
-    for value in values:
-        given = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", value)
-        path = expand(Path(given[2] if given else value))  # a shell does not expand NAME=~
-        if not path.exists():
-            # Such as `--data FOLDER training.epochs=2`, where the option takes several values.
-            is_override = given and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", given[1])
-            hint = f"; overrides must come before {option}" if is_override else ""
-            raise ConfigError(f"{option} {value}: no such file or folder: {path}{hint}")
-        of_run = path.parent.name == "checkpoints"
-        name = given[1] if given else (path.absolute().parents[1] if of_run else path.resolve()).name
-        if name in paths:
-            raise ConfigError(f"{option} {value}: the name {name} is already used; give a unique NAME=PATH")
-        paths[name] = path
-    return paths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from autoreid.config import Config
 from autoreid.errors import ConfigError
-from autoreid.evaluate import named_paths
+from autoreid.named_paths import named_paths
 from autoreid.recipes import load_config, override_of
 from autoreid.slurm.job_options import JobOptions, read_job_options
 from autoreid.slurm.planning import PlannedRun, check_not_queued, plan_runs

@@ -1,0 +1,57 @@
+"""A cell of the table: rank a gallery with the settings of the command line, and draw the hardest queries."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from autoreid.config import Metric
+from autoreid.distributed import World
+from autoreid.evaluation.comparison import Comparison
+from autoreid.evaluation.features import FeatureSet
+from autoreid.reporting.evaluation_report import EvaluationReport, TableCell
+from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
+
+#: CMC ranks that are reported.
+RANKS = range(1, 21)
+
+
+class Context(NamedTuple):
+    """What all cells of the table share: the command line, the process group, and rank 0's report with --output."""
+
+    options: argparse.Namespace
+    world: World
+    report: EvaluationReport | None
+
+    def compare(self, query: FeatureSet, gallery: FeatureSet, metric: Metric) -> Comparison:
+        """Combine features with the metric, the re-ranking and the protocol that the command line asks for."""
+        options, device = self.options, self.world.device
+        return Comparison(
+            query, gallery, options.metric or metric, options.rerank, device, options.keep_same_camera
+        )
+
+
+def evaluate_cell(
+    context: Context, source: str, target: str, comparison: Comparison, **settings: str
+) -> TableCell:
+    """Rank the gallery and return the result with its settings; `settings` are added to them."""
+    common = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": context.options.flip}
+    common["keep_same_camera"] = comparison.keep_same_camera
+    return TableCell(source, target, common | settings, comparison.evaluate(RANKS))
+
+
+def draw_hardest(context: Context, cell: TableCell, comparison: Comparison) -> Image.Image:
+    """Draw the ranked lists of the queries with the lowest average precision."""
+    precision = cell.result.average_precision
+    hardest = hardest_queries(precision, context.options.rows)
+    query = comparison.query.select(hardest)
+    distances, keep = comparison.distances(hardest), comparison.keep_same_camera
+    lists = rank_lists(distances, query, comparison.gallery, keep_same_camera=keep)
+    if comparison.squared:
+        lists = [one._replace(distances=np.sqrt(one.distances.clip(0))) for one in lists]
+    how = f"{comparison.metric}{', re-ranked' if comparison.reranked else ''}"
+    title = f"{cell.source} on {cell.target} ({how}): the {len(hardest)} hardest of {cell.result.valid_queries} queries"
+    return draw_ranked_lists(lists, query, comparison.gallery, precision[hardest], title)
