@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from autoreid.config import Metric, Precision
 from autoreid.errors import ConfigError
 from autoreid.named_paths import named_paths
 
+#: Default exponent of the query expansion, as in its paper.
+ALPHA = 3.0
 _DESCRIPTION = """\
 Rank gallery images for each query by Market-1501's protocol and print mAP and rank-1, either of each --checkpoint
 on the query and gallery of each --data, or of feature files written by any program.
@@ -57,6 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_architecture_options(parser)
     options = parser.parse_args(arguments)
     _check(options)
+    options.alpha = ALPHA if options.alpha is None else options.alpha
     options.checkpoint = named_paths("--checkpoint", options.checkpoint)
     options.data = named_paths("--data", options.data)
     options.onnx = named_paths("--onnx", options.onnx)
@@ -96,8 +100,28 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
         help="count gallery images of the query's person by the query's camera as matches, for data from a single "
         "camera; results are then not comparable with published ones",
     )
-    add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
+    add(
+        "--multi-query",
+        choices=("mean", "max"),
+        help="merge the images of one person by one camera into one query, by the mean or maximum of their features: "
+        "those in gt_bbox of Market-1501, or else those among the queries",
+    )
+    add(
+        "--query-expansion",
+        type=int,
+        metavar="K",
+        help="replace the feature of each query by a weighted mean of itself and its K nearest gallery features, "
+        "whatever their identity and camera (alpha query expansion)",
+    )
+    add(
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="a gallery image has weight max(0, cosine similarity)^A in the query expansion; 0 weights all images "
+        f"equally (default: {ALPHA:g})",
+    )
+    add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
 
 
 def _add_computation(group: argparse._ArgumentGroup) -> None:
@@ -136,6 +160,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     add("--json", action="store_true", help="print a JSON object instead of the table")
     add(
+        "--roc",
+        action="store_true",
+        help="also print verification measures: true positive rate (TPR) at false positive rates (FPR) of 0.1 to 1e-4, "
+        "equal error rate (EER) and area under the ROC curve (AUC); computes all distances twice more",
+    )
+    add(
         "--latency",
         action="store_true",
         help="also print parameters, multiply-accumulates and latency of each network: median and 95th percentile for "
@@ -159,15 +189,22 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError(f"{option}: requires --checkpoint; features in files cannot be changed")
     if options.onnx and not options.latency:
         raise ConfigError("--onnx: requires --latency")
+    if options.multi_query is not None and options.keep_same_camera:
+        raise ConfigError(
+            "--multi-query: merges the images of a camera, so --keep-same-camera must not be given"
+        )
+    if options.alpha is not None and options.query_expansion is None:
+        raise ConfigError("--alpha: requires --query-expansion")
     if architecture_of(options) is not None and all(files):
         raise ConfigError("--model: requires --checkpoint")
-    workers = options.workers or 0
     for option, value, least in (
         ("--batch-size", options.batch_size, 1),
         ("--rows", options.rows, 1),
-        ("--workers", workers, 0),
+        ("--workers", options.workers, 0),
+        ("--query-expansion", options.query_expansion, 1),
+        ("--alpha", options.alpha, 0),
     ):
-        if value < least:
+        if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{option} {value}: must be at least {least}")
 
 

@@ -41,8 +41,10 @@ def evaluate_files(context: Context) -> TableCell:
         )
     nothing = query.split("train").select(np.arange(0))
     target = ReidDataset(paths[0].name, nothing, query.split("query"), gallery.split("gallery"))
-    for note in check_target(target, context.options.keep_same_camera):
+    options = context.options
+    for note in check_target(target, options.keep_same_camera, options.multi_query is not None):
         _log.warning("%s", note)
+    check_expansion(options, target)
     comparison = context.compare(query, gallery, "euclidean")
     cell = evaluate_cell(context, paths[0].stem, paths[1].stem, comparison)
     if context.report is not None:
@@ -67,7 +69,17 @@ def check(options: argparse.Namespace) -> None:
     for path in options.checkpoint.values():
         load_network(path, architecture_of(options), may_be_trained=True)
     for name, path in options.data.items():
-        check_target_folder(path, name, options.keep_same_camera)
+        multi_query = options.multi_query is not None
+        check_expansion(options, check_target_folder(path, name, options.keep_same_camera, multi_query))
+
+
+def check_expansion(options: argparse.Namespace, target: ReidDataset) -> None:
+    """Raise a DataError if a data set has too few gallery images for --query-expansion."""
+    images, found = options.query_expansion, len(target.gallery)
+    if images is not None and images >= found:
+        raise DataError(
+            f"{target.name}: has {found} gallery images; --query-expansion {images} needs more than {images}"
+        )
 
 
 def evaluate(options: argparse.Namespace, world: World) -> list[TableCell]:
@@ -105,9 +117,14 @@ def evaluate_networks(context: Context, cells: list[TableCell], costs: list[Netw
     """
     options, world = context.options, context.world
     on_main(lambda: check_exported(options.onnx.values()))
-    targets, notes = read_targets(options.data, options.keep_same_camera, options.on_broken_image, world)
+    multi_query = options.multi_query is not None
+    targets, notes = read_targets(
+        options.data, options.keep_same_camera, multi_query, options.on_broken_image, world
+    )
     for note in notes if world.is_main else ():
         _log.warning("%s", note)
+    for data in targets.values():
+        check_expansion(options, data)
     failures: list[AutoreidError] = []
     for name, path in options.checkpoint.items():
         network = TrainedNetwork.load(context, name, path)

@@ -12,6 +12,7 @@ from autoreid.config import Metric
 from autoreid.distributed import World
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
+from autoreid.evaluation.multi_query import merge_queries
 from autoreid.reporting.evaluation_report import EvaluationReport, TableCell
 from autoreid.reporting.ranked_lists import draw_ranked_lists, hardest_queries, rank_lists
 
@@ -27,20 +28,29 @@ class Context(NamedTuple):
     report: EvaluationReport | None
 
     def compare(self, query: FeatureSet, gallery: FeatureSet, metric: Metric) -> Comparison:
-        """Combine features with the metric, the re-ranking and the protocol that the command line asks for."""
+        """Merge and expand the queries, and combine them with the metric and the protocol, as the command line asks."""
         options, device = self.options, self.world.device
-        return Comparison(
-            query, gallery, options.metric or metric, options.rerank, device, options.keep_same_camera
-        )
+        metric = options.metric or metric
+        if options.multi_query is not None:
+            query = merge_queries(query, options.multi_query, metric)
+        comparison = Comparison(query, gallery, metric, options.rerank, device, options.keep_same_camera)
+        if options.query_expansion is None:
+            return comparison
+        return comparison.expanded(options.query_expansion, options.alpha)
 
 
 def evaluate_cell(
     context: Context, source: str, target: str, comparison: Comparison, **settings: str
 ) -> TableCell:
     """Rank the gallery and return the result with its settings; `settings` are added to them."""
-    common = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": context.options.flip}
-    common["keep_same_camera"] = comparison.keep_same_camera
-    return TableCell(source, target, common | settings, comparison.evaluate(RANKS))
+    options = context.options
+    common = {"metric": comparison.metric, "rerank": comparison.reranked, "flip": options.flip}
+    common |= {"keep_same_camera": comparison.keep_same_camera, "multi_query": options.multi_query}
+    common["query_expansion"] = None
+    if options.query_expansion is not None:
+        common["query_expansion"] = {"images": options.query_expansion, "alpha": options.alpha}
+    result, roc = comparison.evaluate(RANKS), comparison.roc() if options.roc else None
+    return TableCell(source, target, common | settings, result, roc)
 
 
 def draw_hardest(context: Context, cell: TableCell, comparison: Comparison) -> Image.Image:

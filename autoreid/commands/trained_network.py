@@ -22,7 +22,6 @@ from autoreid.data.records import ReidDataset, Split
 from autoreid.data.training_data import people_seen_in_training
 from autoreid.distributed import on_main
 from autoreid.errors import DataError
-from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
 from autoreid.networks import load_network
 from autoreid.reporting.activation_maps import draw_activation_maps
@@ -100,8 +99,7 @@ class TrainedNetwork:
     def evaluate(self, target: str, data: ReidDataset) -> TableCell:
         """Evaluate the network on a data set; the result is the same on every rank."""
         query, gallery = self.embed(data.query), self.embed(data.gallery)
-        comparison = self.context.compare(query, gallery, self.config.evaluation.metric)
-        return on_main(lambda: self._finish(target, data.query, comparison))
+        return on_main(lambda: self._finish(target, query, gallery))
 
     def embed(self, split: Split) -> FeatureSet:
         """Return the features of a split's images; each rank computes its share."""
@@ -121,16 +119,17 @@ class TrainedNetwork:
                 yield batch
                 bar.update(len(batch.labels))
 
-    def _finish(self, target: str, query: Split, comparison: Comparison) -> TableCell:
+    def _finish(self, target: str, query: FeatureSet, gallery: FeatureSet) -> TableCell:
         context = self.context
+        comparison = context.compare(query, gallery, self.config.evaluation.metric)
         cell = evaluate_cell(context, self.name, target, comparison, precision=self.precision)
         if context.report is not None:
             hardest = hardest_queries(cell.result.average_precision, context.options.rows)
-            images = torch.cat([batch.images for batch in self.batches(query, hardest)])
+            queries = comparison.query.split("query")
+            images = torch.cat([batch.images for batch in self.batches(queries, hardest)])
             pictures = {
                 "ranked_lists": draw_hardest(context, cell, comparison),
                 "activation_maps": draw_activation_maps(self.network, images.to(context.world.device)),
             }
-            features = {"query": comparison.query, "gallery": comparison.gallery}
-            context.report.add(cell, pictures, features)
+            context.report.add(cell, pictures, {"query": query, "gallery": gallery})
         return cell
