@@ -17,6 +17,8 @@ from autoreid.named_paths import named_paths
 
 #: Default exponent of the query expansion, as in its paper.
 ALPHA = 3.0
+#: TensorBoard shows pictures of up to 8192 x 8192 pixels, which hold so many thumbnails.
+MAX_PROJECTED = 16_384
 _DESCRIPTION = """\
 Rank gallery images for each query by Market-1501's protocol and print mAP and rank-1, either of each --checkpoint
 on the query and gallery of each --data, or of feature files written by any program.
@@ -152,6 +154,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="write result.json, features, pictures and TensorBoard logs here",
     )
     add(
+        "--projector",
+        type=int,
+        metavar="N",
+        help="also write the features and thumbnails of up to N query and gallery images for TensorBoard's projector: "
+        "all images of as many people as fit",
+    )
+    add(
         "--rows",
         type=int,
         default=10,
@@ -193,6 +202,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             "--multi-query: merges the images of a camera, so --keep-same-camera must not be given"
         )
+    if (options.projector or 0) > MAX_PROJECTED:
+        raise ConfigError(f"--projector {options.projector}: must be at most {MAX_PROJECTED}")
+    if options.projector is not None and options.output is None:
+        raise ConfigError("--projector: requires --output")
     if options.alpha is not None and options.query_expansion is None:
         raise ConfigError("--alpha: requires --query-expansion")
     if architecture_of(options) is not None and all(files):
@@ -203,6 +216,7 @@ def _check(options: argparse.Namespace) -> None:
         ("--workers", options.workers, 0),
         ("--query-expansion", options.query_expansion, 1),
         ("--alpha", options.alpha, 0),
+        ("--projector", options.projector, 1),
     ):
         if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{option} {value}: must be at least {least}")

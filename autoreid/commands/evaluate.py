@@ -54,6 +54,8 @@ def evaluate_files(context: Context) -> TableCell:
         except DataError as error:  # paths from another machine
             _log.warning("cannot draw ranked lists: %s", error)
         context.report.add(cell, pictures, {})
+        if options.projector is not None:
+            context.report.project(cell, query, gallery, options.projector)
     return cell
 
 

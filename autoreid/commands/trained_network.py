@@ -132,4 +132,6 @@ class TrainedNetwork:
                 "activation_maps": draw_activation_maps(self.network, images.to(context.world.device)),
             }
             context.report.add(cell, pictures, {"query": query, "gallery": gallery})
+            if context.options.projector is not None:
+                context.report.project(cell, query, gallery, context.options.projector)
         return cell

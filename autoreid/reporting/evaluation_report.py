@@ -20,6 +20,7 @@ from autoreid.reporting.board import Board
 from autoreid.reporting.cost_report import NetworkCost, cost_figure, cost_json, cost_rows
 from autoreid.reporting.curves import cmc_figure, picture_of
 from autoreid.reporting.environment import describe_environment
+from autoreid.reporting.projector import write_config, write_embedding
 from autoreid.reporting.roc_report import roc_figure, roc_json, roc_rows
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.text_table import as_markdown, as_text
@@ -135,6 +136,7 @@ class EvaluationReport:
         make_folder(folder, "set another --output")
         self.weights: dict[str, Any] = {}
         self.board = Board(self.folder.tensorboard)
+        self._embeddings: list[str] = []
 
     def __enter__(self) -> EvaluationReport:
         return self
@@ -162,6 +164,12 @@ class EvaluationReport:
             self.board.scalars({f"{what}/{name}": value for what, value in values.items()}, 0)
         for what, picture in pictures.items():
             self._show(f"{what}/{name}", picture, folder / f"{what}.png")
+
+    def project(self, cell: TableCell, query: FeatureSet, gallery: FeatureSet, limit: int) -> None:
+        """Write the features of up to `limit` images for TensorBoard's projector, see `write_embedding`."""
+        name = f"{cell.source}/{cell.target}"
+        self._embeddings.append(write_embedding(self.folder.tensorboard, name, query, gallery, limit))
+        write_config(self.folder.tensorboard, self._embeddings)
 
     def finish(self, cells: Sequence[TableCell], costs: Sequence[NetworkCost]) -> None:
         """Write result.json, and add the tables, the CMC and ROC curves and the picture of the costs to TensorBoard."""
