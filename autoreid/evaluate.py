@@ -30,6 +30,7 @@ examples:
       --data market=/data/market1501 --data msmt=/data/msmt17 --flip --output evaluations/cross-domain
   python -m autoreid.evaluate --checkpoint osnet_x1_0_market.pth --model osnet_x1_0 --data /data/market1501
   python -m autoreid.evaluate --checkpoint ours=runs/retrain --data /data/market1501 --latency --onnx ours=retrain.onnx
+  python -m autoreid.evaluate --checkpoint runs/retrain --data /data/market1501 --query-expansion 10 --roc
   python -m autoreid.evaluate --query q.npz --gallery g.npz --metric cosine --rerank --json
   torchrun --nproc-per-node 4 -m autoreid.evaluate --checkpoint runs/retrain --data /data/msmt17
 
@@ -62,7 +63,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_architecture_options(parser)
     options = parser.parse_args(arguments)
     _check(options)
-    options.alpha = ALPHA if options.alpha is None else options.alpha
+    if options.query_expansion_alpha is None:
+        options.query_expansion_alpha = ALPHA
     options.checkpoint = named_paths("--checkpoint", options.checkpoint)
     options.data = named_paths("--data", options.data)
     options.onnx = named_paths("--onnx", options.onnx)
@@ -117,7 +119,7 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
         "whatever their identity and camera (alpha query expansion)",
     )
     add(
-        "--alpha",
+        "--query-expansion-alpha",
         type=float,
         metavar="A",
         help="a gallery image has weight max(0, cosine similarity)^A in the query expansion; 0 weights all images "
@@ -154,18 +156,18 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="write result.json, features, pictures and TensorBoard logs here",
     )
     add(
-        "--projector",
-        type=int,
-        metavar="N",
-        help="also write the features and thumbnails of up to N query and gallery images for TensorBoard's projector: "
-        "all images of as many people as fit",
-    )
-    add(
         "--rows",
         type=int,
         default=10,
         metavar="N",
         help="number of queries in the pictures, hardest first (default: 10)",
+    )
+    add(
+        "--projector",
+        type=int,
+        metavar="N",
+        help="also write the features and thumbnails of up to N query and gallery images for TensorBoard's projector: "
+        "all images of as many people as fit",
     )
     add("--json", action="store_true", help="print a JSON object instead of the table")
     add(
@@ -206,8 +208,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--projector {options.projector}: must be at most {MAX_PROJECTED}")
     if options.projector is not None and options.output is None:
         raise ConfigError("--projector: requires --output")
-    if options.alpha is not None and options.query_expansion is None:
-        raise ConfigError("--alpha: requires --query-expansion")
+    if options.query_expansion_alpha is not None and options.query_expansion is None:
+        raise ConfigError("--query-expansion-alpha: requires --query-expansion")
     if architecture_of(options) is not None and all(files):
         raise ConfigError("--model: requires --checkpoint")
     for option, value, least in (
@@ -215,7 +217,7 @@ def _check(options: argparse.Namespace) -> None:
         ("--rows", options.rows, 1),
         ("--workers", options.workers, 0),
         ("--query-expansion", options.query_expansion, 1),
-        ("--alpha", options.alpha, 0),
+        ("--query-expansion-alpha", options.query_expansion_alpha, 0),
         ("--projector", options.projector, 1),
     ):
         if value is not None and not least <= value < math.inf:

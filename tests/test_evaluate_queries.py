@@ -49,7 +49,16 @@ def numbers_of(query, gallery):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_queries_are_merged_and_then_expanded(files, capsys, metric):
     query, gallery = load(files)
-    options = ["--metric", metric, "--multi-query", "max", "--query-expansion", "4", "--alpha", "0.5"]
+    options = [
+        "--metric",
+        metric,
+        "--multi-query",
+        "max",
+        "--query-expansion",
+        "4",
+        "--query-expansion-alpha",
+        "0.5",
+    ]
     (cell,) = run_json(capsys, *files, *options)
     merged = merge_queries(query, "max", metric)
     own = np.full(len(merged), -1)
@@ -136,9 +145,19 @@ def test_a_network_embeds_the_boxes_of_market1501(tmp_path, capsys):
 def test_contradictions_are_told_in_one_line(files, capsys):
     cases = {
         "--query-expansion 0: must be at least 1": ["--query-expansion", "0"],
-        "--alpha -1.0: must be at least 0": ["--query-expansion", "2", "--alpha", "-1"],
-        "--alpha nan: must be at least 0": ["--query-expansion", "2", "--alpha", "nan"],
-        "--alpha: requires --query-expansion": ["--alpha", "2"],
+        "--query-expansion-alpha -1.0: must be at least 0": [
+            "--query-expansion",
+            "2",
+            "--query-expansion-alpha",
+            "-1",
+        ],
+        "--query-expansion-alpha nan: must be at least 0": [
+            "--query-expansion",
+            "2",
+            "--query-expansion-alpha",
+            "nan",
+        ],
+        "--query-expansion-alpha: requires --query-expansion": ["--query-expansion-alpha", "2"],
         "--keep-same-camera must not be given": ["--multi-query", "mean", "--keep-same-camera"],
         "has 60 gallery images; --query-expansion 60 needs more than 60": ["--query-expansion", "60"],
     }

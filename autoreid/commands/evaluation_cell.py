@@ -36,7 +36,7 @@ class Context(NamedTuple):
         comparison = Comparison(query, gallery, metric, options.rerank, device, options.keep_same_camera)
         if options.query_expansion is None:
             return comparison
-        return comparison.expanded(options.query_expansion, options.alpha)
+        return comparison.expanded(options.query_expansion, options.query_expansion_alpha)
 
 
 def evaluate_cell(
@@ -48,7 +48,10 @@ def evaluate_cell(
     common |= {"keep_same_camera": comparison.keep_same_camera, "multi_query": options.multi_query}
     common["query_expansion"] = None
     if options.query_expansion is not None:
-        common["query_expansion"] = {"images": options.query_expansion, "alpha": options.alpha}
+        common["query_expansion"] = {
+            "images": options.query_expansion,
+            "alpha": options.query_expansion_alpha,
+        }
     result, roc = comparison.evaluate(RANKS), comparison.roc() if options.roc else None
     return TableCell(source, target, common | settings, result, roc)
 
