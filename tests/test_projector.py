@@ -56,6 +56,7 @@ def test_the_files_hold_the_features_labels_and_thumbnails_of_the_same_images(se
     np.testing.assert_allclose(features, np.concatenate([part.features for part in parts]), rtol=1e-6)
     with (tmp_path / embedding.metadata_path).open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
+    assert all(row["label"] == f"{row['identity']} c{row['camera']} {row['split']}" for row in rows)
     assert [row["path"] for row in rows] == [path for part in parts for path in part.paths]
     assert [int(row["identity"]) for row in rows] == [who for part in parts for who in part.identities]
     assert [int(row["camera"]) for row in rows] == [camera for part in parts for camera in part.cameras]

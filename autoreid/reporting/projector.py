@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 #: Width and height of a thumbnail in pixels. TensorBoard shows square ones only.
 TILE = 64
-_COLUMNS = ("identity", "camera", "split", "path")
+#: TensorBoard shows the first column that is not a number as the label of a point.
+_COLUMNS = ("label", "identity", "camera", "split", "path")
 
 
 def choose_people(
@@ -70,7 +71,8 @@ def write_embedding(folder: Path, name: str, query: FeatureSet, gallery: Feature
     rows = [_COLUMNS]
     for split, part in parts.items():
         for identity, camera, path in zip(part.identities, part.cameras, part.paths, strict=True):
-            rows.append((str(identity), str(camera), split, " ".join(path.split())))
+            label = f"{identity} c{camera} {split}"
+            rows.append((label, str(identity), str(camera), split, " ".join(path.split())))
     metadata = "".join("\t".join(row) + "\n" for row in rows)
     files = {"tensors.tsv": features.getvalue(), "metadata.tsv": metadata.encode()}
     paths = [path for part in parts.values() for path in part.paths.tolist()]
