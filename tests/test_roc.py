@@ -110,6 +110,28 @@ def test_a_comparison_measures_its_own_distances(metric, reranked):
     ).evaluate([1])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_agrees_with_cpu():
+    """Distances of small integers are exact, so all ties are the same."""
+    rng = np.random.default_rng(0)
+    query, gallery = (
+        FeatureSet(
+            rng.integers(-2, 3, (N, 3)).astype(np.float32),
+            rng.integers(JUNK, 5, N),
+            rng.integers(0, 3, N),
+            np.full(N, ""),
+        )
+        for N in (130, 400)
+    )
+    on_cpu, on_gpu = (
+        Comparison(query, gallery, "euclidean", False, torch.device(name)) for name in ("cpu", "cuda")
+    )
+    assert on_gpu.roc() == on_cpu.roc()
+    expanded = [one.expanded(7, 3.0).query.features for one in (on_cpu, on_gpu)]
+    np.testing.assert_allclose(*expanded, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("gallery", "message"), [([1, 1], "all pairs .* show the same"), ([2], "no pair")])
 def test_a_curve_needs_both_kinds_of_pairs(gallery, message):
     distances = torch.zeros(1, len(gallery))

@@ -65,6 +65,8 @@ def draw_hardest(context: Context, cell: TableCell, comparison: Comparison) -> I
     lists = rank_lists(distances, query, comparison.gallery, keep_same_camera=keep)
     if comparison.squared:
         lists = [one._replace(distances=np.sqrt(one.distances.clip(0))) for one in lists]
-    how = f"{comparison.metric}{', re-ranked' if comparison.reranked else ''}"
+    settings = cell.settings
+    added = {"multi_query": "multi-query", "query_expansion": "query expansion", "rerank": "re-ranked"}
+    how = ", ".join([comparison.metric, *(words for key, words in added.items() if settings[key])])
     title = f"{cell.source} on {cell.target} ({how}): the {len(hardest)} hardest of {cell.result.valid_queries} queries"
     return draw_ranked_lists(lists, query, comparison.gallery, precision[hardest], title)
