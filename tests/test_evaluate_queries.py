@@ -99,8 +99,8 @@ def test_verification_measures_are_in_the_table_the_results_and_tensorboard(file
     assert (cell["roc"]["positive_pairs"], cell["roc"]["negative_pairs"]) == (len(positive), len(negative))
     board = tmp_path / "out/tensorboard"
     for tag in ("eer", "auc"):
-        assert points(board, f"{tag}/query/gallery") == [(0, pytest.approx(cell["roc"][tag]))]
-    assert points(board, "tpr_at_fpr_0.01/query/gallery") == [(0, pytest.approx(rates["0.01"]))]
+        assert points(board, f"roc/{tag}/query/gallery") == [(0, pytest.approx(cell["roc"][tag]))]
+    assert points(board, "roc/tpr_at_fpr_0.01/query/gallery") == [(0, pytest.approx(rates["0.01"]))]
     assert ("roc" in read_events(board).Tags()["images"]) == HAS_MATPLOTLIB
     assert (tmp_path / "out/roc.png").exists() == HAS_MATPLOTLIB
 

@@ -128,6 +128,8 @@ def test_features_without_images_have_no_thumbnails(tmp_path, capsys, caplog):
     (embedding,) = config.embeddings
     assert not embedding.HasField("sprite")
     assert (tmp_path / "out/tensorboard" / embedding.tensor_path).exists()
+    assert main([*files, "--device=cpu", f"--output={tmp_path / 'out'}"]) == 0
+    assert not (tmp_path / "out/tensorboard/projector_config.pbtxt").exists()
     assert main(line) == 2
     assert "--projector: requires --output" in capsys.readouterr().err
     assert main([*line, "--projector=20000", f"--output={tmp_path / 'out'}"]) == 2

@@ -20,7 +20,7 @@ from autoreid.reporting.board import Board
 from autoreid.reporting.cost_report import NetworkCost, cost_figure, cost_json, cost_rows
 from autoreid.reporting.curves import cmc_figure, picture_of
 from autoreid.reporting.environment import describe_environment
-from autoreid.reporting.projector import write_config, write_embedding
+from autoreid.reporting.projector import remove_config, write_config, write_embedding
 from autoreid.reporting.roc_report import roc_figure, roc_json, roc_rows
 from autoreid.reporting.run_folder import RunFolder
 from autoreid.reporting.text_table import as_markdown, as_text
@@ -136,6 +136,7 @@ class EvaluationReport:
         make_folder(folder, "set another --output")
         self.weights: dict[str, Any] = {}
         self.board = Board(self.folder.tensorboard)
+        remove_config(self.folder.tensorboard)
         self._embeddings: list[str] = []
 
     def __enter__(self) -> EvaluationReport:
@@ -161,7 +162,7 @@ class EvaluationReport:
         if cell.roc is not None:
             values = {"eer": cell.roc.eer, "auc": cell.roc.auc}
             values |= {f"tpr_at_fpr_{rate:g}": share for rate, share in cell.roc.tpr.items()}
-            self.board.scalars({f"{what}/{name}": value for what, value in values.items()}, 0)
+            self.board.scalars({f"roc/{what}/{name}": value for what, value in values.items()}, 0)
         for what, picture in pictures.items():
             self._show(f"{what}/{name}", picture, folder / f"{what}.png")
 

@@ -26,6 +26,7 @@ from autoreid.files import make_folder, write_atomically
 
 _log = logging.getLogger(__name__)
 
+_CONFIG = "projector_config.pbtxt"
 #: Width and height of a thumbnail in pixels. TensorBoard shows square ones only.
 TILE = 64
 #: TensorBoard shows the first column that is not a number as the label of a point.
@@ -109,7 +110,12 @@ def write_config(folder: Path, entries: Sequence[str]) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    write_atomically(folder / "projector_config.pbtxt", "".join(entries).encode())
+    write_atomically(folder / _CONFIG, "".join(entries).encode())
+
+
+def remove_config(folder: Path) -> None:
+    """Remove the config of an earlier evaluation, so that TensorBoard does not show its embeddings."""
+    (folder / _CONFIG).unlink(missing_ok=True)
 
 
 def thumbnails(paths: Sequence[str]) -> Image.Image:
