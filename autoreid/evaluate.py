@@ -17,7 +17,7 @@ from autoreid.named_paths import named_paths
 
 #: Default exponent of the query expansion, as in its paper.
 ALPHA = 3.0
-#: TensorBoard shows pictures of up to 8192 x 8192 pixels, which hold so many thumbnails.
+#: Number of thumbnails in a picture of 8192 x 8192 pixels, the largest that TensorBoard shows.
 MAX_PROJECTED = 16_384
 _DESCRIPTION = """\
 Rank gallery images for each query by Market-1501's protocol and print mAP and rank-1, either of each --checkpoint

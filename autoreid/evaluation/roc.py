@@ -22,9 +22,9 @@ from autoreid.evaluation.ranking import Block, match_blocks
 
 #: False positive rates at which the true positive rate is reported, ...
 FALSE_POSITIVE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
-#: ... if at least so many negative pairs are closer than the threshold: with fewer, the rate is mostly chance.
+#: ... if the rate allows at least this many negative pairs; with fewer, the result depends on a few images.
 MIN_FALSE_POSITIVES = 10
-#: The curve has so many points for each power of ten, and begins at this false positive rate.
+#: Points of the curve for each power of ten of the false positive rate, and the lowest rate.
 _POINTS, _LOWEST_RATE = 20, 1e-5
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Curves of up to so many points have markers.
+#: Curves with up to this many points have markers.
 _MARKED = 50
 #: The coordinates of a curve: x and y.
 Curve = tuple[Sequence[float], Sequence[float]]
