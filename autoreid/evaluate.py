@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import re
+import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 from autoreid.architecture import add_architecture_options, architecture_of
 from autoreid.cli import run_command
 from autoreid.config import Metric, Precision, expand
 from autoreid.errors import ConfigError
+from autoreid.named_paths import named_paths
 
+#: Default exponent of the query expansion, as in its paper.
+ALPHA = 3.0
+#: Number of thumbnails in a picture of 8192 x 8192 pixels, the largest that TensorBoard shows.
+MAX_PROJECTED = 16_384
 _DESCRIPTION = """\
 Rank gallery images for each query by Market-1501's protocol and print mAP and rank-1, either of each --checkpoint
 on the query and gallery of each --data, or of feature files written by any program.
@@ -25,6 +29,7 @@ examples:
       --data market=/data/market1501 --data msmt=/data/msmt17 --flip --output evaluations/cross-domain
   python -m autoreid.evaluate --checkpoint osnet_x1_0_market.pth --model osnet_x1_0 --data /data/market1501
   python -m autoreid.evaluate --checkpoint ours=runs/retrain --data /data/market1501 --latency --onnx ours=retrain.onnx
+  python -m autoreid.evaluate --checkpoint runs/retrain --data /data/market1501 --query-expansion 10 --roc
   python -m autoreid.evaluate --query q.npz --gallery g.npz --metric cosine --rerank --json
   torchrun --nproc-per-node 4 -m autoreid.evaluate --checkpoint runs/retrain --data /data/msmt17
 
@@ -57,6 +62,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_architecture_options(parser)
     options = parser.parse_args(arguments)
     _check(options)
+    if options.query_expansion_alpha is None:
+        options.query_expansion_alpha = ALPHA
     options.checkpoint = named_paths("--checkpoint", options.checkpoint)
     options.data = named_paths("--data", options.data)
     options.onnx = named_paths("--onnx", options.onnx)
@@ -96,8 +103,28 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
         help="count gallery images of the query's person by the query's camera as matches, for data from a single "
         "camera; results are then not comparable with published ones",
     )
-    add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
+    add(
+        "--multi-query",
+        choices=("mean", "max"),
+        help="merge the images of one person by one camera into one query, by the mean or maximum of their features: "
+        "those in gt_bbox of Market-1501, or else those among the queries",
+    )
+    add(
+        "--query-expansion",
+        type=int,
+        metavar="K",
+        help="replace the feature of each query by a weighted mean of itself and its K nearest gallery features, "
+        "whatever their identity and camera (alpha query expansion)",
+    )
+    add(
+        "--query-expansion-alpha",
+        type=float,
+        metavar="A",
+        help="a gallery image has weight max(0, cosine similarity)^A in the query expansion; 0 weights all images "
+        f"equally (default: {ALPHA:g})",
+    )
+    add("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
 
 
 def _add_computation(group: argparse._ArgumentGroup) -> None:
@@ -134,7 +161,20 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="number of queries in the pictures, hardest first (default: 10)",
     )
+    add(
+        "--projector",
+        type=int,
+        metavar="N",
+        help="also write the features and thumbnails of up to N query and gallery images for TensorBoard's projector: "
+        "all images of as many people as fit",
+    )
     add("--json", action="store_true", help="print a JSON object instead of the table")
+    add(
+        "--roc",
+        action="store_true",
+        help="also print verification measures: true positive rate (TPR) at false positive rates (FPR) of 0.1 to 1e-4, "
+        "equal error rate (EER) and area under the ROC curve (AUC); computes all distances twice more",
+    )
     add(
         "--latency",
         action="store_true",
@@ -159,39 +199,28 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError(f"{option}: requires --checkpoint; features in files cannot be changed")
     if options.onnx and not options.latency:
         raise ConfigError("--onnx: requires --latency")
+    if options.multi_query is not None and options.keep_same_camera:
+        raise ConfigError(
+            "--multi-query: merges the images of a camera, so --keep-same-camera must not be given"
+        )
+    if (options.projector or 0) > MAX_PROJECTED:
+        raise ConfigError(f"--projector {options.projector}: must be at most {MAX_PROJECTED}")
+    if options.projector is not None and options.output is None:
+        raise ConfigError("--projector: requires --output")
+    if options.query_expansion_alpha is not None and options.query_expansion is None:
+        raise ConfigError("--query-expansion-alpha: requires --query-expansion")
     if architecture_of(options) is not None and all(files):
         raise ConfigError("--model: requires --checkpoint")
-    workers = options.workers or 0
     for option, value, least in (
         ("--batch-size", options.batch_size, 1),
         ("--rows", options.rows, 1),
-        ("--workers", workers, 0),
+        ("--workers", options.workers, 0),
+        ("--query-expansion", options.query_expansion, 1),
+        ("--query-expansion-alpha", options.query_expansion_alpha, 0),
+        ("--projector", options.projector, 1),
     ):
-        if value < least:
+        if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{option} {value}: must be at least {least}")
-
-
-def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
-    """Return the paths of a repeated option by name; the name is given as NAME=PATH or taken from the path.
-
-    Raises:
-        ConfigError: a path does not exist, or two have the same name.
-    """
-    paths: dict[str, Path] = {}
-    for value in values:
-        given = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", value)
-        path = expand(given[2] if given else value)  # a shell does not expand NAME=~
-        if not path.exists():
-            # Such as `--data FOLDER training.epochs=2`, where the option takes several values.
-            is_override = given and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", given[1])
-            hint = f"; overrides must come before {option}" if is_override else ""
-            raise ConfigError(f"{option} {value}: no such file or folder: {path}{hint}")
-        of_run = path.parent.name == "checkpoints"
-        name = given[1] if given else (path.absolute().parents[1] if of_run else path.resolve()).name
-        if name in paths:
-            raise ConfigError(f"{option} {value}: the name {name} is already used; give a unique NAME=PATH")
-        paths[name] = path
-    return paths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

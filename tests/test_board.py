@@ -78,6 +78,15 @@ def test_a_run_that_starts_from_the_beginning_hides_earlier_steps(tmp_path):
     assert points(tmp_path, "loss") == [(0, 2.0)]
 
 
+def test_a_run_that_starts_from_the_beginning_has_none_of_the_earlier_pictures(tmp_path):
+    """TensorBoard's page of images fails if a tag has no picture left."""
+    for tags in (("roc", "cmc"), ("cmc",)):
+        with Board(tmp_path) as board:
+            for tag in tags:
+                board.picture(tag, noise(4, 4, 0), 0)
+    assert read_events(tmp_path).Tags()["images"] == ["cmc"]
+
+
 def test_flushed_values_are_in_the_file_before_it_is_closed(tmp_path):
     board = Board(tmp_path)
     board.scalars({"loss": 1.0}, 1)

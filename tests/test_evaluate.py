@@ -13,18 +13,20 @@ import torch
 from PIL import Image
 
 import autoreid
-from autoreid.commands.evaluate import TrainedNetwork, evaluate
+from autoreid.commands.evaluate import evaluate
+from autoreid.commands.trained_network import TrainedNetwork
 from autoreid.config import SyntheticPeople, Training
 from autoreid.data.datasets.market1501 import read_market1501
 from autoreid.data.images import Images
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.data.transforms import normalise
 from autoreid.errors import DataError
-from autoreid.evaluate import main, named_paths, parse
+from autoreid.evaluate import main, parse
 from autoreid.evaluation import evaluate_distances, evaluate_retrieval
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.reranking import rerank
+from autoreid.named_paths import named_paths
 from autoreid.reporting.activation_maps import draw_activation_maps
 from autoreid.reporting.evaluation_report import TableCell, as_table
 from autoreid.slurm.evaluation import main as submit

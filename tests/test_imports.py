@@ -9,7 +9,18 @@ PACKAGE = Path(__file__).parents[1] / "autoreid"
 #: The parts that others build on, from the ground up; `config` imports nothing of the package. All other modules are
 #: command lines, and may import any of them.
 ORDER = (
-    *("config", "errors", "files", "seeding", "cli", "checkpoint", "yaml_values", "recipes", "architecture"),
+    *(
+        "config",
+        "errors",
+        "files",
+        "seeding",
+        "cli",
+        "checkpoint",
+        "yaml_values",
+        "recipes",
+        "architecture",
+        "named_paths",
+    ),
     *(
         "distributed",
         "layers",

@@ -260,9 +260,12 @@ def test_help(place):
 
 
 def test_evaluate(place, demo):
-    output = run(the_command("python -m autoreid.evaluate --checkpoint runs"), place)
+    output = run(the_command("python -m autoreid.evaluate --checkpoint runs", "runs/evaluation"), place)
     assert "quickstart_found" in output
     assert (place / "runs/evaluation/result.json").exists()
+    output = run(the_command("python -m autoreid.evaluate --checkpoint runs", "_projector"), place)
+    assert "TPR at FPR" in output
+    assert (place / "runs/evaluation_projector/tensorboard/projector_config.pbtxt").exists()
 
 
 def test_python_export_and_cost(place, demo):

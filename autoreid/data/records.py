@@ -72,6 +72,19 @@ class ReidDataset:
         return everything.select(~np.isin(everything.identities, (DISTRACTOR, JUNK)))
 
 
+def sightings(
+    identities: npt.NDArray[np.int64], cameras: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Group N images by identity and camera; the S groups are sorted by identity, then by camera.
+
+    Returns:
+        The first image of each group (S,), and the group of each image (N,).
+    """
+    pairs = np.stack([identities, cameras], axis=1)
+    _, first, owner = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    return first, owner.ravel()  # numpy 2.0.0 returns (N, 1)
+
+
 def join(splits: Sequence[Split], name: str) -> Split:
     """Concatenate splits of the same data set."""
     return Split(

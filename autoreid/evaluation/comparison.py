@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,11 @@ from torch import Tensor
 from autoreid.config import Metric
 from autoreid.evaluation.distances import Distances
 from autoreid.evaluation.features import FeatureSet
-from autoreid.evaluation.protocol import own_images
-from autoreid.evaluation.ranking import RetrievalResult, evaluate_distances, evaluate_retrieval
+from autoreid.evaluation.protocol import Ints, Protocol, own_images
+from autoreid.evaluation.query_expansion import expand_queries
+from autoreid.evaluation.ranking import RetrievalResult, evaluate_blocks
 from autoreid.evaluation.reranking import rerank
+from autoreid.evaluation.roc import Roc, measure_roc
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,7 @@ class Comparison:
 
     def evaluate(self, ranks: Sequence[int]) -> RetrievalResult:
         """Rank the gallery for each query and return mAP, CMC and mINP; see `evaluate_retrieval`."""
-        query, gallery = self.query, self.gallery
-        labels = (query.identities, gallery.identities, query.cameras, gallery.cameras)
-        own = own_images(query.paths.tolist(), gallery.paths.tolist())
-        rules: dict[str, Any] = {"keep_same_camera": self.keep_same_camera, "own": own}
-        if self.reranked:
-            return evaluate_distances(self._reranked, *labels, ranks=ranks, **rules)
-        return evaluate_retrieval(*self._tensors(query), *labels, metric=self.metric, ranks=ranks, **rules)
+        return evaluate_blocks(self._blocks(), self._protocol, ranks)
 
     def distances(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return the (n, G) distances of the chosen queries; Euclidean ones are squared (see `squared`)."""
@@ -56,10 +51,35 @@ class Comparison:
         # `blocks` reuses one buffer, so each block is copied.
         return np.concatenate([block.cpu().numpy().copy() for block in blocks])
 
+    def roc(self) -> Roc:
+        """Measure how well a threshold on the distance separates pairs of the same person, see `measure_roc`."""
+        return measure_roc(self._blocks, self._protocol)
+
+    def expanded(self, images: int, alpha: float) -> Comparison:
+        """Return the comparison with expanded queries, see `expand_queries`."""
+        features = expand_queries(*self._tensors(self.query), self._own, images, alpha, self.metric)
+        return replace(self, query=replace(self.query, features=features.cpu().numpy()))
+
     @property
     def squared(self) -> bool:
         """Whether `distances` returns squared distances."""
         return self.metric == "euclidean" and not self.reranked
+
+    @cached_property
+    def _own(self) -> Ints:
+        return own_images(self.query.paths.tolist(), self.gallery.paths.tolist())
+
+    @cached_property
+    def _protocol(self) -> Protocol:
+        query, gallery = self.query, self.gallery
+        labels = (query.identities, gallery.identities, query.cameras, gallery.cameras)
+        return Protocol(*labels, self.keep_same_camera, self._own)
+
+    def _blocks(self) -> Iterator[Tensor]:
+        """Yield the distances in blocks of queries (q, G); the next overwrites a block."""
+        if self.reranked:
+            return iter(self._reranked)
+        return Distances(*self._tensors(self.query), self.metric).blocks()
 
     @cached_property
     def _reranked(self) -> Iterable[Tensor]:

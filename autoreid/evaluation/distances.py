@@ -94,6 +94,18 @@ class Distances:
         return 1 - products
 
 
+def nearest(block: Tensor, keys: Tensor, size: int) -> Tensor:
+    """Return the (q, size) columns of the smallest of (q, N) non-negative float32 numbers, stably sorted.
+
+    Args:
+        keys: (q, N) int64; the lower halves of each row are 0 to N - 1, the upper halves are overwritten.
+    """
+    # Non-negative floats sort like their bits; with the column in the lower half, all keys are distinct.
+    upper = keys.view(torch.int32)[:, 1::2]  # on little-endian machines
+    upper.copy_(block.view(torch.int32))
+    return keys.topk(size, largest=False).values.bitwise_and_(2**32 - 1)
+
+
 def _squares(features: Tensor) -> Tensor:
     """Return (N,) squared norms, computed in pieces because a gallery may fill half of the memory."""
     squares = features.new_empty(len(features))

@@ -102,7 +102,7 @@ def evaluate_retrieval(
     numbers = (query_ids, gallery_ids, query_cameras, gallery_cameras)
     protocol = Protocol(*numbers, keep_same_camera, own)
     protocol.check(distances.shape)
-    return _evaluate(match_blocks(distances.blocks(), protocol), protocol, ranks)
+    return evaluate_blocks(distances.blocks(), protocol, ranks)
 
 
 def evaluate_distances(
@@ -129,7 +129,7 @@ def evaluate_distances(
         protocol.check(tuple(distances.shape))
         distances = torch.as_tensor(distances).split(max(1, BLOCK_ELEMENTS // max(1, distances.shape[1])))
     blocks = (torch.as_tensor(block).detach() for block in distances)
-    return _evaluate(match_blocks(blocks, protocol), protocol, ranks)
+    return evaluate_blocks(blocks, protocol, ranks)
 
 
 def match_blocks(blocks: Iterable[Tensor], protocol: Protocol) -> Iterator[Block]:
@@ -156,11 +156,16 @@ def match_blocks(blocks: Iterable[Tensor], protocol: Protocol) -> Iterator[Block
         raise ValueError(f"distances of {start} queries: must be {protocol.shape}")
 
 
-def _evaluate(blocks: Iterable[Block], protocol: Protocol, ranks: Sequence[int]) -> RetrievalResult:
-    """Compute mAP, CMC and mINP over the blocks of all queries."""
+def evaluate_blocks(blocks: Iterable[Tensor], protocol: Protocol, ranks: Sequence[int]) -> RetrievalResult:
+    """Compute mAP, CMC and mINP over blocks of distances (q, G), which have all queries in order.
+
+    Raises:
+        ValueError: the shapes do not match.
+        RunError: a distance is NaN or infinite, or no query has a match.
+    """
     # Rows: average precision, rank of the first match, inverse negative penalty; NaN without a match.
     per_query = np.full((3, protocol.shape[0]), np.nan)
-    for block in blocks:
+    for block in match_blocks(blocks, protocol):
         if len(block.rows):
             valid, starts, total = np.unique(block.rows, return_index=True, return_counts=True)
             rank = match_ranks(block)

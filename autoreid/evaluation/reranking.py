@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from autoreid.config import Metric
-from autoreid.evaluation.distances import ArrayLike, Distances
+from autoreid.evaluation.distances import ArrayLike, Distances, nearest
 from autoreid.evaluation.protocol import Ints, ranges
 
 Floats = npt.NDArray[np.float32]
@@ -145,20 +145,8 @@ def _neighbours(among: Distances, k: int) -> tuple[npt.NDArray[np.int32], Tensor
     for block in among.blocks():
         rows = slice(start, start := start + len(block))
         largest[rows] = block.square_().amax(1).clamp_min(torch.finfo(block.dtype).tiny)
-        found[rows] = _nearest(block.div_(largest[rows, None]), keys[: len(block)], size)
+        found[rows] = nearest(block.div_(largest[rows, None]), keys[: len(block)], size)
     return found.cpu().numpy(), largest
-
-
-def _nearest(block: Tensor, keys: Tensor, size: int) -> Tensor:
-    """Return the (q, size) columns of the smallest of (q, N) non-negative float32 numbers, stably sorted.
-
-    Args:
-        keys: (q, N) int64; the lower halves of each row are 0 to N - 1, the upper halves are overwritten.
-    """
-    # Non-negative floats sort like their bits; with the column in the lower half, all keys are distinct.
-    upper = keys.view(torch.int32)[:, 1::2]  # on little-endian machines
-    upper.copy_(block.view(torch.int32))
-    return keys.topk(size, largest=False).values.bitwise_and_(2**32 - 1)
 
 
 def _reciprocal(neighbours: npt.NDArray[np.int32], rows: slice) -> npt.NDArray[np.bool_]:

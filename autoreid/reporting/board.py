@@ -36,16 +36,19 @@ class Board:
         Args:
             folder: folder of the event files.
             after_step: step of the checkpoint from which the run resumes. TensorBoard hides later steps in existing
-                event files of the folder; by default it hides all of them.
+                event files of the folder. By default, these files are deleted: TensorBoard shows no pictures of any run
+                if it hides all pictures of a tag.
         """
         make_folder(folder, "set output_dir to a writable folder")
-        # TensorBoard sorts files by name. The time in the name only has a resolution of seconds, hence the number.
-        number = sum(1 for _ in folder.glob("events.out.tfevents.*"))
+        existing = list(folder.glob("events.out.tfevents.*"))
         self._writer: EventsWriter | None = None
         self._folder = folder
         self._flushed = time.monotonic()
         try:
-            self._writer = EventsWriter(str(folder / "events"), f".{number:04d}")
+            for path in existing if after_step < 0 else ():
+                path.unlink()
+            # TensorBoard sorts files by name. The time in the name only has a resolution of seconds, hence the number.
+            self._writer = EventsWriter(str(folder / "events"), f".{len(existing):04d}")
         except OSError as error:
             self._disable(error)
         self._write(Event(session_log=SessionLog(status=SessionLog.START)), after_step + 1)

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: Curves with up to this many points have markers.
+_MARKED = 50
 #: The coordinates of a curve: x and y.
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def figure_of(curves: Mapping[str, Curve], xlabel: str, ylabel: str) -> Figure:
+def figure_of(curves: Mapping[str, Curve], xlabel: str, ylabel: str, log_x: bool = False) -> Figure:
     """Return a figure with a curve for each label, and a legend below. If all x are integers, so are the ticks.
+
+    The points of curves with many of them are not marked. With `log_x`, the axis of x is logarithmic.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -31,9 +35,11 @@ def figure_of(curves: Mapping[str, Curve], xlabel: str, ylabel: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.4 + 0.22 * len(curves)), layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     for label, (x, y) in curves.items():
-        axes.plot(x, y, marker="o", markersize=4, label=label)
+        axes.plot(x, y, marker="o" if len(x) <= _MARKED else "", markersize=4, label=label)
     if all(isinstance(value, int) for x, _ in curves.values() for value in x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if log_x:
+        axes.set_xscale("log")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center")
     return figure

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autoreid.config import expand
 from autoreid.errors import ConfigError
-from autoreid.evaluate import named_paths
+from autoreid.named_paths import named_paths
 from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.pipeline_stages import Pipeline
 from autoreid.slurm.stages import submit_stages

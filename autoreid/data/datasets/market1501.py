@@ -4,6 +4,7 @@
     FOLDER/query/0001_c1s1_001051_00.jpg                 one image per identity and camera
     FOLDER/bounding_box_test/0000_c1s1_000151_01.jpg     gallery
     FOLDER/images/                                       500 k further distractors, for market1501_500k
+    FOLDER/gt_bbox/0001_c1s1_001051_00.jpg               hand-drawn boxes of all people, for multi-query
 
 A file name starts with the identity, then `_c` and the camera. In bounding_box_test, identity 0000 means
 distractor and -1 junk. The folders may be in a subfolder, as in the authors' archive.
@@ -15,12 +16,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from autoreid.data.datasets.benchmark import Benchmark, Counts
 from autoreid.data.datasets.listing import image_names, locate, numbers_in, refuse_nobody, split_of
 from autoreid.data.records import DISTRACTOR, JUNK, ReidDataset, Split, join
 from autoreid.errors import DataError
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+MULTI_QUERY = "gt_bbox"
 _EXAMPLE = "0002_c1s1_000451_03.jpg"
 _NAME = re.compile(r"(-1|\d+)_c(\d+)")
 _parse = numbers_in(_NAME, _EXAMPLE)
@@ -48,6 +52,29 @@ def read_market1501(folder: Path) -> ReidDataset:
             f"{inside / FOLDERS['gallery']}: all images are junk (-1); expected a gallery to rank"
         )
     return ReidDataset(folder.name, train, query, gallery)
+
+
+def read_multi_query(folder: Path, query: Split) -> Split:
+    """Return the images that are merged to multi-queries: all in gt_bbox of a query's identity and camera.
+
+    Queries without any such image, and all queries of a folder without gt_bbox, are kept as they are.
+
+    Raises:
+        DataError: gt_bbox contains no image, or a file name is invalid.
+    """
+    inside = locate(folder, FOLDERS["train"])
+    if not all((inside / part).is_dir() for part in (FOLDERS["train"], MULTI_QUERY)):
+        return query
+    boxes = _read_folder(inside / MULTI_QUERY, query.name)
+    wanted, there = (set(_sightings(split)) for split in (query, boxes))
+    boxes = boxes.select(np.array([one in wanted for one in _sightings(boxes)], dtype=bool))
+    alone = query.select(np.array([one not in there for one in _sightings(query)], dtype=bool))
+    return join([boxes, alone], query.name)
+
+
+def _sightings(split: Split) -> list[tuple[int, int]]:
+    """Return the identity and the camera of each image."""
+    return list(zip(split.identities.tolist(), split.cameras.tolist(), strict=True))
 
 
 def _read_folder(folder: Path, name: str) -> Split:
