@@ -35,14 +35,14 @@ class Progress:
         run_id: the id of the run in the store.
         records: number of records.
         digest: of these records, without timings.
-        result: digest of the result; None if the mirror does not have it.
+        result: digest of the result, which is empty while the run has not finished.
         began: when an update began that has not ended, because its process was killed or the store failed.
     """
 
     run_id: str
     records: int = 0
     digest: str = ""
-    result: str | None = None
+    result: str = ""
     began: float | None = None
 
 
@@ -60,12 +60,10 @@ def update_mirror(folder: Path, mirror: Mirror) -> int:
         RunError: the store or the progress cannot be written.
     """
     with _locked(folder):
-        run, path = read_run(folder), folder / FILE
-        every = _read_progress(path)
-        progress = every.get(mirror.destination)
+        run, progress = read_run(folder), _read_progress(folder).get(mirror.destination)
         if progress is not None and progress.records > len(run.records):
             return 0  # a resumed run still computes records that the mirror has
-        if progress is not None and _digest_of(run, progress.records) != progress.digest:
+        if progress is not None and progress.digest != _digest_of(run, progress.records):
             _log.warning(
                 "%s: the run has computed epochs again that %s has with other values; it is mirrored anew, and the run "
                 "%s there can be deleted",
@@ -74,22 +72,30 @@ def update_mirror(folder: Path, mirror: Mirror) -> int:
                 progress.run_id,
             )
             progress = None
-        result = _digest([run.result]) if run.result else None
-        if progress is not None and (progress.records, progress.result) == (len(run.records), result):
+        if progress is not None and _is_complete(run, progress):
             return 0
         try:
-            progress = progress or Progress(mirror.create(run), digest=_digest([]))
-            progress = replace(progress, began=progress.began or time.time())
-            _save_progress(path, every | {mirror.destination: progress})
-            mirror.write(progress.run_id, run, _update(run, progress))
+            return _write(run, mirror, progress)
         except AutoreidError:
             raise
         except Exception as error:  # whatever the tracker's package raises
             raise RunError(f"{mirror.destination}: cannot write: {_first_line(error)}") from error
-        count = len(run.records)
-        done = Progress(progress.run_id, count, _digest_of(run, count), result)
-        _save_progress(path, every | {mirror.destination: done})
-        return count - progress.records
+
+
+def _write(run: RunContent, mirror: Mirror, before: Progress | None) -> int:
+    """Write what a mirror lacks of a run, and record its progress before and after."""
+    begun = before or Progress(mirror.create(run), digest=_digest([]))
+    begun = replace(begun, began=begun.began or time.time())
+    _save_progress(run.folder, mirror.destination, begun)
+    mirror.write(begun.run_id, run, _update(run, begun))
+    count = len(run.records)
+    done = Progress(begun.run_id, count, _digest_of(run, count), _digest([run.result]))
+    _save_progress(run.folder, mirror.destination, done)
+    return count - begun.records
+
+
+def _is_complete(run: RunContent, progress: Progress) -> bool:
+    return (progress.records, progress.result) == (len(run.records), _digest([run.result]))
 
 
 def _update(run: RunContent, progress: Progress) -> Update:
@@ -114,8 +120,9 @@ def _digest(contents: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
-def _read_progress(path: Path) -> dict[str, Progress]:
+def _read_progress(folder: Path) -> dict[str, Progress]:
     """Return the progress of each mirror of a run by its destination."""
+    path = folder / FILE
     try:
         content = json.loads(path.read_bytes())
         return {destination: Progress(**progress) for destination, progress in content.items()}
@@ -127,9 +134,10 @@ def _read_progress(path: Path) -> dict[str, Progress]:
         ) from error
 
 
-def _save_progress(path: Path, every: Mapping[str, Progress]) -> None:
+def _save_progress(folder: Path, destination: str, progress: Progress) -> None:
+    every = _read_progress(folder) | {destination: progress}
     content = {destination: asdict(progress) for destination, progress in every.items()}
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
 @contextmanager
