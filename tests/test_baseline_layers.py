@@ -146,7 +146,9 @@ def test_impossible_numbers_of_non_local_blocks_are_refused(counts):
         build_model("resnet50", 5, non_local=counts)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "pcb" and "resnet101" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in NETWORKS if name not in ("pcb", "mgn") and "resnet101" not in name]
+)
 def test_every_network_with_one_embedding_can_pool_by_gem(name):
     options = {**OPTIONS.get(name, {}), "pooling": "gem"}
     network = build_model(name, 5, **options)
@@ -223,7 +225,7 @@ def test_arcface_decreases_with_the_angle_beyond_pi_too():
     assert edge.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["resnet50", "pcb", "osnet_x0_25", "msinet_x1_0", "derived"])
+@pytest.mark.parametrize("name", ["resnet50", "pcb", "mgn", "osnet_x0_25", "msinet_x1_0", "derived"])
 def test_classifiers_of_every_network_can_compute_cosines(name):
     torch.manual_seed(0)
     options = {**OPTIONS.get(name, {})} | ({"auxiliary": True} if name == "derived" else {})
@@ -237,12 +239,12 @@ def test_classifiers_of_every_network_can_compute_cosines(name):
             module.register_forward_hook(
                 lambda module, inputs, output: found.append((module, *inputs, output))
             )
-    _, *logits = network(images(3, 64, 32))
-    assert len(found) == {"pcb": 6, "msinet_x1_0": 2, "derived": 2}.get(name, 1)
+    embedding, *logits = network(images(3, 64, 32))
+    assert len(found) == {"pcb": 6, "mgn": 8, "msinet_x1_0": 2, "derived": 2}.get(name, 1)
     for module, x, output in found:
         expected = F.cosine_similarity(x[:, None], module.weight, dim=2)
         torch.testing.assert_close(output, expected)
-    sum(values.square().sum() for values in logits).backward()
+    sum(values.square().sum() for values in (embedding, *logits)).backward()
     silent = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
     assert silent == []
 

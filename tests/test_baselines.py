@@ -102,6 +102,36 @@ def test_the_recipes_have_the_published_numbers():
     assert (sbs.data.height, sbs.data.images_per_identity, sbs.data.autoaugment) == (384, 16, 0.1)
 
 
+def test_mgn_has_the_numbers_of_its_paper():
+    config = load_config(RECIPES / "baseline_mgn.yaml")
+    data, losses, training = config.data, config.losses, config.training
+    assert (data.height, data.width, data.batch_size, data.images_per_identity) == (384, 128, 64, 4)
+    assert (data.flip, data.padding, data.erasing, data.autoaugment) == (0.5, 0, 0.0, 0.0)
+    assert (training.optimizer, training.learning_rate, training.weight_decay) == ("adam", 2e-4, 5e-4)
+    assert (training.epochs, training.milestones, training.decay, training.warmup_epochs) == (
+        80,
+        (40, 60),
+        0.1,
+        0,
+    )
+    assert (losses.margin, losses.mining, losses.label_smoothing) == (1.2, "hard", 0.0)
+    # Means of eight cross-entropies and of three triplet losses, which the paper adds.
+    weights = losses.own_weights()
+    assert weights["classification"] / 8 == weights["triplet"] / 3
+    assert training.unused() == {}
+
+
+def test_mgn_trains_with_a_frozen_backbone(tmp_path):
+    task = build_training_task(tmp_path, model={"name": "mgn"}, training__frozen_epochs=1)
+    before = {name: value.clone() for name, value in task.state.network.state_dict().items()}
+    task.step(StopSignal())
+    after = task.state.network.state_dict()
+    assert {name.split(".")[0] for name in before if not after[name].equal(before[name])} == {
+        "reduce",
+        "classifier",
+    }
+
+
 def test_freezing_keeps_everything_but_what_the_published_weights_lack(tmp_path):
     model = {"name": "resnet50_ibn_a", "options": {"pooling": "gem", "non_local": [1, 0]}}
     task = build_training_task(tmp_path, model=model, training__frozen_epochs=1)

@@ -33,10 +33,16 @@ ORDER = (
         "training",
         "search",
     ),
-    *("reporting", "trials", "sweeps", "diagnosis", "commands"),
+    *("reporting", "mirrors", "trials", "sweeps", "diagnosis", "commands"),
 )
 #: Who alone may import what.
-ONLY = {"submitit": "slurm", "graphviz": "reporting", "tensorboardX": "reporting"}
+ONLY = {
+    "submitit": "slurm",
+    "graphviz": "reporting",
+    "tensorboardX": "reporting",
+    "wandb": "mirrors",
+    "mlflow": "mirrors",
+}
 
 
 def imported(file: Path) -> list[str]:

@@ -60,7 +60,9 @@ def test_other_searches_wait_as_little(folder, recipe, changes, waits):
     assert sum(found.waits.values()) == waits, found.waits
 
 
-@pytest.mark.parametrize("recipe", ["baseline_pcb", "baseline_agw", "baseline_sbs", "auto_reid_train"])
+@pytest.mark.parametrize(
+    "recipe", ["baseline_pcb", "baseline_mgn", "baseline_agw", "baseline_sbs", "auto_reid_train"]
+)
 def test_a_training_waits_once_a_step(folder, recipe):
     small = ("data.height=128", "data.width=64", "data.batch_size=8", "data.images_per_identity=4")
     found = count_step(build(folder, *small, recipe=f"{recipe}.yaml"))

@@ -13,6 +13,7 @@ from autoreid.config import Losses
 from autoreid.distributed import average_and_agree
 from autoreid.errors import ConfigError
 from autoreid.losses import TERMS, Term, build_loss, triplet_loss
+from autoreid.models import OutputSizes
 from tests.helpers.ranks import run_ranks
 
 MARGINS = [0.3, 0.0, None]
@@ -178,6 +179,20 @@ def test_real_ranks_have_the_loss_of_one_process():
     for place in (0, 1):
         found = torch.cat([gradients[place] for _, gradients in results])
         torch.testing.assert_close(found, expected[place])
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_triplet_loss_of_several_embeddings_is_their_mean(normalise):
+    embeddings, labels = random_batch(0, 12, 6, 3)
+    labels = (labels + 1) // 5
+    criterion = build_loss(Losses(normalise=normalise, margin=1.2))
+    criterion.prepare(OutputSizes(6, embeddings=3), torch.arange(3))
+    found = criterion((embeddings, torch.zeros(12, 3)), labels).terms["triplet"]
+    vectors = [embeddings[:, first : first + 2].detach() for first in (0, 2, 4)]
+    if normalise:
+        vectors = [vector / vector.norm(dim=1, keepdim=True) for vector in vectors]
+    expected = sum(brute_force(vector, labels, 1.2) for vector in vectors) / 3
+    assert found.item() == pytest.approx(expected)
 
 
 def test_terms_are_weighted():

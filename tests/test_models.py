@@ -19,9 +19,11 @@ _CELL = (
 ) * 2
 OPTIONS = {"derived": {"genotype": str(CellGenotype(normal=_CELL, reduce=_CELL)), "parts": 2}}
 WIDTHS = {name: 2048 for name in NETWORKS if name.startswith("resnet")}
-WIDTHS |= {"pcb": 6 * 2048, "msinet_x1_0": 512 + 256}
+WIDTHS |= {"pcb": 6 * 2048, "mgn": 8 * 256, "msinet_x1_0": 512 + 256}
+#: Widths in training mode, where they differ.
+TRAINING_WIDTHS = {"mgn": 3 * 256}
 #: Networks with several classifiers.
-CLASSIFIERS = {"pcb": 6, "msinet_x1_0": 2}
+CLASSIFIERS = {"pcb": 6, "mgn": 8, "msinet_x1_0": 2}
 # From the papers and torchreid's model zoo, at 256×128, in millions and billions.
 PUBLISHED = {
     "resnet50": (23.5, 2.7),
@@ -45,11 +47,14 @@ def test_training_gives_embedding_and_logits_and_evaluation_what_is_ranked(name)
     network = build_model(name, 5, **OPTIONS.get(name, {}))
     width = WIDTHS.get(name, 512)
     embedding, logits = network(images(2, 64, 32))
-    assert embedding.shape == (2, width)
+    assert embedding.shape == (2, TRAINING_WIDTHS.get(name, width))
     several = (CLASSIFIERS[name],) if name in CLASSIFIERS else ()
     assert logits.shape == (2, 5, *several)
     labels = torch.tensor([0, 4])
-    F.cross_entropy(logits, labels[:, None].expand(2, *several) if several else labels).backward()
+    loss = F.cross_entropy(logits, labels[:, None].expand(2, *several) if several else labels)
+    if name in TRAINING_WIDTHS:  # the cross-entropy does not see all of the embedding
+        loss = loss + embedding.square().sum()
+    loss.backward()
     silent = [
         key
         for key, value in network.named_parameters()
@@ -65,7 +70,7 @@ def test_training_gives_embedding_and_logits_and_evaluation_what_is_ranked(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "pcb", "osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x0_25", "msinet_x1_0"]
+    "name", ["resnet50", "pcb", "mgn", "osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x0_25", "msinet_x1_0"]
 )
 @pytest.mark.parametrize("size", [(97, 51), (128, 64)])
 def test_any_image_size_is_embedded(name, size):
@@ -224,7 +229,7 @@ def test_counts_of_a_network_worked_out_by_hand():
 
 @pytest.mark.parametrize(
     ("name", "deviation"),
-    [("resnet50", 0.001), ("pcb", 0.01), ("osnet_x1_0", 0.01), ("osnet_ain_x1_0", 0.01)],
+    [("resnet50", 0.001), ("pcb", 0.01), ("mgn", 0.01), ("osnet_x1_0", 0.01), ("osnet_ain_x1_0", 0.01)],
 )
 def test_weights_start_as_published(name, deviation):
     torch.manual_seed(0)

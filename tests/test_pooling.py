@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoreid.layers.pooling import AveragePool, average_pool, pooling_matrix
+from autoreid.layers.pooling import AveragePool, average_pool, max_pool_stripes, pooling_matrix
 from autoreid.models import check_input_size
 from autoreid.models.pcb import PCB
 
@@ -27,6 +27,17 @@ def test_pooling_and_its_gradient_are_torch_s(height, width, rows, columns):
     x = torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator, requires_grad=True)
     found, expected = average_pool(x, rows, columns), F.adaptive_avg_pool2d(x, (rows, columns))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn(found.shape, dtype=torch.float64, generator=generator)
+    gradients = [torch.autograd.grad(y, x, direction)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 8))
+def test_maxima_of_stripes_and_their_gradient_are_torch_s(height, width, stripes):
+    generator = torch.Generator().manual_seed(height * 20 + width)
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator, requires_grad=True)
+    found, expected = max_pool_stripes(x, stripes), F.adaptive_max_pool2d(x, (stripes, 1))
+    assert found.equal(expected)
     direction = torch.randn(found.shape, dtype=torch.float64, generator=generator)
     gradients = [torch.autograd.grad(y, x, direction)[0] for y in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)

@@ -44,6 +44,9 @@ NOT_RUN = {
     "python -m autoreid.evaluate --checkpoint osnet_x1_0_market.pth --model osnet_x1_0 --data data/market1501": (
         "needs torchreid's file; tests/test_evaluate.py and tests/test_embedder.py do the same with other weights"
     ),
+    "python -m autoreid.mirror runs/quickstart runs/quickstart_found --to wandb": (
+        "the extra dev does not have wandb; tests/test_mirror.py runs it where it is installed"
+    ),
     "scripts/local_slurm.sh start": _CLUSTER,
     "scripts/local_slurm.sh stop": _CLUSTER,
 }
@@ -266,6 +269,12 @@ def test_evaluate(place, demo):
     output = run(the_command("python -m autoreid.evaluate --checkpoint runs", "_projector"), place)
     assert "TPR at FPR" in output
     assert (place / "runs/evaluation_projector/tensorboard/projector_config.pbtxt").exists()
+
+
+def test_mirror(place, demo):
+    output = run(the_command("python -m autoreid.mirror", ending="--to mlflow"), place)
+    assert output.count(f"epochs written to mlflow sqlite:///{place}/mlflow.db autoreid") == 2
+    assert (place / "mlartifacts").exists()
 
 
 def test_python_export_and_cost(place, demo):

@@ -12,7 +12,7 @@ from autoreid.recipes import load_config, parse_config
 from tests.helpers.commands import ROOT
 
 #: Packages that take long to import.
-HEAVY = ("torch", "torchvision", "tensorboardX", "matplotlib", "onnxruntime", "scipy")
+HEAVY = ("torch", "torchvision", "tensorboardX", "matplotlib", "onnxruntime", "scipy", "wandb", "mlflow")
 TRAIN, DERIVE = ["--train", "configs/quickstart_train.yaml"], ["--config", "configs/quickstart_train.yaml"]
 STUDY = [
     *TRAIN,
@@ -38,6 +38,7 @@ MISTAKES = {
     "autoreid/slurm/study_part.py": ([*STUDY, "--table", "search.order=third"], "search.order"),
     "autoreid/evaluate.py": (["--checkpoint", "none", "--data", "tests"], "--checkpoint none: no such file"),
     "autoreid/export.py": (["none", "--output", "none", "--model", "pcb", "--option", "x"], "KEY=VALUE"),
+    "autoreid/mirror.py": (["runs", "--to", "mlflow", "--online"], "--online is for --to wandb"),
     "jobs/submit_search.py": (["--config", "configs/quickstart.yaml", "seed=x"], "seed"),
     "jobs/submit_train.py": (["--config", "configs/quickstart.yaml"], "submit it with jobs/submit_search.py"),
     "jobs/submit_study.py": ([*STUDY, "search.order=third"], "search.order"),

@@ -137,7 +137,8 @@ def test_variants_of_adam_follow_their_papers(optimizer, options):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("pcb", {"parts": 3}), ("resnet50", {"last_stride": 1}), ("osnet_ain_x0_25", {})]
+    ("name", "options"),
+    [("pcb", {"parts": 3}), ("mgn", {}), ("resnet50", {"last_stride": 1}), ("osnet_ain_x0_25", {})],
 )
 def test_other_networks_take_a_step(tmp_path, name, options):
     task = build_training_task(tmp_path, model={"name": name, "options": options})

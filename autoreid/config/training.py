@@ -25,7 +25,7 @@ class Model(Section):
     """The network that `task: train` trains."""
 
     name: str = "resnet50"
-    """Network: resnet50, pcb, osnet_x1_0, osnet_ain_x1_0, msinet_x1_0, ...; derived, built from a genotype; or
+    """Network: resnet50, pcb, mgn, osnet_x1_0, osnet_ain_x1_0, msinet_x1_0, ...; derived, built from a genotype; or
     timm:NAME, a network of timm."""
     weights: ExpandedPath | None = None
     """Checkpoint to start from: published weights (of torchvision, torchreid, IBN-Net, MSINet or timm), or weights of a

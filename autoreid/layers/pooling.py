@@ -47,6 +47,18 @@ def _pool(x: Tensor, parts: int) -> Tensor:
     return x @ pooling_matrix(parts, x.shape[-1], x.device, x.dtype).T
 
 
+def max_pool_stripes(x: Tensor, stripes: int) -> Tensor:
+    """Compute the maxima over horizontal stripes: (B, C, H, W) -> (B, C, stripes, 1).
+
+    The stripes are those of adaptive pooling, see `pooling_matrix`. Equal maxima share the gradient.
+    """
+    height = x.shape[2]
+    parts = (
+        x[:, :, part * height // stripes : -(-(part + 1) * height // stripes)] for part in range(stripes)
+    )
+    return torch.stack([part.amax((2, 3)) for part in parts], dim=2)[..., None]
+
+
 class AveragePool(nn.Module):
     """`average_pool` as a module, to use instead of `torch.nn.AdaptiveAvgPool2d`."""
 

@@ -13,6 +13,7 @@ from autoreid.config import Losses
 from autoreid.distributed import gather, rank
 from autoreid.layers.autocast import without_autocast
 from autoreid.losses.term import Outputs, Term
+from autoreid.models import OutputSizes
 
 #: Lower bound of squared distances, because the derivative of the square root is infinite at zero.
 SMALLEST_SQUARE = 1e-12
@@ -73,7 +74,10 @@ def unit_length(embeddings: Tensor) -> Tensor:
 
 
 class Triplet(Term):
-    """Triplet loss of the embeddings, with positives and negatives of this rank or of all ranks."""
+    """Triplet loss of the embeddings, with positives and negatives of this rank or of all ranks.
+
+    If the embedding of a network consists of several vectors, it is the mean of their triplet losses.
+    """
 
     def __init__(self, settings: Losses) -> None:
         super().__init__()
@@ -81,10 +85,18 @@ class Triplet(Term):
         self.weighted = settings.mining == "weighted"
         self.across_ranks = settings.mine_across_ranks
         self.normalise = bool(settings.normalise)
+        self.count = 1
+
+    def prepare(self, sizes: OutputSizes, labels: Tensor) -> None:  # noqa: ARG002
+        """Note of how many vectors an embedding consists."""
+        self.count = sizes.embeddings
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """Compute the term, a scalar."""
-        embeddings = outputs.embedding
+        vectors = outputs.embedding.chunk(self.count, dim=1)
+        return torch.stack([self._loss(vector, labels) for vector in vectors]).mean()
+
+    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self.normalise:
             embeddings = unit_length(embeddings)
         if not self.across_ranks:

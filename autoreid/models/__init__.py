@@ -10,6 +10,7 @@ from typing import Any
 
 from autoreid.errors import ConfigError
 from autoreid.models.last_map import LastMap
+from autoreid.models.mgn import MGN
 from autoreid.models.network import Network
 from autoreid.models.osnet import OSNet
 from autoreid.models.pcb import PCB
@@ -42,6 +43,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet50_ibn_a": partial(ReidResNet, 50, True),
     "resnet101_ibn_a": partial(ReidResNet, 101, True),
     "pcb": PCB,
+    "mgn": MGN,
     "osnet_x1_0": partial(OSNet, _PLAIN, False, 1.0),
     "osnet_x0_75": partial(OSNet, _PLAIN, False, 0.75),
     "osnet_x0_5": partial(OSNet, _PLAIN, False, 0.5),

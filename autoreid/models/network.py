@@ -16,9 +16,12 @@ class Network(nn.Module, ABC):
 
     Attributes:
         has_auxiliary: whether the network has an auxiliary head.
+        embeddings: number of vectors of equal size that the embedding in training mode consists of. The triplet loss is
+            the mean of their triplet losses.
     """
 
     has_auxiliary = False
+    embeddings = 1
 
     @abstractmethod
     def head(self) -> list[nn.Module]:

@@ -47,8 +47,7 @@ class ResNetBackbone(ResNet, Network):
             raise ConfigError(f"last_stride = {last_stride!r}: must be 1 or 2")
         super().__init__(Bottleneck, [*BLOCKS[depth]])
         del self.avgpool, self.fc
-        first: Any = self.layer4[0]
-        first.conv2.stride = first.downsample[0].stride = (last_stride, last_stride)
+        set_stride(self.layer4, last_stride)
         if ibn:
             block: Any
             for block in (*self.layer1, *self.layer2, *self.layer3):
@@ -63,6 +62,12 @@ class ResNetBackbone(ResNet, Network):
     def last_map(self) -> nn.Module:
         """Return the last stage."""
         return self.layer4
+
+
+def set_stride(stage: Any, stride: int) -> None:
+    """Set the stride of a stage of a ResNet."""
+    first = stage[0]
+    first.conv2.stride = first.downsample[0].stride = (stride, stride)
 
 
 class ReidResNet(ResNetBackbone):

@@ -45,10 +45,12 @@ class OutputSizes(NamedTuple):
     Attributes:
         embedding: D of the embeddings (B, D).
         map_channels: C of the last feature map (B, C, h, w); None if the network names none.
+        embeddings: number of vectors of equal size that the embedding consists of.
     """
 
     embedding: int
     map_channels: int | None = None
+    embeddings: int = 1
 
 
 def output_sizes(network: Network, height: int, width: int, *inputs: Any) -> OutputSizes:
@@ -61,7 +63,8 @@ def output_sizes(network: Network, height: int, width: int, *inputs: Any) -> Out
     last = None if network.last_map() is None else LastMap(shapes_only)
     with torch.no_grad():
         embeddings, *_ = shapes_only(torch.empty(2, 3, height, width, device="meta"), *inputs)
-    return OutputSizes(embeddings.shape[1], None if last is None else last.take().shape[1])
+    channels = None if last is None else last.take().shape[1]
+    return OutputSizes(embeddings.shape[1], channels, network.embeddings)
 
 
 def check_input_size(network: nn.Module, height: int, width: int) -> None:

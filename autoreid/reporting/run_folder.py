@@ -212,13 +212,14 @@ def _stored_config(path: Path) -> Config:
 
 def _values(config: Config) -> dict[str, str]:
     """The values of a config by dotted key, as JSON, in which true is not 1."""
-    return {key: json.dumps(value) for key, value in _flatten(config.model_dump(mode="json"), "")}
+    return {key: json.dumps(value) for key, value in flatten(config.model_dump(mode="json"), "")}
 
 
-def _flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Return the values of nested mappings by dotted key; empty mappings count as values."""
     for name, value in section.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
