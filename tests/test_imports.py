@@ -20,6 +20,8 @@ ORDER = (
         "losses",
         "evaluation",
         "training",
+        "embedder",
+        "deployment",
         "search",
     ),
     *("reporting", "trials", "sweeps", "diagnosis", "commands"),

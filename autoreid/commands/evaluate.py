@@ -27,6 +27,7 @@ from autoreid.data.records import ReidDataset, Split
 from autoreid.data.targets import check_target, check_target_folder, read_targets
 from autoreid.data.training_data import people_seen_in_training
 from autoreid.distributed import World, on_main
+from autoreid.embedder import Embedder
 from autoreid.errors import AutoreidError, DataError, DivergedError
 from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
@@ -44,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 #: CMC ranks that are reported.
 RANKS = range(1, 21)
+#: Number of queries for which the embeddings of exported files are compared.
+COMPARED = 8
 #: How long the other ranks wait for rank 0, which ranks the gallery and draws the pictures alone.
 TIMEOUT_SECONDS = 4 * 3600.0
 
@@ -128,15 +131,20 @@ class TrainedNetwork:
         precision = PassPrecision(self.precision, self.context.world.device)
         return EmbeddingPass(self.network, precision, memory_format(self.config.training))
 
-    def costs(self) -> list[NetworkCost]:
-        """Measure the network on rank 0, and its exported file if the command line names one."""
+    def costs(self, images: Split) -> list[NetworkCost]:
+        """Measure the network on rank 0, and its exported file if the command line names one.
+
+        The embeddings of the images by the exported file are compared with those by the network.
+        """
         data, onnx = self.config.data, self.context.options.onnx.get(self.name)
 
         def measure() -> list[NetworkCost]:
             cost = cost_of(self.name, self.forward, data.height, data.width)
             if onnx is None:
                 return [cost]
-            return [cost, cost_of_onnx(onnx, cost, data.height, data.width)]
+            device, layout = self.context.world.device, memory_format(self.config.training)
+            embedder = Embedder(self.network, data.height, data.width, device, "float32", layout)
+            return [cost, cost_of_onnx(onnx, cost, self.config, embedder, images)]
 
         return on_main(measure)
 
@@ -263,13 +271,15 @@ def evaluate_networks(context: Context, cells: list[TableCell], costs: list[Netw
     targets, notes = read_targets(options.data, options.keep_same_camera, options.on_broken_image, world)
     for note in notes if world.is_main else ():
         _log.warning("%s", note)
+    queries = next(iter(targets.values())).query
+    compared = queries.select(np.arange(min(len(queries), COMPARED)))
     failures: list[AutoreidError] = []
     for name, path in options.checkpoint.items():
         network = TrainedNetwork.load(context, name, path)
         network.warn_of_seen_people(list(targets.values()))
         if options.latency:
             try:
-                costs += network.costs()
+                costs += network.costs(compared)
             except DataError as error:
                 failures.append(error)
         for target, data in targets.items():
