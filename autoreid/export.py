@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices=get_args(Preprocessing),
         default="none",
         help="what the file does before the network. normalise: it takes uint8 RGB pictures (B, H, W, 3) of the "
-        "network's size; resize: of any size, for ONNX Runtime (default: none)",
+        "network's size; resize: of any size, for ONNX Runtime on CPUs (default: none)",
     )
     parser.add_argument(
         "--bgr",
