@@ -154,6 +154,19 @@ def test_a_file_with_other_weights_is_reported(line, exported, capsys, caplog):
     assert warning in caplog.text
 
 
+def test_a_file_that_computes_no_numbers_is_an_error(line, exported, tmp_path, capsys):
+    import onnx
+
+    model = onnx.load_from_string(exported.read_bytes())
+    for weight in model.graph.initializer:
+        if weight.name.endswith("stem.0.weight"):
+            weight.raw_data = np.full(weight.dims, np.nan, np.float32).tobytes()
+    path = tmp_path / "found.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert main([*line, "--latency", f"--onnx=net1={path}"]) == 2
+    assert "found.onnx: its embeddings or those of net1 are not finite" in capsys.readouterr().err
+
+
 def test_wrong_options_and_files_are_one_line(line, exported, tmp_path, capsys):
     (tmp_path / "text.onnx").write_text("text")
     (tmp_path / "other.onnx").write_bytes(edited(exported.read_bytes(), autoreid_version=None))

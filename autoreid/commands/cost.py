@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -69,14 +70,17 @@ def cost_of_onnx(
         images: a few images to compare the embeddings of.
 
     Raises:
-        DataError: ONNX Runtime cannot read the file, it is not of this network, or an image cannot be read.
+        DataError: ONNX Runtime cannot read the file, it is not of this network, its embeddings are not finite, or an
+            image cannot be read.
         RunError: onnxruntime is not installed.
     """
     exported = OnnxFile(path, str(path))
     _check_network(exported.metadata, Metadata.of(config), path, network.source)
     batches = [np.asarray(decode(image))[None] for image in images.paths]
     agreement = exported.compare(embedder, batches)
-    if not agreement.cosine >= LEAST_COSINE:  # so that NaN is reported too
+    if math.isnan(agreement.cosine):
+        raise DataError(f"{path}: its embeddings or those of {network.source} are not finite")
+    if agreement.cosine < LEAST_COSINE:
         _log.warning(
             "%s: its embeddings differ from those of %s: smallest cosine %.4f for %d images, expected at least %g",
             *(path, network.source, agreement.cosine, len(batches), LEAST_COSINE),
