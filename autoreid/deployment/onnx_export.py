@@ -103,7 +103,8 @@ def _in_half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
         half: onnx.ModelProto = float16.convert_float_to_float16(
             model,
             keep_io_types=True,
-            # The type to which these nodes cast is an attribute, which the converter does not change.
-            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, "Cast"],
+            # The type to which these nodes cast is an attribute, which the converter does not change. They are given
+            # by name, because it adds casts of its own.
+            node_block_list=[node.name for node in model.graph.node if node.op_type == "Cast"],
         )
     return half
