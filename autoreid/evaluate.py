@@ -186,7 +186,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="[NAME=]FILE",
-        help="exported file of the checkpoint NAME, whose latency in ONNX Runtime is printed as well; may be repeated",
+        help="exported file of the checkpoint NAME, whose latency in ONNX Runtime is printed as well, after its "
+        "embeddings were compared with the checkpoint's; may be repeated",
     )
 
 

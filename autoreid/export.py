@@ -5,27 +5,31 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from autoreid.architecture import add_architecture_options, architecture_of
 from autoreid.cli import run_command
 from autoreid.config import expand
+from autoreid.deployment.metadata import ExportPrecision, Preprocessing
 from autoreid.errors import ConfigError
 
 _DESCRIPTION = """\
 Export the network of a training checkpoint, or one with weights of another program, to ONNX, for any number of images
-of one size.
+in a batch.
 
-The input `images` (B, 3, H, W) is float32 RGB in [0, 1], normalised with ImageNet's mean and standard deviation;
-the output `embedding` (B, D) is used for ranking. Requires the packages of `pip install 'autoreid[export]'`.
+Without --preprocessing, the input `images` (B, 3, H, W) is float32 RGB in [0, 1], normalised with ImageNet's mean and
+standard deviation. The output `embedding` (B, D) is float32 and used for ranking. Requires the packages of
+`pip install 'autoreid[export]'`.
 """
 _EXAMPLES = """\
 examples:
   python -m autoreid.export runs/market/checkpoints/best.pt --output market.onnx --check
   python -m autoreid.export runs/market --output market.onnx
+  python -m autoreid.export runs/market --output market.onnx --preprocessing normalise --precision float16 --check
   python -m autoreid.export osnet_x1_0_market.pth --model osnet_x1_0 --output osnet.onnx
 
 exit status: 0 written; 1 a package is missing, the file cannot be written, or onnxruntime's embedding differs;
-2 the checkpoint is wrong
+2 the command line or the checkpoint is wrong
 """
 
 
@@ -49,11 +53,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="compare the network with onnxruntime's result before writing"
     )
+    parser.add_argument(
+        "--preprocessing",
+        choices=get_args(Preprocessing),
+        default="none",
+        help="what the file does before the network. normalise: it takes uint8 RGB pictures (B, H, W, 3) of the "
+        "network's size; resize: of any size, for ONNX Runtime on CPUs (default: none)",
+    )
+    parser.add_argument(
+        "--bgr",
+        action="store_true",
+        help="pictures have their channels in the order of OpenCV; requires --preprocessing normalise or resize",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(ExportPrecision),
+        default="float32",
+        help="number format of weights and computation; input and output stay as they are (default: float32)",
+    )
     add_architecture_options(parser)
     options = parser.parse_args(arguments)
     architecture_of(options)
     if options.output.is_dir():
         raise ConfigError(f"--output {options.output}: is a folder; give the .onnx file to write")
+    if options.bgr and options.preprocessing == "none":
+        raise ConfigError("--bgr: requires --preprocessing normalise or resize; normalised images are RGB")
     return options
 
 

@@ -31,6 +31,8 @@ ORDER = (
         "losses",
         "evaluation",
         "training",
+        "embedder",
+        "deployment",
         "search",
     ),
     *("reporting", "mirrors", "trials", "sweeps", "diagnosis", "commands"),

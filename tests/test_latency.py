@@ -11,10 +11,13 @@ import torch
 import autoreid
 from autoreid.config import SyntheticPeople
 from autoreid.data.synthetic.people import write_synthetic_people
+from autoreid.deployment.metadata import Metadata
 from autoreid.evaluate import main
 from autoreid.evaluation import latency
 from autoreid.evaluation.latency import Latency, measure_latency, time_pass
+from autoreid.networks import load_network
 from autoreid.reporting.cost_report import NetworkCost, cost_figure, cost_rows
+from tests.helpers.onnx_files import edited
 from tests.helpers.trained import HEIGHT, WIDTH, small_network, write_checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -118,56 +121,90 @@ def test_costs_are_in_the_table_and_the_files_and_nothing_else_changes(world_of,
     assert (tmp_path / "out/cost.png").stat().st_size > 5000
 
 
-def write_onnx(path, channels, width=WIDTH):
-    """Write a network that averages its images (B, channels, H, W), in the format of an exported one."""
-    onnx = pytest.importorskip("onnx")
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    images = helper.make_tensor_value_info("images", kind, ["batch", channels, HEIGHT, width])
-    embedding = helper.make_tensor_value_info("embedding", kind, ["batch", channels, 1, 1])
-    node = helper.make_node("GlobalAveragePool", ["images"], ["embedding"])
-    graph = helper.make_graph([node], "average", [images], [embedding])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
+@pytest.fixture(scope="module")
+def exported(world_of):
+    """The file of net1, for pictures of any size."""
+    pytest.importorskip("onnxruntime")
+    from autoreid.deployment.onnx_export import export_onnx
+
+    network, config, _ = load_network(world_of / "net1")
+    path = world_of / "net1.onnx"
+    path.write_bytes(export_onnx(network, Metadata.of(config, "resize", "BGR")))
     return path
 
 
-def test_an_exported_file_has_a_row_of_its_own(line, tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
-    path = write_onnx(tmp_path / "found.onnx", 3)
-    assert main([*line, "--latency", f"--onnx=net1={path}", "--json"]) == 0
-    plain, exported_of, exported = json.loads(capsys.readouterr().out)["costs"]
-    assert (plain["source"], exported_of["source"], exported["source"]) == ("net0", "net1", "net1")
-    assert (exported_of["onnx"], exported["onnx"]) == (False, True)
-    assert exported["parameters"] == exported_of["parameters"]
-    assert exported["device"] == f"ONNX Runtime, {plain['device']}"
-    # It computes next to nothing.
-    assert exported["latency"][0]["p50_ms"] < exported_of["latency"][0]["p50_ms"]
+def test_an_exported_file_has_a_row_of_its_own(line, exported, capsys, caplog):
+    assert main([*line, "--latency", f"--onnx=net1={exported}", "--json"]) == 0
+    plain, exported_of, row = json.loads(capsys.readouterr().out)["costs"]
+    assert (plain["source"], exported_of["source"], row["source"]) == ("net0", "net1", "net1")
+    assert (exported_of["onnx"], row["onnx"]) == (False, True)
+    assert row["parameters"] == exported_of["parameters"]
+    assert row["device"] == f"ONNX Runtime, {plain['device']}"
+    assert row["cosine"] == pytest.approx(1, abs=1e-4)
+    assert exported_of["cosine"] is None
+    assert "embeddings differ" not in caplog.text
 
 
-def test_wrong_options_and_files_are_one_line(line, tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
-    found = write_onnx(tmp_path / "found.onnx", 3)
+def test_a_file_with_other_weights_is_reported(line, exported, capsys, caplog):
+    """Of a network with the same options, but another training."""
+    assert main([*line, "--latency", f"--onnx=net0={exported}", "--json"]) == 0
+    (row,) = [cost for cost in json.loads(capsys.readouterr().out)["costs"] if cost["onnx"]]
+    assert row["cosine"] < 0.99
+    warning = f"its embeddings differ from those of net0: smallest cosine {row['cosine']:.4f} for 6 images"
+    assert warning in caplog.text
+
+
+def test_a_file_that_computes_no_numbers_is_an_error(line, exported, tmp_path, capsys):
+    import onnx
+
+    model = onnx.load_from_string(exported.read_bytes())
+    for weight in model.graph.initializer:
+        if weight.name.endswith("stem.0.weight"):
+            weight.raw_data = np.full(weight.dims, np.nan, np.float32).tobytes()
+    path = tmp_path / "found.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert main([*line, "--latency", f"--onnx=net1={path}"]) == 2
+    assert "found.onnx: its embeddings or those of net1 are not finite" in capsys.readouterr().err
+
+
+def test_wrong_options_and_files_are_one_line(line, exported, tmp_path, capsys):
     (tmp_path / "text.onnx").write_text("text")
+    (tmp_path / "other.onnx").write_bytes(edited(exported.read_bytes(), autoreid_version=None))
     for more, message in (
-        (["--onnx", f"net0={found}"], "--onnx: requires --latency"),
-        (["--latency", "--onnx", f"{found}"], "no --checkpoint has the name found.onnx"),
+        (["--onnx", f"net0={exported}"], "--onnx: requires --latency"),
+        (["--latency", "--onnx", f"{exported}"], "no --checkpoint has the name net1.onnx"),
         (["--latency", "--onnx", f"net0={tmp_path / 'none.onnx'}"], "no such file or folder"),
         (["--latency", "--onnx", f"net1={tmp_path / 'text.onnx'}"], "text.onnx: ONNX Runtime cannot read"),
+        (
+            ["--latency", "--onnx", f"net1={tmp_path / 'other.onnx'}"],
+            "other.onnx: has no metadata of autoreid",
+        ),
     ):
         assert main([*line, *more]) == 2
         printed = capsys.readouterr()
         assert message in printed.err.splitlines()[-1]
         assert printed.out == ""
-    assert main(["--query", str(found), "--gallery", str(found), "--latency"]) == 2
+    assert main(["--query", str(exported), "--gallery", str(exported), "--latency"]) == 2
     assert "--latency: requires --checkpoint" in capsys.readouterr().err
 
 
-def test_an_exported_file_for_images_of_another_size_is_not_measured(line, tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
-    path = write_onnx(tmp_path / "found.onnx", 3, WIDTH + 8)
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"height": str(HEIGHT + 8)},
+            f"takes images of {HEIGHT + 8}x{WIDTH} pixels, but net0 those of {HEIGHT}x{WIDTH}",
+        ),
+        ({"network": "pcb"}, "contains the network pcb, but net0 is derived"),
+        ({"network_options": "{}"}, "its network derived has other options or another genotype than net0"),
+    ],
+)
+def test_the_file_of_another_network_is_not_measured(line, exported, tmp_path, capsys, entries, message):
+    path = tmp_path / "found.onnx"
+    path.write_bytes(edited(exported.read_bytes(), **entries))
     assert main([*line, "--latency", f"--onnx=net0={path}", "--json"]) == 2
     printed = capsys.readouterr()
-    assert f"takes images of {HEIGHT}x{WIDTH + 8} pixels, but net0 those of {HEIGHT}x{WIDTH}" in printed.err
+    assert f"found.onnx: {message}; export this checkpoint again" in printed.err
     shown = json.loads(printed.out)
     assert [cell["source"] for cell in shown["results"]] == ["net0", "net1"]
     assert [cost["source"] for cost in shown["costs"]] == ["net1"]

@@ -1,5 +1,6 @@
 """Run the commands of README.md and docs/ as written, with smaller data and fewer epochs."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -47,6 +48,8 @@ NOT_RUN = {
     "python -m autoreid.mirror runs/quickstart runs/quickstart_found --to wandb": (
         "the extra dev does not have wandb; tests/test_mirror.py runs it where it is installed"
     ),
+    "trtexec --onnx=found_fp16.onnx --saveEngine=found.engine --minShapes=images:1x3x256x128 "
+    "--optShapes=images:16x3x256x128 --maxShapes=images:64x3x256x128": "needs TensorRT and a GPU",
     "scripts/local_slurm.sh start": _CLUSTER,
     "scripts/local_slurm.sh stop": _CLUSTER,
 }
@@ -277,21 +280,53 @@ def test_mirror(place, demo):
     assert (place / "mlartifacts").exists()
 
 
-def test_python_export_and_cost(place, demo):
-    (snippet,) = blocks(ROOT / "docs/evaluate.md", "python")
-    (picture,) = re.findall(r'"(\S+\.jpg)"', snippet)
-    # Of the whole data set; there are fewer people here.
+#: The picture in the Python examples, which is one of the whole data set; there are fewer people here.
+PICTURE = "data/synthetic_people/query/0065_c1s1_001025_00.jpg"
+
+
+def snippets(place: Path, page: str) -> list[str]:
+    """Return the Python examples of a page, with a picture that exists."""
     before = SyntheticPeople().train_identities
     frame = before * SyntheticPeople().images_per_identity + 1
-    assert picture == f"data/synthetic_people/query/{before + 1:04}_c1s1_{frame:06}_00.jpg"
+    assert f"query/{before + 1:04}_c1s1_{frame:06}_00.jpg" in PICTURE
     here = next((place / "data/synthetic_people/query").iterdir())
-    snippet = snippet.replace(picture, str(here))
+    return [block.replace(PICTURE, str(here)) for block in blocks(ROOT / page, "python")]
+
+
+@pytest.fixture(scope="module")
+def exported(place, demo) -> None:
+    """The exported files of docs/deploy.md, in the checkout."""
+    exports = [command for command in COMMANDS if command.startswith("python -m autoreid.export")]
+    for command in exports:
+        assert "onnxruntime agrees" in run(the_command(command), place)
+
+
+def test_python_and_cost(place, demo, exported):
+    (snippet,) = snippets(place, "docs/evaluate.md")
     assert "(1, " in run(["python", "-c", snippet + "\nprint(tuple(features.shape), features.dtype)"], place)
-    run(the_command("python -m autoreid.export"), place)
-    assert (place / "found.onnx").exists()
     output = run(the_command("python -m autoreid.evaluate --latency"), place)
     assert "quickstart_found, ONNX" in output
+    assert "embeddings differ" not in output
     assert (place / "runs/evaluation_cost/cost.png").exists()
+
+
+def test_deployment_examples_compute_the_same(place, exported):
+    """Each example prints embeddings of the same boxes, in frames of different channel orders."""
+    runtime, of_autoreid, of_opencv, of_openvino = snippets(place, "docs/deploy.md")
+    shown = "\nprint(*np.round(features[0, :8] / np.linalg.norm(features[0]), 3))"
+    boxed = "\nfeatures = embed({}, [(0, 0, frame.shape[1], frame.shape[0])])"
+    (loaded,) = re.findall(r"^frame = .*$", of_autoreid, re.MULTILINE)
+    opencv = f"from PIL import Image\n{of_opencv}\n{loaded}"
+    found = [
+        runtime,
+        of_autoreid + "\nassert distances.shape == (2, 1)" + boxed.format("frame"),
+        opencv + boxed.format("frame[..., ::-1]"),
+    ]
+    if importlib.util.find_spec("openvino"):  # 180 MB
+        found.append(f"{runtime}\n{of_openvino}")
+    numbers = [run(["python", "-c", code + shown], place).split()[-8:] for code in found]
+    for row in numbers[1:]:
+        assert [float(text) for text in row] == pytest.approx([float(text) for text in numbers[0]], abs=0.01)
 
 
 def test_render_draws_again(place, demo):

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from autoreid.errors import DataError, RunError
+from autoreid.config import Config
+from autoreid.data.decoding import decode
+from autoreid.data.records import Split
+from autoreid.deployment.metadata import Metadata
+from autoreid.deployment.onnx_file import OnnxFile, Pictures
+from autoreid.embedder import Embedder
+from autoreid.errors import DataError
 from autoreid.evaluation.latency import measure_latency
 from autoreid.models import count_macs, count_parameters
 from autoreid.reporting.cost_report import NetworkCost
 from autoreid.training.embedding import EmbeddingPass
 
-if TYPE_CHECKING:
-    import onnxruntime
+_log = logging.getLogger(__name__)
 
 #: Numbers of images in a batch: one person at a time, and many.
 BATCHES = (1, 32)
+#: Smallest cosine of the embeddings of an exported network and of its network that is not reported. Half precision
+#: keeps it above, unless the network's activations leave its range.
+LEAST_COSINE = 0.999
 
 
 def cost_of(name: str, embed: EmbeddingPass, height: int, width: int) -> NetworkCost:
@@ -39,65 +49,72 @@ def cost_of(name: str, embed: EmbeddingPass, height: int, width: int) -> Network
 
 
 def check_exported(paths: Iterable[Path]) -> None:
-    """Check that exported networks can be measured; raises what `cost_of_onnx` raises, except for their sizes."""
+    """Check that exported networks can be measured; raises what `cost_of_onnx` raises, except for their networks."""
     for path in paths:
-        _size(_open(path), path)
+        OnnxFile(path, str(path))
 
 
-def cost_of_onnx(path: Path, network: NetworkCost, height: int, width: int) -> NetworkCost:
-    """Measure an exported network in ONNX Runtime, on the CPU and with as many threads as PyTorch uses.
+def cost_of_onnx(
+    path: Path, network: NetworkCost, config: Config, embedder: Embedder, images: Split
+) -> NetworkCost:
+    """Measure an exported network in ONNX Runtime, and compare its embeddings with those of its network.
+
+    A warning says if they differ. The measured passes begin with the input of the file, so they include the steps of
+    pre-processing that the file does itself.
 
     Args:
         path: the file that `autoreid.export` has written.
         network: the cost of the network that was exported.
-        height, width: size of the images that this network takes.
+        config: the config of its training.
+        embedder: the network, in float32.
+        images: a few images to compare the embeddings of.
 
     Raises:
-        DataError: ONNX Runtime cannot read the file, or its input is not that of this network.
+        DataError: ONNX Runtime cannot read the file, it is not of this network, its embeddings are not finite, or an
+            image cannot be read.
         RunError: onnxruntime is not installed.
     """
-    session = _open(path)
-    found = _size(session, path)
-    if found != (height, width):
-        raise DataError(
-            f"{path}: takes images of {found[0]}x{found[1]} pixels, but {network.source} those of {height}x{width}; "
-            f"export this checkpoint again"
+    exported = OnnxFile(path, str(path))
+    _check_network(exported.metadata, Metadata.of(config), path, network.source)
+    batches = [np.asarray(decode(image))[None] for image in images.paths]
+    agreement = exported.compare(embedder, batches)
+    if math.isnan(agreement.cosine):
+        raise DataError(f"{path}: its embeddings or those of {network.source} are not finite")
+    if agreement.cosine < LEAST_COSINE:
+        _log.warning(
+            "%s: its embeddings differ from those of %s: smallest cosine %.4f for %d images, expected at least %g",
+            *(path, network.source, agreement.cosine, len(batches), LEAST_COSINE),
         )
     latencies = []
     for batch in BATCHES:
-        images = {"images": _images(batch, height, width).numpy()}
-        latencies.append(measure_latency(partial(session.run, None, images), batch, torch.device("cpu")))
+        given = exported.prepare(_pictures(batch, embedder.height, embedder.width))
+        latencies.append(measure_latency(partial(exported.run, given), batch, torch.device("cpu")))
     where = f"ONNX Runtime, {_cpu()}"
-    return NetworkCost(network.source, network.parameters, network.macs, where, latencies, is_onnx=True)
+    return NetworkCost(
+        network.source, network.parameters, network.macs, where, latencies, True, agreement.cosine
+    )
 
 
-def _open(path: Path) -> onnxruntime.InferenceSession:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RunError("--onnx requires onnxruntime: pip install 'autoreid[export]'") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises many kinds, without a common base class
-        raise DataError(
-            f"{path}: ONNX Runtime cannot read the file: {(str(error).splitlines() or [''])[0]}"
-        ) from error
-
-
-def _size(session: onnxruntime.InferenceSession, path: Path) -> tuple[int, int]:
-    """Return height and width of the images that an exported network takes."""
-    inputs = {given.name: given.shape for given in session.get_inputs()}
-    shape = inputs.get("images", [])
-    if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(size, int) for size in shape[2:]):
-        raise DataError(f"{path}: expected one input `images` (B, 3, H, W), as autoreid.export writes it")
-    return shape[2], shape[3]
+def _check_network(exported: Metadata, network: Metadata, path: Path, source: str) -> None:
+    """Raise DataError if a file was exported from another network than the checkpoint's."""
+    if exported.network != network.network:
+        differs = f"contains the network {exported.network}, but {source} is {network.network}"
+    elif exported.network_options != network.network_options:
+        differs = f"its network {exported.network} has other options or another genotype than {source}"
+    elif exported.size != network.size:
+        differs = f"takes images of {exported.size} pixels, but {source} those of {network.size}"
+    else:
+        return
+    raise DataError(f"{path}: {differs}; export this checkpoint again")
 
 
 def _images(batch: int, height: int, width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 3, height, width, generator=generator)
+
+
+def _pictures(batch: int, height: int, width: int) -> Pictures:
+    return np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
 
 
 def _cpu() -> str:

@@ -27,6 +27,8 @@ from autoreid.reporting.evaluation_report import EvaluationReport, TableCell, as
 
 _log = logging.getLogger(__name__)
 
+#: Number of queries for which the embeddings of exported files are compared.
+COMPARED = 8
 #: How long the other ranks wait for rank 0, which ranks the gallery and draws the pictures alone.
 TIMEOUT_SECONDS = 4 * 3600.0
 
@@ -138,13 +140,15 @@ def evaluate_networks(context: Context, cells: list[TableCell], costs: list[Netw
         _log.warning("%s", note)
     for data in targets.values():
         check_expansion(options, data)
+    queries = next(iter(targets.values())).query
+    compared = queries.select(np.arange(min(len(queries), COMPARED)))
     failures: list[AutoreidError] = []
     for name, path in options.checkpoint.items():
         network = TrainedNetwork.load(context, name, path)
         network.warn_of_seen_people(list(targets.values()))
         if options.latency:
             try:
-                costs += network.costs()
+                costs += network.costs(compared)
             except DataError as error:
                 failures.append(error)
         for target, data in targets.items():

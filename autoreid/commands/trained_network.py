@@ -21,6 +21,7 @@ from autoreid.data.loaders import Batch, embedding_batches
 from autoreid.data.records import ReidDataset, Split
 from autoreid.data.training_data import people_seen_in_training
 from autoreid.distributed import on_main
+from autoreid.embedder import Embedder
 from autoreid.errors import DataError
 from autoreid.evaluation.features import Embed, FeatureSet, extract_features, flip_test
 from autoreid.networks import load_network
@@ -76,15 +77,20 @@ class TrainedNetwork:
         precision = PassPrecision(self.precision, self.context.world.device)
         return EmbeddingPass(self.network, precision, memory_format(self.config.training))
 
-    def costs(self) -> list[NetworkCost]:
-        """Measure the network on rank 0, and its exported file if the command line names one."""
+    def costs(self, images: Split) -> list[NetworkCost]:
+        """Measure the network on rank 0, and its exported file if the command line names one.
+
+        The embeddings of the images by the exported file are compared with those by the network.
+        """
         data, onnx = self.config.data, self.context.options.onnx.get(self.name)
 
         def measure() -> list[NetworkCost]:
             cost = cost_of(self.name, self.forward, data.height, data.width)
             if onnx is None:
                 return [cost]
-            return [cost, cost_of_onnx(onnx, cost, data.height, data.width)]
+            device, layout = self.context.world.device, memory_format(self.config.training)
+            embedder = Embedder(self.network, data.height, data.width, device, "float32", layout)
+            return [cost, cost_of_onnx(onnx, cost, self.config, embedder, images)]
 
         return on_main(measure)
 

@@ -29,6 +29,7 @@ class NetworkCost(NamedTuple):
         device: what the latencies were measured on.
         latencies: for each number of images in a batch.
         is_onnx: whether they are those of its exported file.
+        cosine: of an exported file, the smallest cosine of its embeddings and the network's for a few images.
     """
 
     source: str
@@ -37,6 +38,7 @@ class NetworkCost(NamedTuple):
     device: str
     latencies: Sequence[Latency]
     is_onnx: bool = False
+    cosine: float | None = None
 
     @property
     def label(self) -> str:
@@ -57,6 +59,7 @@ def cost_json(costs: Sequence[NetworkCost]) -> list[dict[str, Any]]:
                 {"batch": one.batch, "p50_ms": one.p50, "p95_ms": one.p95, "passes": one.passes}
                 for one in cost.latencies
             ],
+            "cosine": cost.cosine,
         }
         for cost in costs
     ]

@@ -1,0 +1,1 @@
+"""Exported networks: ONNX files, what they contain besides the network, and how they are run in ONNX Runtime."""
