@@ -17,7 +17,14 @@ from autoreid import distributed
 
 TIMEOUT_SECONDS = 60.0
 #: Modules that the fork server imports once for all ranks.
-PRELOADED = ["pytest", "torch", "autoreid.train", "tests.helpers.tasks", "tests.helpers.runs"]
+PRELOADED = [
+    "pytest",
+    "torch",
+    "autoreid.commands.train",
+    "autoreid.commands.evaluate",
+    "tests.helpers.tasks",
+    "tests.helpers.runs",
+]
 #: A single process on the CPU.
 ALONE = distributed.World(0, 1, 0, torch.device("cpu"))
 
