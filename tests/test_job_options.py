@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from autoreid.errors import ConfigError
 from autoreid.slurm.executor import JobExecutor, check_log_folder, parameters
-from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
+from autoreid.slurm.job_options import JobOptions
 from autoreid.slurm.notation import gres_gpus, parse_seconds
+from autoreid.slurm.read_options import add_options, read_job_options
 
 
 def parse(*line):

@@ -9,8 +9,8 @@ from pathlib import Path
 from autoreid.errors import ConfigError
 from autoreid.evaluate import parse
 from autoreid.slurm.executor import JobExecutor, check_log_folder
-from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.queue import require_slurm
+from autoreid.slurm.read_options import read_job_options
 from autoreid.slurm.submit import announce, make_parser, run_locally, test_only
 from autoreid.slurm.sweep import add_sweep_option
 from autoreid.slurm.tasks import PackageCommand

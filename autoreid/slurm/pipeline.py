@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from autoreid.config import expand
 from autoreid.errors import ConfigError
 from autoreid.named_paths import named_paths
-from autoreid.slurm.job_options import read_job_options
 from autoreid.slurm.pipeline_stages import Pipeline
+from autoreid.slurm.read_options import read_job_options
 from autoreid.slurm.stages import submit_stages
 from autoreid.slurm.submit import is_dry_run, make_parser
 from autoreid.slurm.sweep import add_sweep_option

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from autoreid.errors import ConfigError
-from autoreid.slurm.job_options import read_job_options
+from autoreid.slurm.read_options import read_job_options
 from autoreid.slurm.submit import make_parser
 from autoreid.slurm.sweep import add_sweep_option
 from autoreid.study import add_options, check_options, read_recipes

@@ -17,9 +17,10 @@ from autoreid.recipes import load_config
 from autoreid.reporting.history import record
 from autoreid.slurm.environment import sbatch_command
 from autoreid.slurm.executor import JobExecutor, check_log_folder
-from autoreid.slurm.job_options import JobOptions, add_options, read_job_options
+from autoreid.slurm.job_options import JobOptions
 from autoreid.slurm.planning import PlannedRun, Task, plan_runs
 from autoreid.slurm.queue import check_array_size, require_slurm
+from autoreid.slurm.read_options import add_options, read_job_options
 from autoreid.slurm.sweep import add_sweep_option, plan_sweep
 from autoreid.slurm.tasks import PackageCommand
 from autoreid.sweeps.sweep import Sweep
