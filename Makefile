@@ -14,7 +14,7 @@ demo: install
 
 ## Lint, type checks and all tests.
 test: lint
-	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15
+	$(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 ## Tests without a cluster and without long runs, in about five minutes on two cores.
 quick: install

@@ -214,6 +214,7 @@ def test_ranks_search_with_micro_batches_as_one_process_does(tmp_path, changes):
         torch.testing.assert_close(found[2], losses, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_ranks_train_with_micro_batches_as_one_process_does(tmp_path):
     changes = OSNET_TRAINING | TWICE
     tiny_config(tmp_path, **changes)
@@ -223,6 +224,7 @@ def test_ranks_train_with_micro_batches_as_one_process_does(tmp_path):
         assert_all_close(weights, alone, 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
 def test_micro_batches_are_equivalent_to_ranks_without_shared_statistics(tmp_path, changes):
     """There are as many identities as micro-batches, so that both split the batch in the same way; without triplets."""
@@ -271,6 +273,7 @@ class _Tracker:
         self.uses, self.peak = Counter(), 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"search__order": "second"}, {"search__level": "single"}])
 def test_only_one_micro_batch_is_in_memory_at_a_time(tmp_path, changes):
     peaks = {}

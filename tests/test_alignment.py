@@ -96,6 +96,7 @@ def _train(world, path):
     return {name: getattr(task.state, name).state_dict() for name in ("network", "loss")}
 
 
+@pytest.mark.slow
 def test_two_ranks_train_network_and_attention_as_one_process_does(tmp_path):
     tiny_config(tmp_path, **TRAINING)
     path = write_tiny(tmp_path, **TRAINING)
@@ -106,6 +107,7 @@ def test_two_ranks_train_network_and_attention_as_one_process_does(tmp_path):
         torch.testing.assert_close(found, alone, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"training__accumulation": 2, "training__ema_decay": 0.9}, {"training__frozen_epochs": 1}]
 )

@@ -64,6 +64,7 @@ def evaluated(supernet, images, mixing):
     return seen[0] if seen else embedding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -129,6 +130,7 @@ def domains_in(stream, batch):
     return {str(path).split("/")[-3] for some in paths for path in some}
 
 
+@pytest.mark.slow
 def test_domains_are_left_out_in_turn(tmp_path, monkeypatch):
     task = build_search_task(tmp_path, **DOMAINS, training__epochs=4)
     state, seen = task.state, []
@@ -151,6 +153,7 @@ def test_domains_are_left_out_in_turn(tmp_path, monkeypatch):
     assert "images: " in task.data.summary
 
 
+@pytest.mark.slow
 def test_the_gain_is_how_much_the_alphas_loss_has_fallen(tmp_path):
     task = run_steps(build_search_task(tmp_path, **DOMAINS), 1)
     state, architect = task.state, task.architect
@@ -180,6 +183,7 @@ def test_the_gain_is_how_much_the_alphas_loss_has_fallen(tmp_path):
     } == {"a"}, "the domain that the first epoch has left out"
 
 
+@pytest.mark.slow
 def test_domains_with_sampled_candidates(tmp_path):
     task = build_search_task(tmp_path, **OSNET_HARD | DOMAINS)
     before = task.state.alphas.digest()

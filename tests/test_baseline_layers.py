@@ -90,6 +90,7 @@ def ibn_names(depth):
             yield f"{layer}.IN.{kind}", half + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "prefix"), [(50, ""), (101, "module.")])
 def test_published_files_of_ibn_net_fill_the_backbone(tmp_path, depth, prefix):
     weights = dict(ibn_names(depth))

@@ -57,6 +57,7 @@ def miniature(path, folder, *changes):
         return build_training(config, build_training_data(config, world), world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
 def test_every_baseline_trains_in_miniature(tmp_path, path):
     task = miniature(path, tmp_path)
@@ -142,6 +143,7 @@ def test_freezing_keeps_everything_but_what_the_published_weights_lack(tmp_path)
     assert changed == {"neck", "pool", "non_local"}
 
 
+@pytest.mark.slow
 def test_ranks_train_the_pieces_as_one_process_does(tmp_path):
     model = {"name": "osnet_x0_25", "options": {"pooling": "gem"}}
     changes = OSNET_TRAINING | PIECES | {"model": model, "losses__mine_across_ranks": True}

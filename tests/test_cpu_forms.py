@@ -119,6 +119,7 @@ def operations_of(module, device):
     return recorder.names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
@@ -154,6 +155,7 @@ def search_in_form(world, path, gpu):
         return search_in_float64(world, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -79,6 +79,7 @@ def captures(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
@@ -103,6 +104,7 @@ def test_a_search_gives_the_same_with_and_without_graphs(tmp_path, captures, cha
         assert torch.equal(replayed[name], value), name
 
 
+@pytest.mark.slow
 def test_a_search_resumes_with_graphs(tmp_path, captures):
     uninterrupted = build_search_task(tmp_path, search__order="first")
     for _ in range(3):
@@ -140,6 +142,7 @@ def test_ddp_averages_the_gradients_of_replayed_passes(tmp_path):
             assert torch.equal(other[name], value), name
 
 
+@pytest.mark.slow
 def test_a_training_gives_the_same_with_and_without_graphs(tmp_path, captures):
     states = []
     for graphs in (False, True):

@@ -90,6 +90,7 @@ def test_a_finished_search_is_a_source(tmp_path):
     assert found == Genotype.load(search / "genotypes/tiny/EP02.json")
 
 
+@pytest.mark.slow
 def test_a_random_genotype_of_about_the_same_size(tmp_path, genotype):
     sizes = []
     for seed in ("0", "0", "1"):
@@ -148,6 +149,7 @@ def test_errors_are_one_line_and_status_2(tmp_path, genotype, capsys, source, mo
     assert not (tmp_path / "derived").exists(), "no partial output"
 
 
+@pytest.mark.slow
 def test_drop_path_grows_over_the_epochs(tmp_path, genotype):
     changes = RECIPE | {
         "training__epochs": 4,

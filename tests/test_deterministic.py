@@ -97,6 +97,7 @@ def test_a_run_on_cpus_leaves_cuda_alone():
         assert not any(name in os.environ for name in (*ALLOCATOR, *LIBRARIES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task", [{"search__alpha_optimizer": "sgd"}, OSNET_TRAINING], ids=["search", "training"]
 )
@@ -165,6 +166,7 @@ def test_an_operation_without_a_deterministic_implementation_is_named(tmp_path, 
     assert train.main(["--config", str(path), "distributed.deterministic=false"]) == 0
 
 
+@pytest.mark.slow
 def test_what_a_resumed_run_may_change(tmp_path, capsys):
     path = str(write_tiny(tmp_path, **OSNET_TRAINING, training__epochs=1))
     assert train.main(["--config", path]) == 0

@@ -158,6 +158,7 @@ def test_the_output_folder_holds_figures_features_pictures_and_events(world_of, 
             assert np.array_equal(np.asarray(shown), np.asarray(file))
 
 
+@pytest.mark.slow
 def test_weights_of_another_program_are_measured_beside_a_training(world_of, tmp_path, capsys, caplog):
     torch.manual_seed(5)
     state = build_model("osnet_x0_25", 9).state_dict()
@@ -255,6 +256,7 @@ def test_features_without_images_give_all_but_the_ranked_lists(tmp_path, capsys,
     assert not list(folder.rglob("ranked_lists.png"))
 
 
+@pytest.mark.slow
 def test_saved_features_evaluate_to_what_their_network_did(world_of, tmp_path, capsys):
     arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0"), *ON_CPU]
     (network,) = run_json(capsys, *arguments, "--output", str(tmp_path / "first"))
@@ -267,6 +269,7 @@ def test_saved_features_evaluate_to_what_their_network_did(world_of, tmp_path, c
     assert len(lists) == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_in_its_own_precision_or_in_another(world_of, tmp_path, capsys):
     network = autoreid.load(world_of / "net0").network
     training = {"precision": "bfloat16", "channels_last": True}
@@ -292,6 +295,7 @@ def evaluate_on_rank(world, arguments):
     return evaluate(parse(arguments), world)
 
 
+@pytest.mark.slow
 def test_ranks_share_the_work_and_hold_the_same_table(world_of, tmp_path):
     arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0"), *ON_CPU]
     result, *_ = by_hand(autoreid.load(world_of / "net0"), read_market1501(world_of / "people0"), "euclidean")

@@ -89,6 +89,7 @@ def relative_difference(found, expected):
     return ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_checked(checkpoint, network, tmp_path):
     output = tmp_path / "new/folder/model.onnx"
     line = ["-m", "autoreid.export", checkpoint, "--output", output, "--check"]
@@ -203,6 +204,7 @@ def test_weights_of_another_program_are_exported(tmp_path, monkeypatch, capsys):
     assert "--size: requires --model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_any_number_of_images_of_one_size(models):
     session = onnxruntime.InferenceSession(models[FLOATS])
     (images,), (embedding,) = session.get_inputs(), session.get_outputs()

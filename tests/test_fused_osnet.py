@@ -77,6 +77,7 @@ def test_second_derivatives():
     assert_all_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("form")
 def test_recomputing_blocks_changes_nothing_but_what_is_kept():
     images = torch.randn(4, 3, 64, 32, dtype=torch.float64)

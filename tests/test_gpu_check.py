@@ -156,6 +156,7 @@ def test_a_part_that_hangs_is_stopped_at_its_limit_and_the_next_one_runs(tmp_pat
     assert "Not complete: ranking: stopped after " in (tmp_path / "out/summary.md").read_text()
 
 
+@pytest.mark.slow
 def test_parts_that_do_not_fit_into_the_budget_are_skipped(tmp_path):
     python = fake_python(tmp_path, "ranking")
     line = ["--dry-run", "--output", tmp_path / "out", "--budget", 13, "ranking:500", "micros"]

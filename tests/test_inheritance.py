@@ -144,6 +144,7 @@ def test_the_checkpoint_of_a_training_can_be_loaded_too(tmp_path):
         assert torch.equal(other.state_dict()[name], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "picture", "parameters"),
     [

@@ -91,6 +91,7 @@ def line(world_of, monkeypatch):
     return [*checkpoints, "--data", str(world_of / "people"), *ON_CPU]
 
 
+@pytest.mark.slow
 def test_costs_are_in_the_table_and_the_files_and_nothing_else_changes(world_of, line, tmp_path, capsys):
     line += ["--rows", "1"]
     assert main([*line, "--output", str(tmp_path / "plain")]) == 0

@@ -31,6 +31,7 @@ def test_a_step_waits_once_and_launches_few_kernels(folder, order, kernels):
     assert [place.partition(":")[0] for place in found.waits.elements()] == ["autoreid/training/steps.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "changes", "waits"),
     [
@@ -60,6 +61,7 @@ def test_other_searches_wait_as_little(folder, recipe, changes, waits):
     assert sum(found.waits.values()) == waits, found.waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe", ["baseline_pcb", "baseline_mgn", "baseline_agw", "baseline_sbs", "auto_reid_train"]
 )

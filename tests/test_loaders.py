@@ -264,6 +264,7 @@ if sys.argv[2] == "fail":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [("end", 0), ("fail", 1)])
 def test_a_process_ends_though_its_workers_ignore_signals(split, how, status):
     """At exit, Python sends SIGTERM to the workers and waits for them."""

@@ -111,6 +111,7 @@ class Written:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(96, 48), (107, 33)])
 def test_outputs_are_those_of_the_paper(network, size):
     batch = images(3, *size)
@@ -191,6 +192,7 @@ def test_branches_start_alike_and_do_not_share_weights():
     assert len({value.data_ptr() for state in states for value in state.values()}) == 3 * len(states[0])
 
 
+@pytest.mark.slow
 def test_a_classifier_teaches_its_own_branch_only(network):
     _, logits = network(images(2, 64, 32))
     weights = dict(network.named_parameters())

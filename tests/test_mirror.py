@@ -184,6 +184,7 @@ def write_lines(run: Path, records: list[dict]) -> None:
     write_atomically(run / "metrics.jsonl", "".join(json.dumps(one) + "\n" for one in records).encode())
 
 
+@pytest.mark.slow
 def test_a_mirror_has_every_value_once(runs, finished, store):
     for _ in range(2):  # the second call adds nothing
         assert mirror.main([str(runs), *store.arguments]) == 0

@@ -56,9 +56,10 @@ def real_cost(task, genotype):
     return count_parameters(network) / 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [PARAMETERS, PARTIAL | MACS, THREE_STAGES | MACS, pytest.param(MSINET | MACS, marks=pytest.mark.slow)],
+    [PARAMETERS, PARTIAL | MACS, THREE_STAGES | MACS, MSINET | MACS],
     ids=["parameters", "partial macs", "stages macs", "msinet macs"],
 )
 def test_the_table_gives_the_costs_of_derived_networks(tmp_path, changes):
@@ -207,6 +208,7 @@ def test_latencies_are_measured_once_in_a_run(tmp_path, monkeypatch):
     assert resumed.state.cost.of(genotype) == cost.of(genotype)
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_random_numbers(tmp_path):
     task = build_search_task(tmp_path, **LATENCY)
     before = torch.get_rng_state()
@@ -388,6 +390,7 @@ def test_a_wrong_option_of_the_derived_network_is_named(tmp_path):
         task.step(StopSignal())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["macs", "latency"])
 def test_options_that_need_larger_images_are_named(tmp_path, measure):
     """Seven stages leave 1 row of the 32, too few for two parts."""
@@ -397,6 +400,7 @@ def test_options_that_need_larger_images_are_named(tmp_path, measure):
         task.step(StopSignal())
 
 
+@pytest.mark.slow
 def test_a_derived_network_that_is_too_deep_for_the_images_is_one_clear_line(tmp_path):
     task = build_search_task(tmp_path, **MACS, search__cost__options={"cells_per_stage": (1, 1, 1, 1, 1, 1)})
     with pytest.raises(

@@ -53,6 +53,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_study_compares_found_networks_with_random_ones(whole, capsys):
     content = content_of(whole)
     found, random = content["found"], content["random"]
@@ -167,6 +168,7 @@ def test_a_search_that_diverges_does_not_hold_up_the_others(tmp_path, monkeypatc
     assert content["missing"] == ["found0", "random0"]
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_search_includes_its_read_out(tmp_path):
     paths = ["search.level=single", "search.relaxation=uniform", "search.read_out=one_shot"]
     small = "search.one_shot={population: 2, generations: 1}"
@@ -177,6 +179,7 @@ def test_the_cost_of_a_search_includes_its_read_out(tmp_path):
     assert network["search_seconds"] == result["seconds"] + result["read_out_seconds"]
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_is_left_and_leaves_nothing_behind(whole, tmp_path, capsys):
     folder = tmp_path / "folder"
     assert call(folder, "--plan", searches=3, random=8) == 0

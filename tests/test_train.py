@@ -96,6 +96,7 @@ def test_tensorboard_shows_pictures_curves_and_config(finished):
     assert "task_name: tiny" in config
 
 
+@pytest.mark.slow
 def test_targets_are_evaluated_separately_and_reported_with_their_mean(tmp_path):
     people = TINY["data"]["synthetic"]["people"]
     changes = {

@@ -444,6 +444,7 @@ def listings_at_a_start(world, path):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_start_lists_each_data_set_once_on_rank_0_alone(tmp_path, ranks):
     path = write_tiny(tmp_path, **OSNET_TRAINING, training__epochs=1)
