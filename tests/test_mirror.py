@@ -205,6 +205,36 @@ def test_a_mirror_has_every_value_once(runs, finished, store):
     assert len(drawn) == 4
 
 
+@pytest.mark.parametrize(
+    ("output_dir", "genotype_dir"),
+    [("runs", "drawn"), ("some/runs", "drawn"), ("{start}/runs", "{start}/drawn"), ("{start}/runs", "../drawn")],
+)
+def test_pictures_are_found_from_another_folder(
+    finished, tmp_path, monkeypatch, caplog, output_dir, genotype_dir
+):
+    store, output_dir = MlflowStore(tmp_path), output_dir.format(start=tmp_path)
+    shutil.copytree(finished / "runs", tmp_path / output_dir)
+    shutil.copytree(finished / "genotypes", tmp_path / "drawn")
+    config = tmp_path / output_dir / "tiny/config.yaml"
+    text = config.read_text().replace(str(finished / "runs"), output_dir)
+    config.write_text(text.replace(str(finished / "genotypes"), genotype_dir.format(start=tmp_path)))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert mirror.main([str(".." / Path(output_dir) / "tiny"), *store.arguments]) == 0
+    assert len(store.read(*store.ids()).pictures) == 4
+    assert warnings_in(caplog) == []
+
+
+def test_missing_pictures_are_told_once(runs, finished, tmp_path, caplog):
+    store, config = MlflowStore(tmp_path), runs / "tiny/config.yaml"
+    config.write_text(config.read_text().replace(str(finished / "genotypes"), "nowhere"))
+    for _ in range(2):
+        assert mirror.main([str(runs), *store.arguments]) == 0
+    (warning,) = warnings_in(caplog)
+    assert f"{runs}/tiny: the pictures of its genotypes are not copied" in warning
+    assert warning.endswith("nowhere/tiny")
+
+
 def test_updates_continue_the_same_run(runs, store):
     run, every = runs / "trained", lines(runs / "trained")
     result = (run / "result.json").read_bytes()

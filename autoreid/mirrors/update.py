@@ -86,6 +86,12 @@ def _write(run: RunContent, mirror: Mirror, before: Progress | None) -> int:
     """Write what a mirror lacks of a run, and record its progress before and after."""
     begun = before or Progress(mirror.create(run), digest=_digest([]))
     begun = replace(begun, began=begun.began or time.time())
+    if run.config.task == "search" and run.records and not begun.records and not run.genotypes.is_dir():
+        _log.warning(
+            "%s: the pictures of its genotypes are not copied, because there is no folder %s",
+            run.folder,
+            run.genotypes,
+        )
     _save_progress(run.folder, mirror.destination, begun)
     mirror.write(begun.run_id, run, _update(run, begun))
     count = len(run.records)
