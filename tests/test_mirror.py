@@ -23,6 +23,7 @@ from autoreid.mirrors import build_mirror
 from autoreid.reporting.history import record
 from autoreid.reporting.run_folder import flatten
 from tests.helpers import DRAWN_PEOPLE
+from tests.helpers.ranks import free_port
 from tests.helpers.runs import run_processes, run_train, run_train_with_signal
 from tests.helpers.tiny import OSNET_TRAINING, tiny_config, write_tiny
 
@@ -207,7 +208,12 @@ def test_a_mirror_has_every_value_once(runs, finished, store):
 
 @pytest.mark.parametrize(
     ("output_dir", "genotype_dir"),
-    [("runs", "drawn"), ("some/runs", "drawn"), ("{start}/runs", "{start}/drawn"), ("{start}/runs", "../drawn")],
+    [
+        ("runs", "drawn"),
+        ("some/runs", "drawn"),
+        ("{start}/runs", "{start}/drawn"),
+        ("{start}/runs", "../drawn"),
+    ],
 )
 def test_pictures_are_found_from_another_folder(
     finished, tmp_path, monkeypatch, caplog, output_dir, genotype_dir
@@ -312,9 +318,10 @@ def test_an_update_that_was_interrupted_adds_nothing_twice(runs, tmp_path, monke
             raise OSError("the disk is full")
 
     monkeypatch.setattr(MlflowClient, "log_batch", fails_after_writing)
+    capsys.readouterr()  # MLflow reports the tables of the first database
     assert mirror.main([str(run), *store.arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"autoreid: mlflow {store.uri} autoreid: cannot write: the disk is full"
+    assert line == f"autoreid: {run}: cannot write to mlflow {store.uri} autoreid: the disk is full"
     monkeypatch.undo()
     assert mirror.main([str(run), *store.arguments]) == 0
     assert sorted(store.read(*store.ids()).points) == points_of(lines(run))
@@ -398,7 +405,9 @@ def test_two_processes_do_not_mirror_a_run_at_once(runs, tmp_path):
     [
         (("{runs}/nowhere", "--to", "mlflow"), "nowhere: not the folder of a run that has started"),
         (("{runs}", "--to", "mlflow", "--online"), "--online is for --to wandb"),
-        (("{runs}", "--to", "mlflow", "--follow", "0"), "--follow 0: must be at least 1 second"),
+        (("{runs}", "--to", "mlflow", "--follow", "0"), "--follow 0: must be a finite number of at least 1"),
+        (("{runs}", "--to", "mlflow", "--follow", "inf"), "--follow inf: must be a finite number"),
+        (("{runs}", "--to", "wandb", "--store", "http://host"), "--store http://host: must be a folder"),
     ],
 )
 def test_mistakes_are_named(runs, tmp_path, arguments, message, monkeypatch, capsys):
@@ -407,6 +416,22 @@ def test_mistakes_are_named(runs, tmp_path, arguments, message, monkeypatch, cap
     assert mirror.main([one.format(runs=runs) for one in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_server_that_cannot_be_reached_is_told_in_one_line(runs, monkeypatch, capfd):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    run, server = runs / "trained", f"http://127.0.0.1:{free_port()}"
+    assert mirror.main([str(run), "--to", "mlflow", "--store", server]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"autoreid: {run}: cannot write to mlflow {server} autoreid: ")
+
+
+def test_paths_may_begin_with_the_home_folder(runs, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(runs.parent))
+    assert mirror.main(["~/runs/trained", "--to", "wandb", "--store=~/store"]) == 0
+    assert [*(runs.parent / "store/wandb").glob("offline-run-*")]
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)

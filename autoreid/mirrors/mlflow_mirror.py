@@ -38,12 +38,15 @@ class MlflowMirror(Mirror):
 
     def __init__(self, project: str, uri: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # The default of 7 takes minutes before it says that a server cannot be reached.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         try:
             import sqlalchemy  # noqa: F401 (MLflow needs it for databases)
             from mlflow import MlflowClient
         except ImportError as error:
             raise ConfigError("--to mlflow requires mlflow-skinny: pip install 'autoreid[mlflow]'") from error
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports the tables that it creates
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports each retry
         self.artifacts: str | None = None
         if uri.startswith(_SQLITE):
             database = Path(uri.removeprefix(_SQLITE)).absolute()

@@ -79,7 +79,7 @@ def update_mirror(folder: Path, mirror: Mirror) -> int:
         except AutoreidError:
             raise
         except Exception as error:  # whatever the tracker's package raises
-            raise RunError(f"{mirror.destination}: cannot write: {_first_line(error)}") from error
+            raise RunError(f"{folder}: cannot write to {mirror.destination}: {_first_line(error)}") from error
 
 
 def _write(run: RunContent, mirror: Mirror, before: Progress | None) -> int:
@@ -153,7 +153,9 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         opened = path.open("a")
     except OSError as error:
-        raise RunError(f"{path}: cannot open the lock: {error.strerror}") from error
+        raise RunError(
+            f"{path}: cannot open the lock: {error.strerror}; the run folder must be writable, because {FILE} is there"
+        ) from error
     with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
