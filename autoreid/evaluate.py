@@ -220,7 +220,8 @@ def _check(options: argparse.Namespace) -> None:
         ("--projector", options.projector, 1),
     ):
         if value is not None and not least <= value < math.inf:
-            raise ConfigError(f"{option} {value}: must be at least {least}")
+            kind = "a finite number of at least" if isinstance(value, float) else "at least"
+            raise ConfigError(f"{option} {value}: must be {kind} {least}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
