@@ -327,6 +327,31 @@ def test_an_update_that_was_interrupted_adds_nothing_twice(runs, tmp_path, monke
     assert sorted(store.read(*store.ids()).points) == points_of(lines(run))
 
 
+def test_a_database_whose_creation_is_interrupted_can_be_created_again(runs, tmp_path, monkeypatch):
+    store, run = MlflowStore(tmp_path), runs / "trained"
+    from mlflow import MlflowClient
+
+    database, original = tmp_path / "mlflow.db", MlflowClient.search_experiments
+    database.unlink()
+
+    def interrupted(self):
+        original(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", interrupted)
+    assert mirror.main([str(run), *store.arguments]) == 130
+    assert not [*tmp_path.glob("*mlflow.db*")]
+
+    def overtaken(self):
+        original(self)
+        shutil.copy(empty_database(), database)  # by another process
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", overtaken)
+    assert mirror.main([str(run), *store.arguments]) == 0
+    assert sorted(store.read(*store.ids()).points) == points_of(lines(run))
+    assert [*tmp_path.glob("*mlflow.db*")] == [database]
+
+
 def test_parameters_that_may_change_when_a_run_resumes_keep_their_first_values(runs, tmp_path):
     assert "data.workers" in MAY_DIFFER
     store, run = MlflowStore(tmp_path), runs / "trained"
