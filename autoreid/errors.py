@@ -102,4 +102,6 @@ def named(what: str) -> Iterator[None]:
     try:
         yield
     except AutoreidError as error:
-        raise type(error)(f"{what}: {error}") from error
+        renamed = type(error)(f"{what}: {error}")
+        renamed.is_reported = error.is_reported
+        raise renamed from error

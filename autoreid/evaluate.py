@@ -61,7 +61,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _add_output(parser.add_argument_group("output"))
     add_architecture_options(parser)
     options = parser.parse_args(arguments)
-    _check(options)
+    _check_combination(options)
+    _check_numbers(options)
     if options.query_expansion_alpha is None:
         options.query_expansion_alpha = ALPHA
     options.checkpoint = named_paths("--checkpoint", options.checkpoint)
@@ -191,7 +192,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_combination(options: argparse.Namespace) -> None:
     files, networks = (options.query, options.gallery), (options.checkpoint, options.data)
     if any(files) == any(networks) or not (all(files) or all(networks)):
         raise ConfigError("give either --checkpoint with --data, or --query with --gallery")
@@ -204,14 +205,17 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             "--multi-query: merges the images of a camera, so --keep-same-camera must not be given"
         )
-    if (options.projector or 0) > MAX_PROJECTED:
-        raise ConfigError(f"--projector {options.projector}: must be at most {MAX_PROJECTED}")
     if options.projector is not None and options.output is None:
         raise ConfigError("--projector: requires --output")
     if options.query_expansion_alpha is not None and options.query_expansion is None:
         raise ConfigError("--query-expansion-alpha: requires --query-expansion")
     if architecture_of(options) is not None and all(files):
         raise ConfigError("--model: requires --checkpoint")
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if (options.projector or 0) > MAX_PROJECTED:
+        raise ConfigError(f"--projector {options.projector}: must be at most {MAX_PROJECTED}")
     for option, value, least in (
         ("--batch-size", options.batch_size, 1),
         ("--rows", options.rows, 1),
@@ -221,7 +225,8 @@ def _check(options: argparse.Namespace) -> None:
         ("--projector", options.projector, 1),
     ):
         if value is not None and not least <= value < math.inf:
-            raise ConfigError(f"{option} {value}: must be at least {least}")
+            kind = "a finite number of at least" if isinstance(value, float) else "at least"
+            raise ConfigError(f"{option} {value}: must be {kind} {least}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

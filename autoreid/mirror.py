@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from autoreid.cli import run_command
+from autoreid.config import expand
 from autoreid.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -38,7 +39,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder with run folders below it"
+        "runs",
+        nargs="+",
+        type=expand,
+        metavar="RUN",
+        help="run folder, or a folder with run folders below it",
     )
     parser.add_argument("--to", choices=("wandb", "mlflow"), required=True, help="where to copy them")
     parser.add_argument(
@@ -64,8 +69,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.online and options.to != "wandb":
         raise ConfigError("command line: --online is for --to wandb; for MLflow, give the server as --store")
-    if options.follow is not None and not options.follow >= 1:
-        raise ConfigError(f"command line: --follow {options.follow:g}: must be at least 1 second")
+    if options.to == "wandb" and "://" in (options.store or ""):
+        raise ConfigError(f"command line: --store {options.store}: must be a folder with --to wandb")
+    if options.follow is not None and not 1 <= options.follow < math.inf:
+        raise ConfigError(
+            f"command line: --follow {options.follow:g}: must be a finite number of at least 1 second"
+        )
     return options
 
 

@@ -304,6 +304,16 @@ def test_ranks_share_the_work_and_hold_the_same_table(world_of, tmp_path):
     assert (tmp_path / "out" / "result.json").exists()
 
 
+@pytest.mark.parametrize("reason", ["too few images", "no match"])
+def test_a_data_set_that_cannot_be_evaluated_is_reported_by_rank_0(world_of, tmp_path, reason):
+    data, options = world_of / "people0", ["--query-expansion", "500"]
+    if reason == "no match":
+        data, options = write_own(tmp_path / "own", ONE_CAMERA), []
+    line = ["--checkpoint", str(world_of / "net0"), "--data", str(data), *options, *ON_CPU]
+    errors = run_ranks(evaluate_on_rank, 2, line, raises=False)
+    assert [(type(error), error.is_reported) for error in errors] == [(DataError, False), (DataError, True)]
+
+
 def test_an_error_of_rank_0_reaches_every_rank(world_of, tmp_path):
     (tmp_path / "config.yaml").touch()
     arguments = ["--checkpoint", str(world_of / "net0"), "--data", str(world_of / "people0"), *ON_CPU]
@@ -473,7 +483,8 @@ def test_a_target_that_fails_does_not_lose_the_others(world_of, tmp_path, capsys
     assert main([*line, f"--output={tmp_path / 'out'}", *ON_CPU]) == 2
     printed = capsys.readouterr()
     assert (
-        f"{broken}: cannot read this image: the file is empty; --on-broken-image skip leaves" in printed.err
+        f"net0 on broken: {broken}: cannot read this image: the file is empty; --on-broken-image skip leaves"
+        in printed.err
     )
     (saved,) = json.loads((tmp_path / "out/result.json").read_text())["results"]
     assert saved["target"] == "people1"

@@ -12,6 +12,7 @@ import pytest
 import autoreid
 from autoreid.config import SyntheticPeople
 from autoreid.data.datasets.market1501 import read_market1501
+from autoreid.data.records import JUNK
 from autoreid.data.synthetic.people import write_synthetic_people
 from autoreid.evaluate import main
 from autoreid.evaluation import evaluate_retrieval
@@ -105,6 +106,28 @@ def test_verification_measures_are_in_the_table_the_results_and_tensorboard(file
     assert (tmp_path / "out/roc.png").exists() == HAS_MATPLOTLIB
 
 
+def test_another_evaluation_leaves_no_curves_of_the_first(files, tmp_path):
+    line = [*files, "--output", str(tmp_path / "out")]
+    assert main([*line, "--roc"]) == 0
+    assert (tmp_path / "out/roc.png").exists() == HAS_MATPLOTLIB
+    assert main(line) == 0
+    assert not (tmp_path / "out/roc.png").exists()
+    assert (tmp_path / "out/cmc.png").exists() == HAS_MATPLOTLIB
+
+
+def test_junk_among_the_queries_has_no_match(files, tmp_path, capsys, caplog):
+    query, gallery = load(files)
+    for name, images, junk in (("query", query, slice(0, 4)), ("gallery", gallery, slice(0, 9))):
+        images.identities[junk] = JUNK
+        images.save(tmp_path / f"{name}.npz")
+    (cell,) = run_json(capsys, *files)
+    assert (cell["queries"], cell["valid_queries"]) == (30, 26)
+    assert "4 of 30 queries are ignored" in caplog.text
+    query.select(np.arange(4)).save(tmp_path / "query.npz")
+    assert main(files) == 2
+    assert "query.npz: no query has a gallery image of its identity" in capsys.readouterr().err
+
+
 def test_a_network_embeds_the_boxes_of_market1501(tmp_path, capsys):
     people = SyntheticPeople(
         train_identities=1, test_identities=4, images_per_identity=6, cameras=2, height=HEIGHT, width=WIDTH
@@ -145,21 +168,24 @@ def test_a_network_embeds_the_boxes_of_market1501(tmp_path, capsys):
 def test_contradictions_are_told_in_one_line(files, capsys):
     cases = {
         "--query-expansion 0: must be at least 1": ["--query-expansion", "0"],
-        "--query-expansion-alpha -1.0: must be at least 0": [
+        "--query-expansion-alpha -1.0: must be a finite number of at least 0": [
             "--query-expansion",
             "2",
             "--query-expansion-alpha",
             "-1",
         ],
-        "--query-expansion-alpha nan: must be at least 0": [
+        "--query-expansion-alpha inf: must be a finite number of at least 0": [
             "--query-expansion",
             "2",
             "--query-expansion-alpha",
-            "nan",
+            "inf",
         ],
         "--query-expansion-alpha: requires --query-expansion": ["--query-expansion-alpha", "2"],
         "--keep-same-camera must not be given": ["--multi-query", "mean", "--keep-same-camera"],
-        "has 60 gallery images; --query-expansion 60 needs more than 60": ["--query-expansion", "60"],
+        "gallery.npz: has 60 gallery images; --query-expansion 60 needs more than 60": [
+            "--query-expansion",
+            "60",
+        ],
     }
     for message, options in cases.items():
         assert main([*files, *options]) == 2

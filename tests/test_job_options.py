@@ -151,6 +151,13 @@ def test_an_impossible_combination_names_where_it_was_set(users_file, text, line
         ),
         (["--slurm", "signal=USR1@60"], "--slurm signal: cannot be changed; use --signal-lead"),
         (["--slurm", "no_requeue"], "--slurm no-requeue: cannot be changed; use --max-restarts 0"),
+        (
+            ["--slurm", "time=3"],
+            "--slurm time: cannot be changed; use --time, which the time of the stop signal",
+        ),
+        (["--slurm", "job_name=x"], "--slurm job-name: cannot be changed; a job has the name of its run"),
+        (["--slurm", "dependency=afterok:1"], "--slurm dependency: cannot be changed; use --dependency"),
+        (["--slurm", "test-only"], "--slurm test-only: cannot be changed; use --test-only"),
         (["--slurm", "output=x.log"], "--slurm output: cannot be changed; logs are in the folder of the run"),
         (["--gpus", "2", "--tasks", "4"], "--tasks: only allowed with --gpus 0"),
         (

@@ -23,6 +23,7 @@ from autoreid.mirrors import build_mirror
 from autoreid.reporting.history import record
 from autoreid.reporting.run_folder import flatten
 from tests.helpers import DRAWN_PEOPLE
+from tests.helpers.ranks import free_port
 from tests.helpers.runs import run_processes, run_train, run_train_with_signal
 from tests.helpers.tiny import OSNET_TRAINING, tiny_config, write_tiny
 
@@ -206,6 +207,41 @@ def test_a_mirror_has_every_value_once(runs, finished, store):
     assert len(drawn) == 4
 
 
+@pytest.mark.parametrize(
+    ("output_dir", "genotype_dir"),
+    [
+        ("runs", "drawn"),
+        ("some/runs", "drawn"),
+        ("{start}/runs", "{start}/drawn"),
+        ("{start}/runs", "../drawn"),
+    ],
+)
+def test_pictures_are_found_from_another_folder(
+    finished, tmp_path, monkeypatch, caplog, output_dir, genotype_dir
+):
+    store, output_dir = MlflowStore(tmp_path), output_dir.format(start=tmp_path)
+    shutil.copytree(finished / "runs", tmp_path / output_dir)
+    shutil.copytree(finished / "genotypes", tmp_path / "drawn")
+    config = tmp_path / output_dir / "tiny/config.yaml"
+    text = config.read_text().replace(str(finished / "runs"), output_dir)
+    config.write_text(text.replace(str(finished / "genotypes"), genotype_dir.format(start=tmp_path)))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert mirror.main([str(".." / Path(output_dir) / "tiny"), *store.arguments]) == 0
+    assert len(store.read(*store.ids()).pictures) == 4
+    assert warnings_in(caplog) == []
+
+
+def test_missing_pictures_are_told_once(runs, finished, tmp_path, caplog):
+    store, config = MlflowStore(tmp_path), runs / "tiny/config.yaml"
+    config.write_text(config.read_text().replace(str(finished / "genotypes"), "nowhere"))
+    for _ in range(2):
+        assert mirror.main([str(runs), *store.arguments]) == 0
+    (warning,) = warnings_in(caplog)
+    assert f"{runs}/tiny: the pictures of its genotypes are not copied" in warning
+    assert warning.endswith("nowhere/tiny")
+
+
 def test_updates_continue_the_same_run(runs, store):
     run, every = runs / "trained", lines(runs / "trained")
     result = (run / "result.json").read_bytes()
@@ -283,12 +319,38 @@ def test_an_update_that_was_interrupted_adds_nothing_twice(runs, tmp_path, monke
             raise OSError("the disk is full")
 
     monkeypatch.setattr(MlflowClient, "log_batch", fails_after_writing)
+    capsys.readouterr()  # MLflow reports the tables of the first database
     assert mirror.main([str(run), *store.arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"autoreid: mlflow {store.uri} autoreid: cannot write: the disk is full"
+    assert line == f"autoreid: {run}: cannot write to mlflow {store.uri} autoreid: the disk is full"
     monkeypatch.undo()
     assert mirror.main([str(run), *store.arguments]) == 0
     assert sorted(store.read(*store.ids()).points) == points_of(lines(run))
+
+
+def test_a_database_whose_creation_is_interrupted_can_be_created_again(runs, tmp_path, monkeypatch):
+    store, run = MlflowStore(tmp_path), runs / "trained"
+    from mlflow import MlflowClient
+
+    database, original = tmp_path / "mlflow.db", MlflowClient.search_experiments
+    database.unlink()
+
+    def interrupted(self):
+        original(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", interrupted)
+    assert mirror.main([str(run), *store.arguments]) == 130
+    assert not [*tmp_path.glob("*mlflow.db*")]
+
+    def overtaken(self):
+        original(self)
+        shutil.copy(empty_database(), database)  # by another process
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", overtaken)
+    assert mirror.main([str(run), *store.arguments]) == 0
+    assert sorted(store.read(*store.ids()).points) == points_of(lines(run))
+    assert [*tmp_path.glob("*mlflow.db*")] == [database]
 
 
 def test_parameters_that_may_change_when_a_run_resumes_keep_their_first_values(runs, tmp_path):
@@ -369,7 +431,9 @@ def test_two_processes_do_not_mirror_a_run_at_once(runs, tmp_path):
     [
         (("{runs}/nowhere", "--to", "mlflow"), "nowhere: not the folder of a run that has started"),
         (("{runs}", "--to", "mlflow", "--online"), "--online is for --to wandb"),
-        (("{runs}", "--to", "mlflow", "--follow", "0"), "--follow 0: must be at least 1 second"),
+        (("{runs}", "--to", "mlflow", "--follow", "0"), "--follow 0: must be a finite number of at least 1"),
+        (("{runs}", "--to", "mlflow", "--follow", "inf"), "--follow inf: must be a finite number"),
+        (("{runs}", "--to", "wandb", "--store", "http://host"), "--store http://host: must be a folder"),
     ],
 )
 def test_mistakes_are_named(runs, tmp_path, arguments, message, monkeypatch, capsys):
@@ -378,6 +442,22 @@ def test_mistakes_are_named(runs, tmp_path, arguments, message, monkeypatch, cap
     assert mirror.main([one.format(runs=runs) for one in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_server_that_cannot_be_reached_is_told_in_one_line(runs, monkeypatch, capfd):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    run, server = runs / "trained", f"http://127.0.0.1:{free_port()}"
+    assert mirror.main([str(run), "--to", "mlflow", "--store", server]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"autoreid: {run}: cannot write to mlflow {server} autoreid: ")
+
+
+def test_paths_may_begin_with_the_home_folder(runs, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(runs.parent))
+    assert mirror.main(["~/runs/trained", "--to", "wandb", "--store=~/store"]) == 0
+    assert [*(runs.parent / "store/wandb").glob("offline-run-*")]
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)

@@ -134,3 +134,12 @@ def test_features_without_images_have_no_thumbnails(tmp_path, capsys, caplog):
     assert "--projector: requires --output" in capsys.readouterr().err
     assert main([*line, "--projector=20000", f"--output={tmp_path / 'out'}"]) == 2
     assert "--projector 20000: must be at most 16384" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf_8_are_escaped(tmp_path):
+    images = FeatureSet(
+        np.ones((1, 2), np.float32), np.ones(1, int), np.ones(1, int), np.array(["a\udcff.png"])
+    )
+    write_embedding(tmp_path, "net/people", images, images, 2)
+    text = (tmp_path / "projector/net/people/metadata.tsv").read_text(encoding="utf-8")
+    assert text.count("a\\udcff.png") == 2

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from autoreid.commands.trained_network import TrainedNetwork
 from autoreid.data.records import ReidDataset
 from autoreid.data.targets import check_target, check_target_folder, read_targets
 from autoreid.distributed import World, on_main
-from autoreid.errors import AutoreidError, DataError, DivergedError
+from autoreid.errors import AutoreidError, DataError, DivergedError, named
 from autoreid.evaluation.features import FeatureSet
 from autoreid.networks import load_network
 from autoreid.reporting.cost_report import NetworkCost
@@ -50,7 +51,7 @@ def evaluate_files(context: Context) -> TableCell:
     options = context.options
     for note in check_target(target, options.keep_same_camera, options.multi_query is not None):
         _log.warning("%s", note)
-    check_expansion(options, target)
+    check_expansion(options, paths[1].name, len(gallery))
     comparison = context.compare(query, gallery, "euclidean")
     cell = evaluate_cell(context, paths[0].stem, paths[1].stem, comparison)
     if context.report is not None:
@@ -77,15 +78,16 @@ def check(options: argparse.Namespace) -> None:
     check_checkpoints(options, list(options.checkpoint.values()))
     for name, path in options.data.items():
         multi_query = options.multi_query is not None
-        check_expansion(options, check_target_folder(path, name, options.keep_same_camera, multi_query))
+        target = check_target_folder(path, name, options.keep_same_camera, multi_query)
+        check_expansion(options, name, len(target.gallery))
 
 
-def check_expansion(options: argparse.Namespace, target: ReidDataset) -> None:
-    """Raise a DataError if a data set has too few gallery images for --query-expansion."""
-    images, found = options.query_expansion, len(target.gallery)
+def check_expansion(options: argparse.Namespace, name: str, found: int) -> None:
+    """Raise a DataError if a gallery has too few images for --query-expansion."""
+    images = options.query_expansion
     if images is not None and images >= found:
         raise DataError(
-            f"{target.name}: has {found} gallery images; --query-expansion {images} needs more than {images}"
+            f"{name}: has {found} gallery images; --query-expansion {images} needs more than {images}"
         )
 
 
@@ -138,8 +140,8 @@ def evaluate_networks(context: Context, cells: list[TableCell], costs: list[Netw
     )
     for note in notes if world.is_main else ():
         _log.warning("%s", note)
-    for data in targets.values():
-        check_expansion(options, data)
+    for target, data in targets.items():
+        on_main(partial(check_expansion, options, target, len(data.gallery)))
     queries = next(iter(targets.values())).query
     compared = queries.select(np.arange(min(len(queries), COMPARED)))
     failures: list[AutoreidError] = []
@@ -153,7 +155,8 @@ def evaluate_networks(context: Context, cells: list[TableCell], costs: list[Netw
                 failures.append(error)
         for target, data in targets.items():
             try:
-                cells.append(network.evaluate(target, data))
+                with named(f"{name} on {target}"):
+                    cells.append(network.evaluate(target, data))
             except (DataError, DivergedError) as error:  # raised on every rank
                 failures.append(error)
     for failure in failures[1:] if world.is_main else ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from autoreid.data.datasets import read_folder
 from autoreid.data.datasets.market1501 import read_multi_query
 from autoreid.data.images import prepare_images
 from autoreid.data.overlap import copied_queries
-from autoreid.data.records import ReidDataset, Split, sightings
+from autoreid.data.records import JUNK, ReidDataset, Split, sightings
 from autoreid.distributed import World, on_main
 from autoreid.errors import DataError
 
@@ -56,7 +57,7 @@ def read_targets(
         targets = {name: images.readable_dataset(target) for name, target in targets.items()}
         notes += images.notes
     for target in targets.values():
-        notes += check_target(target, keep_same_camera, multi_query)
+        notes += on_main(partial(check_target, target, keep_same_camera, multi_query))
     return targets, tuple(notes)
 
 
@@ -115,7 +116,7 @@ def check_target(target: ReidDataset, keep_same_camera: bool, multi_query: bool 
 
 def _without_match(query: Split, gallery: Split, keep_same_camera: bool) -> list[str]:
     """Return the paths of the queries without a match; an image is no match of itself."""
-    searched = gallery.select(np.isin(gallery.identities, query.identities))
+    searched = gallery.select(np.isin(gallery.identities, query.identities) & (gallery.identities != JUNK))
     images = Counter(searched.identities.tolist())
     if keep_same_camera:
         own = set(searched.paths) - {""}  # feature files may have no paths

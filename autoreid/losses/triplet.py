@@ -88,7 +88,7 @@ class Triplet(Term):
         self.count = 1
 
     def prepare(self, sizes: OutputSizes, labels: Tensor) -> None:  # noqa: ARG002
-        """Note of how many vectors an embedding consists."""
+        """Keep the number of vectors that an embedding consists of."""
         self.count = sizes.embeddings
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:

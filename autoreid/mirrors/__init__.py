@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from autoreid.config import expand
 from autoreid.mirrors.mirror import Mirror
 from autoreid.mirrors.mlflow_mirror import MlflowMirror
 from autoreid.mirrors.wandb_mirror import WandbMirror
@@ -25,5 +24,5 @@ def build_mirror(tracker: str, project: str, store: str | None, online: bool) ->
         RunError: the store cannot be opened.
     """
     if tracker == "wandb":
-        return WandbMirror(project, Path(store or "."), online)
+        return WandbMirror(project, expand(store or "."), online)
     return MlflowMirror(project, store or "sqlite:///mlflow.db")

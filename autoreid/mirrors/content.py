@@ -51,12 +51,24 @@ class RunContent:
         """Return the values of the config by dotted key."""
         return dict(flatten(self.config.model_dump(mode="json"), ""))
 
+    @property
+    def genotypes(self) -> Path:
+        """The folder of a search's genotypes.
+
+        A relative `genotype_dir` begins where a relative `output_dir` does: in the folder that the run was started in,
+        which is known if the run folder still ends with `output_dir`. Otherwise, it begins in the current folder.
+        """
+        config, folder = self.config, self.folder.absolute()
+        inside = (config.output_dir / config.task_name).parts
+        is_in_place = not config.output_dir.is_absolute() and folder.parts[-len(inside) :] == inside
+        start = folder.parents[len(inside) - 1] if is_in_place else Path()
+        return start / config.genotype_dir / config.task_name
+
     def pictures(self, epoch: int) -> dict[str, Path]:
         """Return the pictures of a search's genotype after an epoch by their names, such as "genotype/normal"."""
-        folder, stem = self.config.genotype_dir / self.config.task_name, f"EP{epoch:02d}-"
-        return {
-            f"genotype/{path.stem.removeprefix(stem)}": path for path in sorted(folder.glob(f"{stem}*.png"))
-        }
+        stem = f"EP{epoch:02d}-"
+        found = sorted(self.genotypes.glob(f"{stem}*.png"))
+        return {f"genotype/{path.stem.removeprefix(stem)}": path for path in found}
 
 
 def read_run(folder: Path) -> RunContent:

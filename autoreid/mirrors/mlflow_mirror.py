@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,23 +40,41 @@ class MlflowMirror(Mirror):
 
     def __init__(self, project: str, uri: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # The default of 7 takes minutes before it says that a server cannot be reached.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         try:
             import sqlalchemy  # noqa: F401 (MLflow needs it for databases)
             from mlflow import MlflowClient
         except ImportError as error:
             raise ConfigError("--to mlflow requires mlflow-skinny: pip install 'autoreid[mlflow]'") from error
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports the tables that it creates
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports each retry
         self.artifacts: str | None = None
+        self._database: Path | None = None
         if uri.startswith(_SQLITE):
-            database = Path(uri.removeprefix(_SQLITE)).absolute()
-            uri, self.artifacts = f"{_SQLITE}{database}", (database.parent / "mlartifacts").as_uri()
+            name, mark, options = uri.removeprefix(_SQLITE).partition("?")
+            self._database = Path(name).absolute()
+            self.artifacts = (self._database.parent / "mlartifacts").as_uri()
+            uri = f"{_SQLITE}{self._database}{mark}{options}"
         self.project, self.uri = project, uri
         self.destination = f"mlflow {uri} {project}"
         self._connect: Callable[[str], Any] = MlflowClient
 
     @cached_property
     def _client(self) -> Any:
+        if self._database is not None and not self._database.exists():
+            self._create(self._database)
         return self._connect(self.uri)
+
+    def _create(self, database: Path) -> None:
+        """Create a database under another name, because MLflow cannot continue if it is killed while it does so."""
+        partial = database.with_name(f".{database.name}.{uuid.uuid4().hex}.partial")
+        try:
+            self._connect(f"{_SQLITE}{partial}").search_experiments()
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                os.link(partial, database)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def create(self, run: RunContent) -> str:
         """Create a run, and the experiment if it does not exist."""

@@ -79,13 +79,19 @@ def update_mirror(folder: Path, mirror: Mirror) -> int:
         except AutoreidError:
             raise
         except Exception as error:  # whatever the tracker's package raises
-            raise RunError(f"{mirror.destination}: cannot write: {_first_line(error)}") from error
+            raise RunError(f"{folder}: cannot write to {mirror.destination}: {_first_line(error)}") from error
 
 
 def _write(run: RunContent, mirror: Mirror, before: Progress | None) -> int:
     """Write what a mirror lacks of a run, and record its progress before and after."""
     begun = before or Progress(mirror.create(run), digest=_digest([]))
     begun = replace(begun, began=begun.began or time.time())
+    if run.config.task == "search" and run.records and not begun.records and not run.genotypes.is_dir():
+        _log.warning(
+            "%s: the pictures of its genotypes are not copied, because there is no folder %s",
+            run.folder,
+            run.genotypes,
+        )
     _save_progress(run.folder, mirror.destination, begun)
     mirror.write(begun.run_id, run, _update(run, begun))
     count = len(run.records)
@@ -147,7 +153,9 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         opened = path.open("a")
     except OSError as error:
-        raise RunError(f"{path}: cannot open the lock: {error.strerror}") from error
+        raise RunError(
+            f"{path}: cannot open the lock: {error.strerror}; the run folder must be writable, because {FILE} is there"
+        ) from error
     with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -189,7 +189,9 @@ class EvaluationReport:
             self.board.text("costs", as_markdown(cost_rows(costs)))
 
     def _draw(self, cells: Sequence[TableCell], costs: Sequence[NetworkCost]) -> None:
-        """Draw the pictures of all cells."""
+        """Draw the pictures of all cells, and remove those of an earlier evaluation."""
+        for name in ("cmc", "roc", "cost"):
+            (self.folder.root / f"{name}.png").unlink(missing_ok=True)
         curves = {}
         for cell in cells:
             label = f"{cell.source} on {cell.target}: mAP {100 * cell.result.map:.1f} %"

@@ -75,7 +75,8 @@ def write_embedding(folder: Path, name: str, query: FeatureSet, gallery: Feature
             label = f"{identity} c{camera} {split}"
             rows.append((label, str(identity), str(camera), split, " ".join(path.split())))
     metadata = "".join("\t".join(row) + "\n" for row in rows)
-    files = {"tensors.tsv": features.getvalue(), "metadata.tsv": metadata.encode()}
+    # A file name that is not UTF-8 has lone surrogates.
+    files = {"tensors.tsv": features.getvalue(), "metadata.tsv": metadata.encode(errors="backslashreplace")}
     paths = [path for part in parts.values() for path in part.paths.tolist()]
     try:
         data = io.BytesIO()

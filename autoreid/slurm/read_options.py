@@ -35,7 +35,8 @@ _SIZES = frozenset(
         "cpus-per-task",
     )
 )
-#: Options of sbatch that every job sets itself, because requeueing, resuming and logs depend on them -> what to use.
+#: Options of sbatch that the commands set themselves, because requeueing, resuming, logs, or the order of several jobs
+#: depend on them -> what to use.
 _OWN = {
     "array": "--seeds or --sweep submit several runs",
     "signal": "use --signal-lead",
@@ -44,6 +45,10 @@ _OWN = {
     "error": "logs are in the folder of the run",
     "open-mode": "logs are appended to",
     "wrap": "use --setup for commands before the run",
+    "time": "use --time, which the time of the stop signal depends on",
+    "dependency": "use --dependency",
+    "job-name": "a job has the name of its run",
+    "test-only": "use --test-only",
 }
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from autoreid.data.datasets.benchmark import Benchmark, Counts
 from autoreid.data.datasets.listing import image_names, locate, numbers_in, refuse_nobody, split_of
-from autoreid.data.records import DISTRACTOR, JUNK, ReidDataset, Split, join
+from autoreid.data.records import DISTRACTOR, JUNK, ReidDataset, Split, join, sightings
 from autoreid.errors import DataError
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -66,15 +66,10 @@ def read_multi_query(folder: Path, query: Split) -> Split:
     if not all((inside / part).is_dir() for part in (FOLDERS["train"], MULTI_QUERY)):
         return query
     boxes = _read_folder(inside / MULTI_QUERY, query.name)
-    wanted, there = (set(_sightings(split)) for split in (query, boxes))
-    boxes = boxes.select(np.array([one in wanted for one in _sightings(boxes)], dtype=bool))
-    alone = query.select(np.array([one not in there for one in _sightings(query)], dtype=bool))
-    return join([boxes, alone], query.name)
-
-
-def _sightings(split: Split) -> list[tuple[int, int]]:
-    """Return the identity and the camera of each image."""
-    return list(zip(split.identities.tolist(), split.cameras.tolist(), strict=True))
+    every = join([boxes, query], query.name)
+    _, groups = sightings(every.identities, every.cameras)
+    of_boxes, of_query = groups[: len(boxes)], groups[len(boxes) :]
+    return every.select(np.concatenate([np.isin(of_boxes, of_query), ~np.isin(of_query, of_boxes)]))
 
 
 def _read_folder(folder: Path, name: str) -> Split:
