@@ -33,6 +33,7 @@ from autoreid.slurm.evaluation import main as submit
 from autoreid.spaces.build import build_model
 from tests.helpers import miniatures
 from tests.helpers.events import points, read_events
+from tests.helpers.features import random_features
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trained import HEIGHT, WIDTH, lively_network, write_checkpoint
 
@@ -200,15 +201,7 @@ def test_distances_of_chosen_queries_are_those_of_the_formula(metric):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_reranked_lists_and_figures_are_those_of_the_whole_matrix(metric):
     rng = np.random.default_rng(0)
-    query, gallery = (
-        FeatureSet(
-            rng.normal(size=(N, 6)).astype(np.float32),
-            rng.integers(0, 5, N),
-            rng.integers(0, 3, N),
-            np.full(N, ""),
-        )
-        for N in (12, 40)
-    )
+    query, gallery = (random_features(rng, count) for count in (12, 40))
     comparison = Comparison(query, gallery, metric, True, torch.device("cpu"))
     (matrix,) = (block.numpy() for block in rerank(query.features, gallery.features, metric=metric))
     numbers = [query.identities, gallery.identities, query.cameras, gallery.cameras]

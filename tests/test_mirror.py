@@ -391,7 +391,7 @@ def test_follow_ends_with_the_runs_and_says_an_error_once(runs, store, monkeypat
     (line,) = printed.err.splitlines()
     assert "not the folder of a run that has started" in line
     assert line.endswith("trying again every 7 seconds")
-    assert printed.out.count("1 epochs written") == 2
+    assert printed.out.count("1 epoch written") == 2
     assert sorted(store.read(*store.ids()).points) == points_of(every)
 
 

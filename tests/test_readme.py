@@ -276,7 +276,7 @@ def test_evaluate(place, demo):
 
 def test_mirror(place, demo):
     output = run(the_command("python -m autoreid.mirror", ending="--to mlflow"), place)
-    assert output.count(f"epochs written to mlflow sqlite:///{place}/mlflow.db autoreid") == 2
+    assert output.count(f" written to mlflow sqlite:///{place}/mlflow.db autoreid") == 2
     assert (place / "mlartifacts").exists()
 
 

@@ -17,6 +17,7 @@ from autoreid.evaluation.comparison import Comparison
 from autoreid.evaluation.features import FeatureSet
 from autoreid.evaluation.protocol import Protocol
 from autoreid.evaluation.roc import FALSE_POSITIVE_RATES, measure_roc
+from tests.helpers.features import random_features
 from tests.test_ranking import retrieval_problems
 
 
@@ -88,15 +89,7 @@ def test_all_measures_agree_with_their_definitions(problem, keep, seed, least):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_a_comparison_measures_its_own_distances(metric, reranked):
     rng = np.random.default_rng(0)
-    query, gallery = (
-        FeatureSet(
-            rng.normal(size=(N, 6)).astype(np.float32),
-            rng.integers(0, 5, N),
-            rng.integers(0, 3, N),
-            np.full(N, ""),
-        )
-        for N in (30, 90)
-    )
+    query, gallery = (random_features(rng, count) for count in (30, 90))
     comparison = Comparison(query, gallery, metric, reranked, torch.device("cpu"))
     matrix = comparison.distances(np.arange(30))
     numbers = (query.identities, gallery.identities, query.cameras, gallery.cameras)

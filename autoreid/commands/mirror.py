@@ -68,5 +68,6 @@ def update_all(places: Sequence[Path], mirror: Mirror) -> tuple[list[AutoreidErr
                 errors.append(error)
             else:
                 if count:
-                    print(f"{folder}: {count} epochs written to {mirror.destination}", flush=True)
+                    epochs = "1 epoch" if count == 1 else f"{count} epochs"
+                    print(f"{folder}: {epochs} written to {mirror.destination}", flush=True)
     return errors, all_over

@@ -12,7 +12,7 @@ from autoreid.config import Config
 from autoreid.errors import ConfigError
 from autoreid.recipes import parse_config
 from autoreid.reporting.history import FILE, read_history
-from autoreid.reporting.run_folder import SWEEP_FILE, RunFolder, flatten
+from autoreid.reporting.run_folder import RunFolder, flatten, run_name
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class RunContent:
     @property
     def name(self) -> str:
         """The name of the run's folder, with the sweep's in front if it is part of one."""
-        folder = self.folder.absolute()
-        of_sweep = (folder.parent / SWEEP_FILE).exists()
-        return f"{folder.parent.name}/{folder.name}" if of_sweep else folder.name
+        return run_name(self.folder)
 
     @property
     def is_over(self) -> bool:

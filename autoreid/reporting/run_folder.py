@@ -215,6 +215,13 @@ def _values(config: Config) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in flatten(config.model_dump(mode="json"), "")}
 
 
+def run_name(folder: Path) -> str:
+    """Return the name of a run folder, with the sweep's in front if the run is part of one."""
+    folder = folder.absolute()
+    of_sweep = (folder.parent / SWEEP_FILE).exists()
+    return f"{folder.parent.name}/{folder.name}" if of_sweep else folder.name
+
+
 def flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """Return the values of nested mappings by dotted key; empty mappings count as values."""
     for name, value in section.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from autoreid.errors import ConfigError
 from autoreid.reporting.history import FILE, Event, read_history
-from autoreid.reporting.run_folder import SWEEP_FILE
+from autoreid.reporting.run_folder import SWEEP_FILE, run_name
 from autoreid.slurm.queue import ACTIVE, JobState, job_states
 
 
@@ -34,9 +34,7 @@ class Run:
     @property
     def name(self) -> str:
         """The name of the run's folder, with the sweep's in front if it is part of one."""
-        folder = self.folder.absolute()
-        of_sweep = (folder.parent / SWEEP_FILE).exists()
-        return f"{folder.parent.name}/{folder.name}" if of_sweep else folder.name
+        return run_name(self.folder)
 
     @property
     def is_active(self) -> bool:
