@@ -14,6 +14,7 @@ from PIL import Image
 from autoreid.data.records import JUNK
 from autoreid.evaluate import MAX_PROJECTED, main
 from autoreid.evaluation.features import FeatureSet
+from autoreid.reporting import projector
 from autoreid.reporting.projector import TILE, choose_people, thumbnails, write_config, write_embedding
 
 projector_config_pb2 = pytest.importorskip("tensorboard.plugins.projector.projector_config_pb2")
@@ -136,7 +137,8 @@ def test_features_without_images_have_no_thumbnails(tmp_path, capsys, caplog):
     assert "--projector 20000: must be at most 16384" in capsys.readouterr().err
 
 
-def test_names_that_are_not_utf_8_are_escaped(tmp_path):
+def test_names_that_are_not_utf_8_are_escaped(tmp_path, monkeypatch):
+    monkeypatch.setattr(projector, "thumbnails", lambda paths: Image.new("RGBA", (64, 64)))
     images = FeatureSet(
         np.ones((1, 2), np.float32), np.ones(1, int), np.ones(1, int), np.array(["a\udcff.png"])
     )
