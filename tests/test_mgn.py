@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from autoreid.commands.export import check_onnx, export_onnx
+from autoreid.commands.export import check_onnx
+from autoreid.deployment.metadata import Metadata
+from autoreid.deployment.onnx_export import export_onnx
+from autoreid.embedder import Embedder
 from autoreid.errors import DataError
 from autoreid.models import count_parameters, load_weights, output_sizes
+from autoreid.recipes import load_config
 from autoreid.reporting.activation_maps import activation_maps
 from autoreid.spaces.build import build_model
+from tests.helpers.commands import ROOT
 from tests.test_weights import changed
 
 IDENTITIES = 5
@@ -224,6 +231,7 @@ def test_activation_maps_are_those_of_the_last_branch(network):
 
 @pytest.mark.slow
 def test_it_can_be_exported(network):
-    network = network.float()
-    model = export_onnx(network, 64, 32)
-    assert check_onnx(model, network, 64, 32) < 1e-3
+    config = load_config(ROOT / "configs/baseline_mgn.yaml", ["data.height=64", "data.width=32"])
+    model = export_onnx(network.float(), Metadata.of(config))
+    agreement = check_onnx(model, Path("mgn.onnx"), Embedder(network, 64, 32, "cpu"))
+    assert agreement.difference < 1e-4
