@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoreid.errors import AutoreidError, complain
 from autoreid.mirrors import Mirror, build_mirror
-from autoreid.mirrors.content import find_run_folders, read_run
+from autoreid.mirrors.content import find_run_folders, is_over
 from autoreid.mirrors.update import update_mirror
 
 
@@ -62,7 +62,7 @@ def update_all(places: Sequence[Path], mirror: Mirror) -> tuple[list[AutoreidErr
         for folder in folders:
             try:
                 # Asked before the update, which then has everything of a run that is over.
-                all_over &= read_run(folder).is_over
+                all_over &= is_over(folder)
                 count = update_mirror(folder, mirror)
             except AutoreidError as error:
                 errors.append(error)

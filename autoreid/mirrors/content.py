@@ -39,12 +39,6 @@ class RunContent:
         """The name of the run's folder, with the sweep's in front if it is part of one."""
         return run_name(self.folder)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the run has finished, or failed with an error that would happen again."""
-        events = read_history(self.folder)
-        return bool(events) and events[-1].kind in ("finished", "failed")
-
     def parameters(self) -> dict[str, Any]:
         """Return the values of the config by dotted key."""
         return dict(flatten(self.config.model_dump(mode="json"), ""))
@@ -82,6 +76,12 @@ def read_run(folder: Path) -> RunContent:
         if "step" in record:
             records.setdefault(record["step"], record)
     return RunContent(folder, config, records, _parse(_read(paths.result)), _parse(_read(paths.environment)))
+
+
+def is_over(folder: Path) -> bool:
+    """Return whether a run has finished, or failed with an error that would happen again."""
+    events = read_history(folder)
+    return bool(events) and events[-1].kind in ("finished", "failed")
 
 
 def find_run_folders(folder: Path) -> list[Path]:
