@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from autoreid.layers.pooling import max_pool_stripes
 from autoreid.models.network import Network
 from autoreid.models.resnet import BLOCKS, set_stride
 
-#: Horizontal stripes of the branches. The global branch, which comes first, has no stripes besides the whole map.
-STRIPES = (1, 2, 3)
+#: Into how many horizontal stripes each branch divides its map; 1 is the whole map. The global branch comes first.
+BRANCHES = ((1,), (1, 2), (1, 3))
 
 
 class MGN(Network):
@@ -34,7 +34,7 @@ class MGN(Network):
         num_identities: number of outputs of each classifier.
     """
 
-    embeddings = len(STRIPES)
+    embeddings = len(BRANCHES)
 
     def __init__(self, num_identities: int) -> None:
         super().__init__()
@@ -45,10 +45,12 @@ class MGN(Network):
         self.layer1, self.layer2, self.layer3 = resnet.layer1, resnet.layer2, resnet.layer3[:1]
         # A slice keeps the blocks' names, so that names in a branch are those of the ResNet.
         rest = nn.Sequential(OrderedDict(layer3=resnet.layer3[1:], layer4=resnet.layer4))
-        self.branches = nn.ModuleList(copy.deepcopy(rest) for _ in STRIPES)
+        self.branches = nn.ModuleList(copy.deepcopy(rest) for _ in BRANCHES)
         set_stride(self.branches[0].get_submodule("layer4"), 2)
         #: Which of the eight vectors are those of whole maps.
-        self.is_whole = [part == 0 for stripes in STRIPES for part in range(_vectors(stripes))]
+        self.is_whole = [
+            stripes == 1 for divisions in BRANCHES for stripes in divisions for _ in range(stripes)
+        ]
         self.reduce = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, reduced, 1, bias=False),
@@ -76,7 +78,7 @@ class MGN(Network):
         found: dict[str, Tensor] = {}
         for key, value in weights.items():
             splits = key.startswith(("layer3.", "layer4.")) and not key.startswith("layer3.0.")
-            names = [f"branches.{number}.{key}" for number in range(len(STRIPES))] if splits else [key]
+            names = [f"branches.{number}.{key}" for number in range(len(BRANCHES))] if splits else [key]
             found |= dict.fromkeys(names, value)
         return found
 
@@ -92,8 +94,8 @@ class MGN(Network):
         x = self.layer3(self.layer2(x))
         pooled = [
             vector
-            for branch, stripes in zip(self.branches, STRIPES, strict=True)
-            for vector in _pool(branch(x), stripes)
+            for branch, divisions in zip(self.branches, BRANCHES, strict=True)
+            for vector in _pool(branch(x), divisions)
         ]
         reduced = [reduce(vector).flatten(1) for reduce, vector in zip(self.reduce, pooled, strict=True)]
         if not self.training:
@@ -108,14 +110,6 @@ class MGN(Network):
         return torch.cat(whole_maps, dim=1), torch.stack(logits, dim=2)
 
 
-def _vectors(stripes: int) -> int:
-    """Return the number of vectors of a branch: of its whole map, and of its stripes if it has several."""
-    return 1 if stripes == 1 else 1 + stripes
-
-
-def _pool(x: Tensor, stripes: int) -> list[Tensor]:
+def _pool(x: Tensor, divisions: Sequence[int]) -> list[Tensor]:
     """Pool a map (B, C, h, w) to the vectors of a branch, each (B, C, 1, 1)."""
-    vectors = [max_pool_stripes(x, 1)]
-    if stripes > 1:
-        vectors += max_pool_stripes(x, stripes).split(1, dim=2)
-    return vectors
+    return [part for stripes in divisions for part in max_pool_stripes(x, stripes).split(1, dim=2)]
