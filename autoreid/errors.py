@@ -96,6 +96,11 @@ def complain(message: str, on_every_rank: bool = False) -> None:
         print(f"autoreid: {message}", file=sys.stderr, flush=True)
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextmanager
 def named(what: str) -> Iterator[None]:
     """Put the name of what is worked on in front of the message of an error."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autoreid.errors import AutoreidError, ConfigError, RunError
+from autoreid.errors import AutoreidError, ConfigError, RunError, first_line
 from autoreid.files import write_atomically
 from autoreid.mirrors.content import RunContent, read_run
 from autoreid.mirrors.mirror import Mirror, Point, Update
@@ -79,7 +79,7 @@ def update_mirror(folder: Path, mirror: Mirror) -> int:
         except AutoreidError:
             raise
         except Exception as error:  # whatever the tracker's package raises
-            raise RunError(f"{folder}: cannot write to {mirror.destination}: {_first_line(error)}") from error
+            raise RunError(f"{folder}: cannot write to {mirror.destination}: {first_line(error)}") from error
 
 
 def _write(run: RunContent, mirror: Mirror, before: Progress | None) -> int:
@@ -136,7 +136,7 @@ def _read_progress(folder: Path) -> dict[str, Progress]:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path}: cannot read how far the mirrors are: {_first_line(error)}; delete the file to mirror the run anew"
+            f"{path}: cannot read how far the mirrors are: {first_line(error)}; delete the file to mirror the run anew"
         ) from error
 
 
@@ -164,7 +164,3 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError as error:  # the file system has no locks
             _log.warning("%s: cannot lock the mirrors: %s", folder, error.strerror)
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

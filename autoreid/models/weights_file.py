@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoreid.errors import DataError
+from autoreid.errors import DataError, first_line
 from autoreid.files import damage_of_archive
 
 #: Keys under which training programs save the weights. If a file has several of them, the first one counts.
@@ -83,7 +83,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except Exception as error:  # safetensors has an exception of its own, and lets torch's pass
         raise DataError(
-            f"{path}: damaged safetensors file: {_first_line(error)}; download it again"
+            f"{path}: damaged safetensors file: {first_line(error)}; download it again"
         ) from error
 
 
@@ -124,12 +124,8 @@ def _explain(error: Exception) -> str:
     unsafe = re.search(r"GLOBAL ([\w.]+)", text)
     if unsafe:
         return f"it contains the Python object {unsafe[1]}, which could run code when it is loaded: {_RESAVE}"
-    reason = f": {_first_line(error)}" if isinstance(error, RuntimeError | EOFError) else ""
+    reason = f": {first_line(error)}" if isinstance(error, RuntimeError | EOFError) else ""
     return f"not a file of torch.save or safetensors, or damaged{reason}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def find_weights(content: Any, path: Path) -> tuple[str, Mapping[str, Tensor]]:
